@@ -1,0 +1,64 @@
+"""Every error this package raises on purpose: each says what is wrong, where, and what to do about it.
+
+All derive from :class:`CorgiError`; each also derives from the built-in exception a caller would expect,
+so ``except ValueError`` keeps working.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class CorgiError(Exception):
+    """Base class of all errors raised by corgi_opt."""
+
+
+class InputError(CorgiError, ValueError):
+    """An argument is unusable: wrong shape, NaN, eps < 0, k out of range, image outside the clip box ..."""
+
+
+class UnknownMethodError(InputError):
+    """The requested method does not exist."""
+
+    def __init__(self, method: str, known: Sequence[str]) -> None:
+        self.method, self.known = method, tuple(known)
+        super().__init__(f"unknown method {method!r}; choose one of {', '.join(map(repr, known))}")
+
+
+class TieError(CorgiError, ValueError):
+    """Pixels k and k+1 of the CAM are tied at the given image, so its top-k set is not defined."""
+
+
+class ModelModeError(CorgiError, ValueError):
+    """The model is in training mode, where dropout and batch norm make it a different function each time."""
+
+
+class UnsupportedOpError(CorgiError, NotImplementedError):
+    """The model uses an operation that has no exact affine + ReLU form here.
+
+    ``node`` is the module path (or graph node), ``op`` the operation, ``hint`` the way out.
+    """
+
+    def __init__(self, node: str, op: str, hint: str) -> None:
+        self.node, self.op, self.hint = node, op, hint
+        super().__init__(f"{node}: {op} is not supported. {hint}")
+
+
+class NoCamHeadError(CorgiError, ValueError):
+    """The network does not end in: spatial features -> global average pool -> linear."""
+
+
+class ParityError(CorgiError, RuntimeError):
+    """The layer graph and the torch model disagree on an input: a bug of ours, never to be passed over."""
+
+
+class BoundOrderError(CorgiError, RuntimeError):
+    """A proven bound contradicts a stronger one or a concrete image: a bug of ours, never to be passed over."""
+
+
+class MissingPackageError(CorgiError, ImportError):
+    """An optional package is not installed; the message holds the pip command."""
+
+    def __init__(self, package: str, purpose: str, pip: str) -> None:
+        self.package, self.pip = package, pip
+        super().__init__(f"{purpose} needs the package {package!r}, which is not installed. Run: {pip}")

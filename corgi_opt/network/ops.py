@@ -1,0 +1,300 @@
+"""The whole vocabulary of a lowered network: affine operations, and ReLU.
+
+Every tensor between nodes is a map ``(N, C, H, W)``; a vector is a map of one pixel. Each operation knows
+
+* ``apply``: the forward map on whole images,
+* ``geometry``: which input rows and columns a window of its output reads (receptive-field arithmetic),
+* for affine operations, ``adjoint``: the transpose on windows, ``constant``: the bias' share of a linear
+  functional, and ``apply_window``: the forward map on one window.
+
+A *window* is a rectangle of positions that may overhang the image: positions outside hold no neuron, and
+whoever reads a window there reads zero. This makes the windows of all positions of a layer one shape, so that
+a layer's bounds are one batched pass (the relaxations are gathered by window).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Shape = tuple[int, int, int]
+
+
+class Window(NamedTuple):
+    """Rows ``y .. y+h-1`` and columns ``x .. x+w-1`` of a map; it may overhang the image."""
+
+    y: int
+    x: int
+    h: int
+    w: int
+
+    def union(self, other: Window) -> Window:
+        y, x = min(self.y, other.y), min(self.x, other.x)
+        bottom = max(self.y + self.h, other.y + other.h)
+        right = max(self.x + self.w, other.x + other.w)
+        return Window(y, x, bottom - y, right - x)
+
+    def intersects(self, other: Window) -> bool:
+        rows = self.y < other.y + other.h and other.y < self.y + self.h
+        return rows and self.x < other.x + other.w and other.x < self.x + self.w
+
+
+class Geometry(NamedTuple):
+    """Output row r reads input rows ``stride*r + offset .. stride*r + offset + extent - 1`` (each per axis)."""
+
+    stride: tuple[int, int] = (1, 1)
+    offset: tuple[int, int] = (0, 0)
+    extent: tuple[int, int] = (1, 1)
+
+    def size(self, h: int, w: int) -> tuple[int, int]:
+        (sy, sx), (ey, ex) = self.stride, self.extent
+        return (h - 1) * sy + ey, (w - 1) * sx + ex
+
+    def origins(self, origins: Tensor) -> Tensor:
+        """Top-left corners (R, 2) of the input windows of output windows with these corners."""
+        stride = torch.tensor(self.stride, device=origins.device)
+        return origins * stride + torch.tensor(self.offset, device=origins.device)
+
+    def window(self, out: Window) -> Window:
+        return Window(
+            out.y * self.stride[0] + self.offset[0],
+            out.x * self.stride[1] + self.offset[1],
+            *self.size(out.h, out.w),
+        )
+
+
+POINTWISE = Geometry()
+
+
+def inside(shape: Shape, origins: Tensor, h: int, w: int) -> Tensor | None:
+    """Mask (R, 1, h, w) of window positions that lie on the image, or None when all do."""
+    rows = origins[:, :1] + torch.arange(h, device=origins.device)
+    cols = origins[:, 1:] + torch.arange(w, device=origins.device)
+    row_ok, col_ok = (rows >= 0) & (rows < shape[1]), (cols >= 0) & (cols < shape[2])
+    if bool(row_ok.all()) and bool(col_ok.all()):
+        return None
+    return (row_ok[:, :, None] & col_ok[:, None, :])[:, None]
+
+
+def gather(values: Tensor, origins: Tensor, h: int, w: int) -> Tensor:
+    """Windows (R, C, h, w) of a map (C, H, W) at these corners (R, 2); zero outside the image."""
+    height, width = values.shape[-2:]
+    if h == 1 and w == 1:
+        y, x = origins[:, 0].clamp(0, height - 1), origins[:, 1].clamp(0, width - 1)
+        picked = values[:, y, x].T[:, :, None, None]
+        mask = inside((values.shape[0], height, width), origins, 1, 1)
+        return picked if mask is None else picked * mask
+    low, high = origins.min(dim=0).values.tolist(), origins.max(dim=0).values.tolist()
+    top, left = max(0, -low[0]), max(0, -low[1])
+    bottom, right = max(0, high[0] + h - height), max(0, high[1] + w - width)
+    padded = F.pad(values, (left, right, top, bottom))
+    windows = padded.unfold(1, h, 1).unfold(2, w, 1)
+    return windows[:, origins[:, 0] + top, origins[:, 1] + left].transpose(0, 1)
+
+
+def crop(values: Tensor, window: Window) -> Tensor:
+    """The window (..., h, w) of maps (..., H, W); zero outside the image."""
+    height, width = values.shape[-2:]
+    pads = (
+        -window.x,
+        window.x + window.w - width,
+        -window.y,
+        window.y + window.h - height,
+    )
+    return F.pad(values, pads)  # a negative pad crops
+
+
+class Op(ABC):
+    """One operation of a layer graph."""
+
+    @property
+    def geometry(self) -> Geometry:
+        return POINTWISE
+
+    @abstractmethod
+    def apply(self, inputs: Sequence[Tensor]) -> Tensor:
+        """The operation on whole maps, each (N, C_i, H_i, W_i) -> (N, C, H, W)."""
+
+    def to(self, dtype: torch.dtype, device: torch.device) -> Op:
+        return self
+
+
+class Affine(Op):
+    """An operation of the form ``sum_i M_i x_i + b``."""
+
+    @abstractmethod
+    def adjoint(self, lam: Tensor, origins: Tensor, shape: Shape) -> list[Tensor]:
+        """``M_i' lam`` for each input i, for windows of coefficients lam (R, C, h, w) on this node's output.
+
+        The result lives on the input windows that ``geometry`` gives. ``lam`` is zero outside the image.
+        """
+
+    @abstractmethod
+    def constant(self, lam: Tensor, origins: Tensor, shape: Shape) -> Tensor | None:
+        """``b' lam`` (R,), or None when there is no bias."""
+
+    @abstractmethod
+    def apply_window(self, inputs: Sequence[Tensor], window: Window, shape: Shape, bias: bool) -> Tensor:
+        """This node on one window, from its inputs' windows ``geometry.window(window)``, each (N, C_i, h_i, w_i)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Input(Op):
+    """The image."""
+
+    def apply(self, inputs: Sequence[Tensor]) -> Tensor:
+        raise TypeError("the input node has no operands")
+
+
+@dataclass(frozen=True, eq=False)
+class ReLU(Op):
+    """``max(x, 0)``, the only nonlinearity of a lowered network."""
+
+    def apply(self, inputs: Sequence[Tensor]) -> Tensor:
+        return inputs[0].relu()
+
+
+@dataclass(frozen=True, eq=False)
+class MaxPool2d(Op):
+    """Max pooling, before it is lowered to differences (the paper's bound relaxes it whole)."""
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    ceil_mode: bool = False
+
+    @property
+    def geometry(self) -> Geometry:
+        extent = tuple(d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel, strict=True))
+        return Geometry(self.stride, (-self.padding[0], -self.padding[1]), (extent[0], extent[1]))
+
+    def apply(self, inputs: Sequence[Tensor]) -> Tensor:
+        return F.max_pool2d(
+            inputs[0], self.kernel, self.stride, self.padding, self.dilation, ceil_mode=self.ceil_mode
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Conv2d(Affine):
+    """Cross-correlation with zero padding; also average pooling, global pooling and dense layers.
+
+    weight (C_out, C_in/groups, kh, kw), bias (C_out,) or None.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+
+    @property
+    def geometry(self) -> Geometry:
+        kh, kw = self.weight.shape[-2:]
+        extent = (self.dilation[0] * (kh - 1) + 1, self.dilation[1] * (kw - 1) + 1)
+        return Geometry(self.stride, (-self.padding[0], -self.padding[1]), extent)
+
+    def apply(self, inputs: Sequence[Tensor]) -> Tensor:
+        return F.conv2d(
+            inputs[0], self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups
+        )
+
+    def adjoint(self, lam: Tensor, origins: Tensor, shape: Shape) -> list[Tensor]:
+        return [
+            F.conv_transpose2d(
+                lam, self.weight, None, self.stride, 0, 0, groups=self.groups, dilation=self.dilation
+            )
+        ]
+
+    def constant(self, lam: Tensor, origins: Tensor, shape: Shape) -> Tensor | None:
+        return None if self.bias is None else lam.sum(dim=(2, 3)) @ self.bias
+
+    def apply_window(self, inputs: Sequence[Tensor], window: Window, shape: Shape, bias: bool) -> Tensor:
+        b = self.bias if bias else None
+        return F.conv2d(inputs[0], self.weight, b, self.stride, 0, self.dilation, self.groups)
+
+    def to(self, dtype: torch.dtype, device: torch.device) -> Conv2d:
+        bias = None if self.bias is None else self.bias.to(device, dtype)
+        return replace(self, weight=self.weight.to(device, dtype), bias=bias)
+
+
+@dataclass(frozen=True, eq=False)
+class Tap(Affine):
+    """One tap of a pooling window: ``out[r, c] = in[stride*r + offset]`` per axis, zero outside the image."""
+
+    stride: tuple[int, int]
+    offset: tuple[int, int]
+    size: tuple[int, int]
+
+    @property
+    def geometry(self) -> Geometry:
+        return Geometry(self.stride, self.offset, (1, 1))
+
+    def apply(self, inputs: Sequence[Tensor]) -> Tensor:
+        return self.apply_window(
+            [crop(inputs[0], self.geometry.window(Window(0, 0, *self.size)))],
+            Window(0, 0, *self.size),
+            (0, *self.size),
+            bias=False,
+        )
+
+    def adjoint(self, lam: Tensor, origins: Tensor, shape: Shape) -> list[Tensor]:
+        h, w = lam.shape[-2:]
+        out = lam.new_zeros(*lam.shape[:2], *self.geometry.size(h, w))
+        out[..., :: self.stride[0], :: self.stride[1]] = lam
+        return [out]
+
+    def constant(self, lam: Tensor, origins: Tensor, shape: Shape) -> Tensor | None:
+        return None
+
+    def apply_window(self, inputs: Sequence[Tensor], window: Window, shape: Shape, bias: bool) -> Tensor:
+        return inputs[0][..., :: self.stride[0], :: self.stride[1]]
+
+
+@dataclass(frozen=True, eq=False)
+class Combine(Affine):
+    """``sum_i coef_i * x_i + shift``, elementwise: residual adds, differences, scales, masks.
+
+    Each coefficient and the shift broadcast to (C, H, W): shape (C or 1, 1, 1) or (C or 1, H, W).
+    """
+
+    coefs: tuple[Tensor, ...]
+    shift: Tensor | None = None
+
+    def apply(self, inputs: Sequence[Tensor]) -> Tensor:
+        total = sum(c * x for c, x in zip(self.coefs, inputs, strict=True))
+        assert isinstance(total, Tensor)  # there is at least one input
+        return total if self.shift is None else total + self.shift
+
+    def adjoint(self, lam: Tensor, origins: Tensor, shape: Shape) -> list[Tensor]:
+        return [lam * self._windows(c, origins, lam) for c in self.coefs]
+
+    def constant(self, lam: Tensor, origins: Tensor, shape: Shape) -> Tensor | None:
+        if self.shift is None:
+            return None
+        return (lam * self._windows(self.shift, origins, lam)).sum(dim=(1, 2, 3))
+
+    def apply_window(self, inputs: Sequence[Tensor], window: Window, shape: Shape, bias: bool) -> Tensor:
+        def local(c: Tensor) -> Tensor:
+            return c if c.shape[-2:] == (1, 1) else crop(c.expand(-1, *shape[1:]), window)
+
+        total = sum(local(c) * x for c, x in zip(self.coefs, inputs, strict=True))
+        assert isinstance(total, Tensor)
+        return total + local(self.shift) if bias and self.shift is not None else total
+
+    @staticmethod
+    def _windows(c: Tensor, origins: Tensor, lam: Tensor) -> Tensor:
+        if c.shape[-2:] == (1, 1):
+            return c
+        return gather(c, origins, *lam.shape[-2:])
+
+    def to(self, dtype: torch.dtype, device: torch.device) -> Combine:
+        shift = None if self.shift is None else self.shift.to(device, dtype)
+        return Combine(tuple(c.to(device, dtype) for c in self.coefs), shift)
