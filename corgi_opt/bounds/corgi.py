@@ -37,7 +37,7 @@ def corgi_bounds(net: CamNetwork, ball: Ball, dtype: torch.dtype, device: torch.
     return known[net.features]
 
 
-def corgi_cam_bounds(net: CamNetwork, ball: Ball, class_idx: int, features: Interval) -> Interval:
+def corgi_cam_bounds(net: CamNetwork, class_idx: int, features: Interval) -> Interval:
     """CAM bounds (P,) from the feature map's bounds, channel by channel (the paper's equation for the CAM)."""
     weight = net.weight[class_idx][:, None, None]
     plus, minus = weight.clamp(min=0), weight.clamp(max=0)
@@ -101,7 +101,7 @@ def _planes(pool: MaxPool2d, x: Interval) -> _Planes:
     [max l, min u]; slope_t = (u_t - gamma)/(u_t - l_t). Above: gamma - sum slope_t l_t. Below, with G = sum slope_t:
     (1 - G) min l where G <= 1, else (1 - G) max u.
     """
-    l, u = _taps(pool, x.lower, float("-inf")), _taps(pool, x.upper, float("-inf"))  # noqa: E741
+    l, u = _taps(pool, x.lower, float("-inf")), _taps(pool, x.upper, float("-inf"))
     best = l.max(dim=0).values
     live = u >= best
     exact = live & (u <= l)  # a candidate known exactly and never below the others: gamma is its value

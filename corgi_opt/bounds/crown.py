@@ -20,7 +20,7 @@ from corgi_opt.network.ops import Input, ReLU, Window
 from corgi_opt.spec import Ball
 
 
-def crown_multipliers(lam: Tensor, l: Tensor, u: Tensor) -> Tensor:  # noqa: E741 - the literature's l and u
+def crown_multipliers(lam: Tensor, l: Tensor, u: Tensor) -> Tensor:
     """mu(lambda, l, u), elementwise."""
     unstable = (l < 0) & (u > 0)
     chord = u / torch.where(unstable, u - l, torch.ones_like(u))
@@ -86,9 +86,7 @@ def cam_bounds(
     return Interval(low, high)
 
 
-def pair_bounds(
-    net: CamNetwork, ball: Ball, class_idx: int, known: Mapping[str, Interval], pairs: Tensor
-) -> Tensor:
+def pair_bounds(net: CamNetwork, ball: Ball, class_idx: int, known: Mapping[str, Interval], pairs: Tensor) -> Tensor:
     """Lower bounds (Q,) of ``CAM_i - CAM_j`` for pairs (Q, 2) of flat pixel indices, each as one objective.
 
     A pair is a functional on the rectangle that spans both pixels. Pairs are passed in groups of like rectangle so

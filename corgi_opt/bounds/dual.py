@@ -29,8 +29,8 @@ from corgi_opt.network.graph import LayerGraph, Node
 from corgi_opt.network.ops import Affine, Input, Op, gather, inside
 from corgi_opt.spec import Ball
 
-CHUNK_ELEMENTS = 6_000_000
-"""Most coefficients of one node held at once in a backward pass (48 MB in float64)."""
+CHUNK_ELEMENTS = 2_000_000
+"""Most coefficients of one node held at once in a backward pass (16 MB in float64)."""
 
 
 class Interval(NamedTuple):
@@ -109,7 +109,7 @@ def relu_rule(multipliers: Multipliers) -> Rule:
     return rule
 
 
-def phi(lam: Tensor, mu: Tensor, l: Tensor, u: Tensor) -> Tensor:  # noqa: E741 - the literature's l and u
+def phi(lam: Tensor, mu: Tensor, l: Tensor, u: Tensor) -> Tensor:
     """``min of lam*relu(z) - mu*z over z in [l, u]``, elementwise."""
     at_lower = lam * l.clamp(min=0) - mu * l
     at_upper = lam * u.clamp(min=0) - mu * u

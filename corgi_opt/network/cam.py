@@ -129,11 +129,11 @@ class CamNetwork:
         return logits.flatten(), maps[-1]
 
 
-class _GlobalPoolInputs(TorchDispatchMode):
+class _GlobalPoolInputs(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Records what every global average pool reads while a model runs, however the model spells it."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.maps: list[Tensor] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

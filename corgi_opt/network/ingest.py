@@ -83,7 +83,7 @@ def _and_others(hint: str, rest: list[Unsupported]) -> str:
     return f"{hint} Also unsupported: {others} (co.check_model lists all with advice)."
 
 
-class _Problem(Exception):
+class _NotCoveredError(Exception):
     """Raised by a builder: this use of the operation is not covered."""
 
 
@@ -101,12 +101,12 @@ class _Translation:
     def shape(self, fx: Any) -> Shape:
         size = tuple(int(s) for s in fx.meta["val"].shape)
         if not size or size[0] != 1:
-            raise _Problem(f"Its result has shape {size}; the batch dimension must stay first and be 1.")
+            raise _NotCoveredError(f"Its result has shape {size}; the batch dimension must stay first and be 1.")
         rest = size[1:]
         if len(rest) > 3 and all(s == 1 for s in rest[3:]):
             rest = rest[:3]
         if len(rest) > 3:
-            raise _Problem(f"Its result has shape {size}; only (1, C, H, W) maps and (1, C) vectors are known.")
+            raise _NotCoveredError(f"Its result has shape {size}; only (1, C, H, W) maps and (1, C) vectors are known.")
         padded = rest + (1,) * (3 - len(rest))
         return (padded[0], padded[1], padded[2])
 
@@ -117,7 +117,7 @@ class _Translation:
 
     def operand(self, arg: Any) -> str:
         if arg not in self.names:
-            raise _Problem("One of its operands is a parameter or a constant where a feature map is expected.")
+            raise _NotCoveredError("One of its operands is a parameter or a constant where a feature map is expected.")
         return self.names[arg]
 
     def constant(self, arg: Any) -> Tensor | None:
@@ -126,7 +126,7 @@ class _Translation:
         if isinstance(arg, (int, float)):
             return torch.tensor(float(arg), dtype=torch.float64)
         if arg not in self.constants:
-            raise _Problem("A weight that depends on the input is not an affine layer.")
+            raise _NotCoveredError("A weight that depends on the input is not an affine layer.")
         return self.constants[arg]
 
 
@@ -152,9 +152,7 @@ def _translate(model: nn.Module, example: Tensor) -> _Translation:
         elif fx.op == "output":
             result = fx.args[0][0]
             if len(fx.args[0]) != 1:
-                t.problems.append(
-                    Unsupported("output", "a model with several outputs", "Return the logits alone.")
-                )
+                t.problems.append(Unsupported("output", "a model with several outputs", "Return the logits alone."))
             elif result not in t.poisoned:
                 t.output = t.names[result]
     return t
@@ -177,7 +175,7 @@ def _export(model: nn.Module, example: Tensor) -> Any:
 
 
 def _translate_call(t: _Translation, fx: Any) -> None:
-    operands = [a for a in fx.all_input_nodes]
+    operands = fx.all_input_nodes
     if any(a in t.poisoned for a in operands):
         t.poisoned.add(fx)
     target = _name(fx.target)
@@ -194,7 +192,7 @@ def _translate_call(t: _Translation, fx: Any) -> None:
         return
     try:
         t.names[fx] = builder(t, fx)
-    except _Problem as problem:
+    except _NotCoveredError as problem:
         t.problems.append(Unsupported(_place(fx), target, str(problem)))
         t.poisoned.add(fx)
 
@@ -251,7 +249,7 @@ def _args(fx: Any, count: int) -> list[Any]:
             given[position] = fx.kwargs[argument.name]
         elif position >= len(fx.args) and argument.has_default_value():
             given[position] = argument.default_value
-    return given
+    return given[:count]
 
 
 def _pair(value: Any) -> tuple[int, int]:
@@ -271,11 +269,9 @@ def _conv2d(t: _Translation, fx: Any) -> str:
     if isinstance(padding, str):
         total = [d * (k - 1) for d, k in zip(dilation, w.shape[2:], strict=True)]
         if padding == "same" and any(p % 2 for p in total):
-            raise _Problem("padding='same' with an even kernel pads one side more; pad explicitly instead.")
+            raise _NotCoveredError("padding='same' with an even kernel pads one side more; pad explicitly instead.")
         padding = [p // 2 for p in total] if padding == "same" else [0, 0]
-    op = Conv2d(
-        w.double(), None if b is None else b.double(), _pair(stride), _pair(padding), dilation, int(groups)
-    )
+    op = Conv2d(w.double(), None if b is None else b.double(), _pair(stride), _pair(padding), dilation, int(groups))
     return t.add(fx, _label(fx), op, (t.operand(x),))
 
 
@@ -283,7 +279,7 @@ def _batch_norm(t: _Translation, fx: Any) -> str:
     x, weight, bias, mean, var, _, eps = _args(fx, 7)
     m, v = t.constant(mean), t.constant(var)
     if m is None or v is None:
-        raise _Problem("Batch norm without running statistics depends on the batch; track them and use eval().")
+        raise _NotCoveredError("Batch norm without running statistics depends on the batch; track them and use eval().")
     op = lowering.batch_norm(t.constant(weight), t.constant(bias), m, v, float(eps))
     return t.add(fx, _label(fx), op, (t.operand(x),))
 
@@ -306,9 +302,7 @@ def _leaky_relu(t: _Translation, fx: Any) -> str:
 def _max_pool2d(t: _Translation, fx: Any) -> str:
     x, kernel, stride, padding, dilation, ceil_mode = _args(fx, 6)
     kernel = _pair(kernel)
-    op = MaxPool2d(
-        kernel, _pair(stride) if stride else kernel, _pair(padding), _pair(dilation), bool(ceil_mode)
-    )
+    op = MaxPool2d(kernel, _pair(stride) if stride else kernel, _pair(padding), _pair(dilation), bool(ceil_mode))
     return t.add(fx, _label(fx), op, (t.operand(x),))
 
 
@@ -321,7 +315,7 @@ def _avg_pool2d(t: _Translation, fx: Any) -> str:
         shape, out, kernel, strides, _pair(padding), bool(include), None if divisor is None else int(divisor)
     )
     if pool_size(shape, pool) != out[1:]:
-        raise _Problem("ceil_mode=True with a window that overhangs the padding; use ceil_mode=False.")
+        raise _NotCoveredError("ceil_mode=True with a window that overhangs the padding; use ceil_mode=False.")
     if scale is None:
         return t.add(fx, _label(fx), pool, (operand,))
     summed = t.add(fx, f"{_label(fx)}.sum", pool, (operand,))
@@ -331,8 +325,7 @@ def _avg_pool2d(t: _Translation, fx: Any) -> str:
 def pool_size(shape: Shape, conv: Conv2d) -> tuple[int, int]:
     kh, kw = conv.weight.shape[-2:]
     sizes = [
-        (n + 2 * p - k) // s + 1
-        for n, p, k, s in zip(shape[1:], conv.padding, (kh, kw), conv.stride, strict=True)
+        (n + 2 * p - k) // s + 1 for n, p, k, s in zip(shape[1:], conv.padding, (kh, kw), conv.stride, strict=True)
     ]
     return (sizes[0], sizes[1])
 
@@ -346,7 +339,7 @@ def _global_mean(t: _Translation, fx: Any, operand: str) -> str:
 def _adaptive_avg_pool2d(t: _Translation, fx: Any) -> str:
     x, size = _args(fx, 2)
     if _pair(size) != (1, 1):
-        raise _Problem("Only a global average, AdaptiveAvgPool2d(1), is known; use AvgPool2d for the rest.")
+        raise _NotCoveredError("Only a global average, AdaptiveAvgPool2d(1), is known; use AvgPool2d for the rest.")
     return _global_mean(t, fx, t.operand(x))
 
 
@@ -354,7 +347,7 @@ def _mean(t: _Translation, fx: Any) -> str:
     x, dims = _args(fx, 2)
     rank = len(x.meta["val"].shape)
     if rank != 4 or sorted(d % rank for d in dims or []) != [2, 3]:
-        raise _Problem("Only the mean over both spatial axes, x.mean((2, 3)), is known.")
+        raise _NotCoveredError("Only the mean over both spatial axes, x.mean((2, 3)), is known.")
     return _global_mean(t, fx, t.operand(x))
 
 
@@ -364,7 +357,7 @@ def _linear(t: _Translation, fx: Any) -> str:
     assert w is not None  # the schema requires a weight
     shape = t.builder.nodes[operand].shape
     if torch.Size(shape).numel() != w.shape[1] or len(x.meta["val"].shape) != 2:
-        raise _Problem("A linear layer must act on a (1, features) vector; flatten first.")
+        raise _NotCoveredError("A linear layer must act on a (1, features) vector; flatten first.")
     kernel = w.double().reshape(w.shape[0], *shape)
     return t.add(fx, _label(fx), Conv2d(kernel, None if b is None else b.double()), (operand,))
 
@@ -377,7 +370,7 @@ def _reshape(t: _Translation, fx: Any) -> str:
     before = [s for s in t.builder.nodes[operand].shape if s != 1]
     if trimmed in (before, [torch.Size(t.builder.nodes[operand].shape).numel()]):
         return operand
-    raise _Problem("Only flattening to a vector is known; other reshapes mix rows, columns and channels.")
+    raise _NotCoveredError("Only flattening to a vector is known; other reshapes mix rows, columns and channels.")
 
 
 def _same(t: _Translation, fx: Any) -> str:
@@ -389,11 +382,11 @@ def _sum(sign: float) -> Callable[[_Translation, Any], str]:
         x, y, *rest = _args(fx, 3)
         scale = sign * float(rest[0] if rest and rest[0] is not None else 1.0)
         if x not in t.names and y not in t.names:
-            raise _Problem("It adds two constants; fold them before export.")
+            raise _NotCoveredError("It adds two constants; fold them before export.")
         if x in t.names and y in t.names:
             a, b = t.names[x], t.names[y]
             if t.builder.nodes[a].shape != t.builder.nodes[b].shape:
-                raise _Problem("The two maps differ in shape; broadcasting between maps is not known.")
+                raise _NotCoveredError("The two maps differ in shape; broadcasting between maps is not known.")
             return t.add(fx, str(fx.name), Combine((lowering.scalar(1.0), lowering.scalar(scale))), (a, b))
         first = x in t.names
         operand = t.operand(x if first else y)
@@ -404,11 +397,23 @@ def _sum(sign: float) -> Callable[[_Translation, Any], str]:
     return build
 
 
+def _rsub(t: _Translation, fx: Any) -> str:
+    """``other - alpha * x``, which is how torch spells a constant minus a map."""
+    x, other, alpha = _args(fx, 3)
+    operand = t.operand(x)
+    coef = lowering.scalar(-float(1.0 if alpha is None else alpha))
+    return t.add(fx, str(fx.name), Combine((coef,), _map_constant(t, other, fx, operand)), (operand,))
+
+
+def _neg(t: _Translation, fx: Any) -> str:
+    return t.add(fx, str(fx.name), Combine((lowering.scalar(-1.0),)), (t.operand(fx.args[0]),))
+
+
 def _scale(power: int) -> Callable[[_Translation, Any], str]:
     def build(t: _Translation, fx: Any) -> str:
         x, y = _args(fx, 2)
         if (x in t.names) == (y in t.names) or (power < 0 and y in t.names):
-            raise _Problem("A product (or quotient) of two feature maps is not piecewise linear.")
+            raise _NotCoveredError("A product (or quotient) of two feature maps is not piecewise linear.")
         operand, factor = (t.names[x], y) if x in t.names else (t.operand(y), x)
         coef = _map_constant(t, factor, fx, operand)
         return t.add(fx, str(fx.name), Combine((coef if power > 0 else 1.0 / coef,)), (operand,))
@@ -420,7 +425,7 @@ def _map_constant(t: _Translation, arg: Any, fx: Any, operand: str) -> Tensor:
     """A constant broadcast against a feature map, as a coefficient (1 or C, 1 or H, 1 or W) over that map."""
     value = t.constant(arg)
     if value is None:
-        raise _Problem("It needs a constant operand.")
+        raise _NotCoveredError("It needs a constant operand.")
     value = value.double()
     if value.numel() == 1:
         return value.reshape(1, 1, 1)
@@ -453,6 +458,8 @@ _BUILDERS: dict[str, Callable[[_Translation, Any], str]] = {
     "dropout": _same,
     "add": _sum(1.0),
     "sub": _sum(-1.0),
+    "rsub": _rsub,
+    "neg": _neg,
     "mul": _scale(1),
     "div": _scale(-1),
 }

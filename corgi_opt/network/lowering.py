@@ -149,9 +149,7 @@ def _pool(builder: GraphBuilder, node: Node, name: str, source: str) -> str:
     return rows
 
 
-def _axis_max(
-    builder: GraphBuilder, node: Node, name: str, source: str, pool: MaxPool2d, axis: int
-) -> str:
+def _axis_max(builder: GraphBuilder, node: Node, name: str, source: str, pool: MaxPool2d, axis: int) -> str:
     """The maximum over one axis of a pooling window, as a balanced tree of ``a + relu(b - a)``."""
     k, s, p, d = (v[axis] for v in (pool.kernel, pool.stride, pool.padding, pool.dilation))
     if (k, s, p) == (1, 1, 0):
@@ -185,10 +183,10 @@ def _max2(
     both = _coefficient(a_on * b_on, axis, size)
     gap = builder.add(f"{name}.diff", Combine((both, -both)), (second, first), shape, node.module)
     rise = builder.add(f"{name}.relu", ReLU(), (gap,), shape, node.module)
-    inputs, coefs = (first, rise), (_coefficient(a_on, axis, size), scalar(1.0))
+    parts = {first: _coefficient(a_on, axis, size), rise: scalar(1.0)}
     if bool((b_on * (1 - a_on)).any()):
-        inputs, coefs = (first, rise, second), (*coefs, _coefficient(b_on * (1 - a_on), axis, size))
-    out = builder.add(f"{name}.max", Combine(coefs), inputs, shape, node.module)
+        parts[second] = _coefficient(b_on * (1 - a_on), axis, size)
+    out = builder.add(f"{name}.max", Combine(tuple(parts.values())), tuple(parts), shape, node.module)
     return out, torch.maximum(a_on, b_on)
 
 

@@ -176,9 +176,7 @@ class MaxPool2d(Op):
         return Geometry(self.stride, (-self.padding[0], -self.padding[1]), (extent[0], extent[1]))
 
     def apply(self, inputs: Sequence[Tensor]) -> Tensor:
-        return F.max_pool2d(
-            inputs[0], self.kernel, self.stride, self.padding, self.dilation, ceil_mode=self.ceil_mode
-        )
+        return F.max_pool2d(inputs[0], self.kernel, self.stride, self.padding, self.dilation, ceil_mode=self.ceil_mode)
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,15 +200,11 @@ class Conv2d(Affine):
         return Geometry(self.stride, (-self.padding[0], -self.padding[1]), extent)
 
     def apply(self, inputs: Sequence[Tensor]) -> Tensor:
-        return F.conv2d(
-            inputs[0], self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups
-        )
+        return F.conv2d(inputs[0], self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
 
     def adjoint(self, lam: Tensor, origins: Tensor, shape: Shape) -> list[Tensor]:
         return [
-            F.conv_transpose2d(
-                lam, self.weight, None, self.stride, 0, 0, groups=self.groups, dilation=self.dilation
-            )
+            F.conv_transpose2d(lam, self.weight, None, self.stride, 0, 0, groups=self.groups, dilation=self.dilation)
         ]
 
     def constant(self, lam: Tensor, origins: Tensor, shape: Shape) -> Tensor | None:

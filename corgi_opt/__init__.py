@@ -1,0 +1,57 @@
+"""corgi_opt: exact top-k certificates and counterexamples for class activation maps of PyTorch CNNs."""
+
+from corgi_opt.bounds.dual import Interval
+from corgi_opt.bounds.node_bounds import bounds
+from corgi_opt.compare import Comparison, compare
+from corgi_opt.errors import (
+    BoundOrderError,
+    CorgiError,
+    InputError,
+    MissingPackageError,
+    ModelModeError,
+    NoCamHeadError,
+    ParityError,
+    TieError,
+    UnknownMethodError,
+    UnsupportedOpError,
+)
+from corgi_opt.network.cam import CamNetwork, check_model, from_torch
+from corgi_opt.network.graph import LayerGraph
+from corgi_opt.network.ingest import Unsupported
+from corgi_opt.radius import radius
+from corgi_opt.results import Radius, Verdict, Witness
+from corgi_opt.search.find import attack
+from corgi_opt.spec import Ball, TopK
+from corgi_opt.verify import verify
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Ball",
+    "BoundOrderError",
+    "CamNetwork",
+    "Comparison",
+    "CorgiError",
+    "InputError",
+    "Interval",
+    "LayerGraph",
+    "MissingPackageError",
+    "ModelModeError",
+    "NoCamHeadError",
+    "ParityError",
+    "Radius",
+    "TieError",
+    "TopK",
+    "UnknownMethodError",
+    "Unsupported",
+    "UnsupportedOpError",
+    "Verdict",
+    "Witness",
+    "attack",
+    "bounds",
+    "check_model",
+    "compare",
+    "from_torch",
+    "radius",
+    "verify",
+]

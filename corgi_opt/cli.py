@@ -1,0 +1,311 @@
+"""The command line: ``corgi-opt verify | radius | compare | demo``.
+
+Exit codes: 0 certified (or done), 1 falsified, 2 unknown, 3 usage error or unsupported model.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import math
+import sys
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from rich.console import Console
+from torch import Tensor, nn
+
+from corgi_opt.compare import compare
+from corgi_opt.demo import run_demo
+from corgi_opt.errors import CorgiError, InputError, MissingPackageError
+from corgi_opt.network.cam import CamNetwork, from_torch
+from corgi_opt.radius import radius
+from corgi_opt.results import Radius
+from corgi_opt.verify import verify
+
+EXIT = {"certified": 0, "falsified": 1, "unknown": 2}
+USAGE = 3
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    help="Do the k brightest pixels of this CNN's class activation map stay the same for every image within eps?",
+)
+console = Console()
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        help="'digits' (bundled), or path/to/file.py:function, or package.module:function "
+        "returning an eval-mode nn.Module"
+    ),
+]
+Image = Annotated[
+    str, typer.Option("--image", help="a .npy array, an image file, or an index into the bundled test digits")
+]
+K = Annotated[int, typer.Option("--k", help="how many brightest CAM pixels")]
+Class = Annotated[int | None, typer.Option("--class", help="class index; default: the predicted class")]
+ClipText = Annotated[str, typer.Option("--clip", help="the box images live in, 'low,high', or 'none'")]
+Size = Annotated[int | None, typer.Option("--size", help="resize an image file to SIZE x SIZE pixels")]
+Seconds = Annotated[float, typer.Option("--time-limit", help="total seconds")]
+Device = Annotated[str, typer.Option("--device", help="'auto', 'cpu', 'cuda', ...")]
+Seed = Annotated[int, typer.Option("--seed", help="seed of the attack's random starts")]
+Json = Annotated[bool, typer.Option("--json", help="print one machine-readable object instead")]
+
+
+@app.command("verify")
+def verify_command(
+    model: Model,
+    image: Image,
+    eps: Annotated[float, typer.Option("--eps", help="L-inf distance, in units of the input")],
+    k: K,
+    method: Annotated[str, typer.Option("--method", help="ibp, corgi, crown, lp, milp or auto")] = "auto",
+    class_idx: Class = None,
+    clip: ClipText = "0,1",
+    size: Size = None,
+    time_limit: Seconds = 300.0,
+    device: Device = "auto",
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Is the top-k set the same for every image within eps? Exit code 0 certified, 1 falsified, 2 unknown."""
+    net, x = load(model, image, size)
+    v = verify(
+        net,
+        x,
+        eps=eps,
+        k=k,
+        method=method,
+        class_idx=class_idx,
+        clip=parse_clip(clip),
+        time_limit=time_limit,
+        device=device,
+        seed=seed,
+    )
+    if as_json:
+        emit(v)
+    else:
+        colour = {"certified": "green", "falsified": "red", "unknown": "yellow"}[v.status]
+        console.print(f"[bold {colour}]{v.status}[/] at eps={v.eps:g}, k={v.k}, class {v.class_idx}: {v.reason}")
+        console.print(f"  margin in [{v.margin_lower:.6g}, {v.margin_upper:.6g}]; CORGI's bound {v.corgi_margin:.6g}")
+        console.print(f"  settled by {v.method}" + (f", proof: {v.proof}" if v.proof else ""))
+    raise typer.Exit(EXIT[v.status])
+
+
+@app.command("radius")
+def radius_command(
+    model: Model,
+    image: Image,
+    k: K,
+    method: Annotated[str, typer.Option("--method", help="ibp, corgi, crown, lp, milp or auto")] = "auto",
+    rtol: Annotated[float, typer.Option("--rtol", help="relative resolution of the bracket")] = 0.01,
+    class_idx: Class = None,
+    clip: ClipText = "0,1",
+    size: Size = None,
+    time_limit: Seconds = 600.0,
+    device: Device = "auto",
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """The bracket [largest certified eps, smallest falsified eps]."""
+    net, x = load(model, image, size)
+    r = radius(
+        net,
+        x,
+        k=k,
+        method=method,
+        rtol=rtol,
+        class_idx=class_idx,
+        clip=parse_clip(clip),
+        time_limit=time_limit,
+        device=device,
+        seed=seed,
+    )
+    if as_json:
+        emit(r)
+    else:
+        console.print(f"[bold]certified up to {r.lower:.6g}, falsified at {r.upper:.6g}[/] (ratio {r.ratio:.4f})")
+        console.print(f"  k={r.k}, class {r.class_idx}, {r.method}; corgi {r.corgi:.6g}, attack {r.attack:.6g}")
+        console.print(f"  {r.reason}")
+
+
+@app.command("compare")
+def compare_command(
+    model: Model,
+    image: Image,
+    k: K,
+    methods: Annotated[str, typer.Option("--methods", help="comma-separated")] = "corgi,crown,lp,milp",
+    rtol: Annotated[float, typer.Option("--rtol", help="relative resolution of each radius")] = 0.01,
+    class_idx: Class = None,
+    clip: ClipText = "0,1",
+    size: Size = None,
+    plot: Annotated[Path | None, typer.Option("--plot", help="save the picture here")] = None,
+    time_limit: Seconds = 600.0,
+    device: Device = "auto",
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """The radius by every method, side by side."""
+    net, x = load(model, image, size)
+    c = compare(
+        net,
+        x,
+        k=k,
+        methods=[m.strip() for m in methods.split(",") if m.strip()],
+        rtol=rtol,
+        class_idx=class_idx,
+        clip=parse_clip(clip),
+        time_limit=time_limit,
+        device=device,
+        seed=seed,
+    )
+    if plot is not None:
+        import matplotlib
+
+        matplotlib.use("Agg")
+        c.plot().figure.savefig(plot, dpi=150)
+    if as_json:
+        emit(c)
+    else:
+        console.print(c.to_frame().to_string())
+
+
+@app.command("demo")
+def demo_command(
+    picture: Annotated[Path, typer.Option("--picture", help="where the picture goes")] = Path("out/demo.png"),
+) -> None:
+    """Certify and break the bundled digits network: one table, one picture."""
+    run_demo(console, picture, images=(0, 1, 2, 3), ks=(1, 3, 5))
+    console.print("\nTry next:\n  corgi-opt compare digits --image 7 --k 4 --plot out/compare.png", highlight=False)
+
+
+def load(model: str, image: str, size: int | None) -> tuple[CamNetwork, Tensor]:
+    """The network and the image that the command line names. Raises InputError, MissingPackageError."""
+    module = load_model(model)
+    x = load_image(image, size, bundled=model == "digits")
+    return from_torch(module, x), x
+
+
+def load_model(name: str) -> nn.Module:
+    """Builds the model a MODEL argument names. Raises InputError."""
+    if name == "digits":
+        from corgi_opt.data.digits import digits_model
+
+        return digits_model()
+    where, _, function = name.rpartition(":")
+    if not where or not function:
+        raise InputError(f"MODEL must be 'digits', file.py:function or package.module:function, got {name!r}")
+    build = getattr(_load_module(where), function, None)
+    if not callable(build):
+        raise InputError(f"{where} has no function {function!r}")
+    model = build()
+    if not isinstance(model, nn.Module):
+        raise InputError(f"{name} returned {type(model).__name__}, not a torch.nn.Module")
+    return model
+
+
+def _load_module(where: str) -> Any:
+    if where.endswith(".py"):
+        path = Path(where)
+        if not path.is_file():
+            raise InputError(f"no such file: {where}")
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        assert spec is not None and spec.loader is not None  # a .py file always has a loader
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[path.stem] = module
+        spec.loader.exec_module(module)
+        return module
+    sys.path.insert(0, "")  # modules of the current directory, as python -m has them
+    try:
+        return importlib.import_module(where)
+    except ModuleNotFoundError as error:
+        raise InputError(f"cannot import {where!r}: {error}") from error
+    finally:
+        sys.path.remove("")
+
+
+def load_image(name: str, size: int | None, *, bundled: bool) -> Tensor:
+    """The image (1, C, H, W) an --image option names. Raises InputError, MissingPackageError."""
+    if name.lstrip("-").isdigit():
+        if not bundled:
+            raise InputError("an index names a bundled image, which only the model 'digits' has; give a file")
+        from corgi_opt.data.digits import digits_split, load_digits
+
+        _, test = digits_split()
+        if not 0 <= int(name) < len(test):
+            raise InputError(f"the bundled test split has images 0..{len(test) - 1}, got {name}")
+        return load_digits()[0][test[int(name)]][None]
+    path = Path(name)
+    if not path.is_file():
+        raise InputError(f"no such image file: {name}")
+    if path.suffix == ".npy":
+        array = np.load(path, allow_pickle=False)
+        if array.ndim == 3:
+            array = array[None]
+        return torch.from_numpy(np.ascontiguousarray(array)).float()
+    return _read_image(path, size)
+
+
+def _read_image(path: Path, size: int | None) -> Tensor:
+    try:
+        from PIL import Image as Pillow
+    except ImportError as error:
+        raise MissingPackageError("pillow", "reading image files", "pip install 'corgi_opt[gtsrb]'") from error
+    with Pillow.open(path) as opened:
+        picture = opened if opened.mode in ("L", "RGB") else opened.convert("RGB")
+        if size is not None:
+            picture = picture.resize((size, size))
+        array = np.asarray(picture, dtype=np.float32) / 255
+    channels_first = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
+    return torch.from_numpy(np.ascontiguousarray(channels_first))[None]
+
+
+def parse_clip(text: str) -> tuple[float, float] | None:
+    if text.strip().lower() == "none":
+        return None
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError as error:
+        raise InputError(f"--clip must be 'low,high' or 'none', got {text!r}") from error
+    return (low, high)
+
+
+def emit(result: Any) -> None:
+    """One JSON object on standard output; infinities and NaN as null."""
+    typer.echo(json.dumps(plain(result), allow_nan=False))
+
+
+def plain(value: Any) -> Any:
+    """A result as JSON types."""
+    if is_dataclass(value) and not isinstance(value, type):
+        found = {f.name: plain(getattr(value, f.name)) for f in fields(value)}
+        return {**found, **({"ratio": plain(value.ratio)} if isinstance(value, Radius) else {})}
+    if isinstance(value, Tensor):
+        return value.tolist()
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def main() -> None:
+    """The console script: turns our own errors into one clear line and exit code 3."""
+    try:
+        code = app(standalone_mode=False)
+    except CorgiError as error:
+        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False)
+        code = USAGE
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # click's usage errors know how to show themselves
+            raise
+        error.show()  # type: ignore[attr-defined]
+        code = USAGE
+    sys.exit(code or 0)

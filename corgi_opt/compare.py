@@ -1,0 +1,104 @@
+"""All methods side by side on one question, with the attack and the bounds computed once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from corgi_opt.errors import BoundOrderError, InputError
+from corgi_opt.network.cam import CamNetwork
+from corgi_opt.question import Question, resolve_device
+from corgi_opt.radius import LADDER_ORDER, RadiusSearch, check_rtol
+from corgi_opt.results import Radius
+from corgi_opt.search.attack import PgdOptions
+from corgi_opt.spec import Clip
+from corgi_opt.verify import check_method, check_time_limit
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Radii of several methods on one question. ``radii`` by method, weakest first; ``seconds`` by stage.
+
+    The seconds of a method are what it added to the shared work of those before it.
+    """
+
+    radii: Mapping[str, Radius]
+    seconds: Mapping[str, float]
+    k: int
+    class_idx: int
+    clip: Clip
+    rtol: float
+
+    def to_frame(self) -> Any:
+        """A pandas DataFrame indexed by method: certified_eps, falsified_eps, ratio, over_corgi, seconds, reason."""
+        import pandas as pd
+
+        rows = [
+            {
+                "method": name,
+                "certified_eps": r.lower,
+                "falsified_eps": r.upper,
+                "ratio": r.ratio,
+                "over_corgi": r.lower / r.corgi if r.corgi > 0 else float("nan"),
+                "seconds": self.seconds.get(name, float("nan")),
+                "reason": r.reason,
+            }
+            for name, r in self.radii.items()
+        ]
+        return pd.DataFrame(rows).set_index("method")
+
+    def plot(self, ax: Any = None) -> Any:
+        """Certified radii as bars up to the smallest falsified eps; returns the matplotlib Axes."""
+        from corgi_opt.plots import plot_comparison
+
+        return plot_comparison(self, ax)
+
+    def __repr__(self) -> str:
+        parts = ", ".join(f"{name} {r.lower:.6g}" for name, r in self.radii.items())
+        upper = min(r.upper for r in self.radii.values())
+        return f"Comparison(k={self.k}, class {self.class_idx}: {parts}, falsified at {upper:.6g})"
+
+
+def compare(
+    net: CamNetwork,
+    x: Tensor,
+    *,
+    k: int,
+    methods: Sequence[str] = ("corgi", "crown", "lp", "milp"),
+    rtol: float = 0.01,
+    class_idx: int | None = None,
+    norm: str = "inf",
+    clip: Clip = (0.0, 1.0),
+    time_limit: float = 600.0,
+    tie_tol: float | None = None,
+    device: str | torch.device = "auto",
+    seed: int = 0,
+) -> Comparison:
+    """The certified radius of every method on one question; arguments as in :func:`corgi_opt.radius`.
+
+    ``time_limit`` is the total for each method. Raises TieError for a tied image, BoundOrderError if a weaker method
+    certifies more than a stronger one or than the attack breaks.
+    """
+    if not methods or isinstance(methods, str):
+        raise InputError(f"methods must be a non-empty sequence of names, got {methods!r}")
+    chosen = sorted({check_method(m) for m in methods}, key=LADDER_ORDER.index)
+    where, tolerance = resolve_device(device), check_rtol(rtol)
+    check_time_limit(time_limit)
+    question = Question.ask(net, x, k=k, class_idx=class_idx, norm=norm, clip=clip, tie_tol=tie_tol)
+    search = RadiusSearch(question, where, PgdOptions(seed=seed), tolerance)
+    radii = {m: search.run(m, check_time_limit(time_limit)) for m in chosen}
+    _check_order(list(radii.values()))
+    return Comparison(radii, dict(search.seconds), k, question.class_idx, clip, tolerance)
+
+
+def _check_order(radii: Sequence[Radius]) -> None:
+    upper = min(r.upper for r in radii)
+    for r in radii:
+        if r.lower > upper:
+            raise BoundOrderError(
+                f"{r.method} certifies {r.lower:.9g} although {upper:.9g} is broken; please report this"
+            )

@@ -1,0 +1,20 @@
+"""Import of the packages of the ``gtsrb`` extra, at the moment they are needed."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from types import ModuleType
+
+from corgi_opt.errors import MissingPackageError
+
+
+def gtsrb_package(module: str, package: str, purpose: str) -> ModuleType:
+    """Import ``module``, which the installable ``package`` provides; ``purpose`` opens the error message.
+
+    Raises MissingPackageError when it is not installed. An ImportError of another kind (a broken install)
+    passes through: "run pip install" would be the wrong advice for it.
+    """
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        raise MissingPackageError(package, purpose, "pip install 'corgi_opt[gtsrb]'") from error

@@ -1,0 +1,185 @@
+"""A cone with bounds as linear expressions: inputs and unstable ReLUs are variables, the rest is eliminated.
+
+Variables, all of order one so that a solver's absolute tolerances mean the same everywhere:
+
+* ``t`` in [-1, 1] per input that matters: ``x = middle + radius * t``;
+* ``s`` in [0, u / (u - l)] per unstable ReLU that matters: ``relu(z) = (u - l) * s``.
+
+A ReLU proven active passes its expression on, one proven inactive is zero, so a pre-activation is a dense row over
+the variables before it: ``z = (u - l) * (row @ [t, s] + constant)``. (Dense eliminated rows beat sparse equality
+rows several times in the MILP.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import sparse
+from torch import Tensor
+
+from corgi_opt.bounds.dual import Interval
+from corgi_opt.network.cone import Cone
+from corgi_opt.network.ops import Input, ReLU, crop
+from corgi_opt.spec import Ball
+
+Vector = NDArray[np.float64]
+
+TINY = 1e-9
+"""Row coefficients below this are cleared, because solvers drop them silently."""
+
+NARROW = 1e-7
+"""Narrowest pre-activation interval kept, relative to the largest of its layer; a narrower one is widened (sound)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """``min objective @ [t, s] + offset`` over the graph of the cone's ReLUs, before they are relaxed or encoded.
+
+    rows (U, n+U) csr and constants (U,): pre-activations in units of ``u - l``; lower, upper (U,): their proven
+    bounds in the same units (upper - lower = 1). ``places`` (n, 3): channel, row, column of each input in the image.
+    """
+
+    places: NDArray[np.int64]
+    middle: Vector
+    radius: Vector
+    rows: sparse.csr_array
+    constants: Vector
+    lower: Vector
+    upper: Vector
+    objective: Vector
+    offset: float
+
+    @property
+    def inputs(self) -> int:
+        return len(self.middle)
+
+    @property
+    def units(self) -> int:
+        """Number of unstable ReLUs."""
+        return len(self.lower)
+
+    def image(self, variables: Vector, background: Tensor) -> Tensor:
+        """The image (1, C, H, W) of a solution: its inputs, on ``background`` everywhere else."""
+        image = background.clone()
+        values = self.middle + self.radius * np.clip(variables[: self.inputs], -1.0, 1.0)
+        channel, row, column = self.places.T
+        image[0, channel, row, column] = torch.from_numpy(values)
+        return image
+
+
+def cleared(rows: sparse.csr_array, upper: Vector) -> tuple[sparse.csr_array, Vector]:
+    """``rows @ v <= upper`` without tiny coefficients, relaxed by what they could add (every |v| is at most 1)."""
+    tiny = np.abs(rows.data) < TINY
+    dropped = sparse.csr_array((np.where(tiny, np.abs(rows.data), 0.0), rows.indices, rows.indptr), rows.shape)
+    kept = sparse.csr_array((np.where(tiny, 0.0, rows.data), rows.indices, rows.indptr), rows.shape)
+    kept.eliminate_zeros()
+    return kept, upper + dropped.sum(axis=1)
+
+
+def compile_cone(cone: Cone, ball: Ball, intervals: Mapping[str, Interval]) -> Program:
+    """Eliminates everything but the inputs and the unstable ReLUs of a cone, in float64.
+
+    ``intervals`` holds proven bounds of every ReLU input, over the region of ``ball``.
+    """
+    return _Compiler(cone, ball, intervals).run()
+
+
+class _Compiler:
+    """Carries expressions (1 + variables so far, C, h, w) of every node up the cone; entry 0 is the constant."""
+
+    def __init__(self, cone: Cone, ball: Ball, intervals: Mapping[str, Interval]) -> None:
+        self.cone, self.intervals = cone, intervals
+        self.low, self.high = ball.lower, ball.upper
+        self.values: dict[str, Tensor] = {}
+        self.variables = 0
+        self.rows: list[Tensor] = []
+        self.bounds: list[Tensor] = []
+
+    def run(self) -> Program:
+        remaining = {
+            n: len([c for c in self.cone.graph.consumers(n) if c in self.cone.windows]) for n in self.cone.order
+        }
+        for name in self.cone.order:
+            node = self.cone.graph[name]
+            if isinstance(node.op, Input):
+                self.values[name] = self._input(name)
+            elif isinstance(node.op, ReLU):
+                self.values[name] = self._relu(name, node.inputs[0])
+            else:
+                self.values[name] = self._affine(name, node.inputs)
+            for operand in set(node.inputs):
+                remaining[operand] -= 1
+                if remaining[operand] == 0 and operand != self.cone.node:
+                    del self.values[operand]  # expressions are large; keep only what is still read
+        return self._program()
+
+    def _input(self, name: str) -> Tensor:
+        window, reach = self.cone.windows[name], self.cone.reach[name]
+        low, high = crop(self.low, window), crop(self.high, window)
+        middle, radius = (low + high) / 2, (high - low) / 2
+        places = torch.nonzero(reach)
+        self.places = (places + torch.tensor([0, window.y, window.x])).numpy()
+        c, y, x = places.T
+        self.middle, self.radius = middle[c, y, x].numpy(), radius[c, y, x].numpy()
+        self.variables = len(places)
+        out = middle.new_zeros(1 + len(places), *middle.shape)
+        out[0] = middle * reach
+        out[torch.arange(1, 1 + len(places)), c, y, x] = radius[c, y, x]
+        return out
+
+    def _affine(self, name: str, operands: tuple[str, ...]) -> Tensor:
+        values = {i: _widened(self.values[i], 1 + self.variables) for i in operands}
+        out = self.cone.apply(name, values, bias=False)
+        constant = self.cone.apply(name, {i: v[:1] for i, v in values.items()}, bias=True)
+        out[0] = constant[0]
+        return out
+
+    def _relu(self, name: str, operand: str) -> Tensor:
+        window, reach = self.cone.windows[name], self.cone.reach[name]
+        before = _widened(self.values[operand], 1 + self.variables)
+        lower, upper = (crop(b.cpu().double(), window) for b in self.intervals[operand])
+        unstable = (lower < 0) & (upper > 0) & reach
+        c, y, x = torch.nonzero(unstable, as_tuple=True)
+        bounds = torch.stack([lower[c, y, x], upper[c, y, x]])
+        narrow = NARROW * float(torch.maximum(upper, -lower).max())
+        bounds = torch.stack([bounds[0].clamp(max=-narrow), bounds[1].clamp(min=narrow)])
+        width = bounds[1] - bounds[0]
+        self.rows.append(before[:, c, y, x].T / width[:, None])
+        self.bounds.append(bounds / width)
+        out = _widened(before * ((lower >= 0) & reach), 1 + self.variables + len(c))
+        out[torch.arange(1 + self.variables, len(out)), c, y, x] = width
+        self.variables += len(c)
+        return out
+
+    def _program(self) -> Program:
+        final = _widened(self.values[self.cone.node], 1 + self.variables)
+        objective = (final * self.cone.objective).sum(dim=(1, 2, 3)).numpy()
+        rows = torch.cat([_padded(r, 1 + self.variables) for r in self.rows]).numpy() if self.rows else None
+        table = np.zeros((0, 1 + self.variables)) if rows is None else rows
+        bounds = torch.cat(self.bounds, dim=1).numpy() if self.bounds else np.zeros((2, 0))
+        return Program(
+            places=self.places,
+            middle=self.middle,
+            radius=self.radius,
+            rows=sparse.csr_array(table[:, 1:]),
+            constants=table[:, 0],
+            lower=bounds[0],
+            upper=bounds[1],
+            objective=objective[1:],
+            offset=float(objective[0]),
+        )
+
+
+def _widened(values: Tensor, count: int) -> Tensor:
+    """Expressions over more variables than they were built with."""
+    if len(values) == count:
+        return values.clone()
+    return torch.cat([values, values.new_zeros(count - len(values), *values.shape[1:])])
+
+
+def _padded(rows: Tensor, count: int) -> Tensor:
+    return torch.nn.functional.pad(rows, (0, count - rows.shape[1]))

@@ -1,0 +1,37 @@
+"""The triangle relaxation (Ehlers 2017): the best convex hull of each ReLU on its own.
+
+With z in units of its width, l <= z <= u, u - l = 1, and s = relu(z):
+
+    s >= 0,   s >= z,   s <= u (z - l)
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from corgi_solvers import Problem
+from scipy import sparse
+
+from corgi_opt.encode.program import Program, cleared
+
+
+def triangle(program: Program) -> Problem:
+    """The LP whose optimum is the largest D(mu) over all multipliers, for these bounds."""
+    units, inputs = program.units, program.inputs
+    s = sparse.csr_array((np.ones(units), (np.arange(units), inputs + np.arange(units))), shape=(units, inputs + units))
+    scaled = program.rows.multiply(program.upper[:, None]).tocsr()
+    above_z = program.rows - s  # z - s <= -constant
+    below_chord = s - scaled  # s - u z <= u (constant - l)
+    rows, upper = cleared(
+        sparse.csr_array(sparse.vstack([above_z, below_chord])),
+        np.concatenate([-program.constants, program.upper * (program.constants - program.lower)]),
+    )
+    return Problem(
+        c=program.objective,
+        offset=program.offset,
+        A=rows,
+        row_lower=np.full(2 * units, -np.inf),
+        row_upper=upper,
+        col_lower=np.concatenate([-np.ones(inputs), np.zeros(units)]),
+        col_upper=np.concatenate([np.ones(inputs), program.upper]),
+        integrality=np.zeros(inputs + units, dtype=bool),
+    )

@@ -1,0 +1,83 @@
+"""A validated question: this network, this image, these k pixels. Shared by all methods that answer it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from corgi_opt.errors import InputError
+from corgi_opt.network.cam import CamNetwork
+from corgi_opt.spec import Ball, Clip, TopK
+
+
+@dataclass(frozen=True, eq=False)
+class Question:
+    """Do the k brightest pixels of the CAM of ``class_idx`` stay the same? (Definitions: docs/definitions.md.)
+
+    ``x`` (1, C, H, W) float64; ``cam`` (H, W) at x; ``scale``: the largest |CAM| at x, against which tolerances are
+    stated.
+    """
+
+    net: CamNetwork
+    x: Tensor
+    class_idx: int
+    cam: Tensor
+    topk: TopK
+    norm: str
+    clip: Clip
+
+    @classmethod
+    def ask(
+        cls,
+        net: CamNetwork,
+        x: Tensor,
+        *,
+        k: int,
+        class_idx: int | None,
+        norm: str,
+        clip: Clip,
+        tie_tol: float | None,
+    ) -> Question:
+        """Raises InputError for a bad image, k, class, norm or box; TieError when the top-k set is not defined."""
+        if not isinstance(net, CamNetwork):
+            raise InputError(f"net must be a CamNetwork (co.from_torch(model, example)), got {type(net).__name__}")
+        image = net.image(x)
+        Ball(image, 0.0, norm, clip)  # refuses a bad norm, box or image before any work is done
+        chosen = net.class_index(image, class_idx)
+        cam = net.model_cam(image, chosen)
+        scale = float(cam.abs().max())
+        topk = TopK.of(cam, k, 1e-9 * scale if tie_tol is None else tie_tol)
+        return cls(net, image, chosen, cam, topk, norm, clip)
+
+    @property
+    def scale(self) -> float:
+        return float(self.cam.abs().max())
+
+    def ball(self, eps: float) -> Ball:
+        return Ball(self.x, eps, self.norm, self.clip)
+
+    @property
+    def whole_range(self) -> float:
+        """The eps at which the region is the whole clip box; infinity without one."""
+        if self.clip is None:
+            return float("inf")
+        return max(float(self.x.max()) - self.clip[0], self.clip[1] - float(self.x.min()))
+
+    def margin(self, x: Tensor) -> float:
+        """The margin at one image (1, C, H, W), by running the user's own model in float64."""
+        return float(self.topk.margin(self.net.model_cam(x, self.class_idx)[None])[0])
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """``"auto"``: CUDA where there is one, else the CPU. Raises InputError for an unknown or absent device."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        message = str(error).splitlines()[0]
+        raise InputError(f"device {device!r} is not usable here ({message}); use 'auto' or 'cpu'") from error
+    return chosen

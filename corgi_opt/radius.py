@@ -1,0 +1,244 @@
+"""The bracket: the largest eps a method certifies, and the smallest eps that is known to break."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from corgi_opt.errors import BoundOrderError, InputError, TieError
+from corgi_opt.network.cam import CamNetwork
+from corgi_opt.question import Question, resolve_device
+from corgi_opt.results import Proof, Radius, Verdict, Witness
+from corgi_opt.search.attack import PgdOptions, Targets, attack_radius, rank_pairs, shrink
+from corgi_opt.search.pairs import Deadline
+from corgi_opt.spec import Clip
+from corgi_opt.verify import Ladder, check_method, check_time_limit, climb
+
+LADDER_ORDER = ("ibp", "corgi", "crown", "lp", "milp")
+"""Each certifies at least what the ones before it do; a stronger search starts where a weaker one ended."""
+
+MOST_PROBES = 60
+
+
+@dataclass(frozen=True)
+class Certified:
+    """The largest eps a method has certified on a question, with its margin there, and what it rests on."""
+
+    eps: float
+    margin: float
+    proof: Proof | None
+    reason: str
+
+
+class RadiusSearch:
+    """Brackets for one question, method by method; the attack, bounds and certified radii are shared between them."""
+
+    def __init__(self, question: Question, device: torch.device, options: PgdOptions, rtol: float) -> None:
+        self.question, self.device, self.options, self.rtol = question, device, options, rtol
+        span = float(question.x.max() - question.x.min()) or 1.0
+        self.largest = min(question.whole_range, 10.0 * span)
+        self.nearest: Witness | None = None
+        self.seconds: dict[str, float] = {}
+        self._targets: Targets | None = None
+        self._attacked: float | None = None
+        self._certified: dict[str, Certified] = {}
+        self._ladders: dict[float, Ladder] = {}
+
+    def run(self, method: str, deadline: Deadline) -> Radius:
+        """The bracket of one method; ``deadline`` bounds the whole call."""
+        start = time.monotonic()
+        attack = self.attack()
+        self.certified("corgi", deadline)
+        found = self.certified(method, deadline)
+        self.seconds[method] = time.monotonic() - start
+        upper = self.nearest.distance if self.nearest is not None else float("inf")
+        return Radius(
+            lower=found.eps,
+            upper=upper,
+            k=self.question.topk.k,
+            class_idx=self.question.class_idx,
+            method=method,
+            corgi=self._certified["corgi"].eps,
+            attack=attack,
+            proof=found.proof if found.eps > 0 else None,
+            counterexample=self.nearest,
+            reason=self._reason(method, found, upper),
+            stats={f"seconds_{name}": s for name, s in self.seconds.items()},
+        )
+
+    def attack(self) -> float:
+        """The smallest eps that PGD alone breaks (infinity when it breaks none up to the largest eps tried)."""
+        if self._attacked is None:
+            start = time.monotonic()
+            self.nearest = attack_radius(
+                self.question, self.targets(), self.device, self.options, rtol=self.rtol, largest=self.largest
+            )
+            self._attacked = float("inf") if self.nearest is None else self.nearest.distance
+            self.seconds["attack"] = time.monotonic() - start
+        return self._attacked
+
+    def targets(self) -> Targets:
+        if self._targets is None:
+            self._targets = rank_pairs(self.question, self.device)
+        return self._targets
+
+    def certified(self, method: str, deadline: Deadline) -> Certified:
+        """The largest eps (within rtol) that the method certifies below the nearest witness."""
+        if method not in self._certified:
+            found = self._closing(deadline) if method == "milp" else self._limit(method, deadline)
+            self._certified[method] = found
+        return self._certified[method]
+
+    # --- the two searches ------------------------------------------------------------------------------------
+
+    def _limit(self, method: str, deadline: Deadline) -> Certified:
+        """Where a relaxation's margin crosses zero: safeguarded secant steps on margin(eps)."""
+        low = self._known_below(method)
+        high = self._upper()
+        low_margin, high_margin = low.margin, None
+        if method == "corgi":
+            verdict = self._probe(method, high, deadline)
+            high_margin = verdict.margin_lower
+            if verdict.status == "certified":
+                self._contradiction(verdict)
+                return Certified(high, high_margin, verdict.proof, "certified up to the largest eps tried")
+        for probe in range(MOST_PROBES):
+            if low.eps > 0 and high <= low.eps * (1 + self.rtol):
+                return Certified(low.eps, low.margin, low.proof, "")
+            if deadline.over:
+                return Certified(low.eps, low.margin, low.proof, "time limit")
+            at = _next_probe(low.eps, low_margin, high, high_margin, self.rtol, bisect=probe % 4 == 3)
+            verdict = self._probe(method, at, deadline)
+            if verdict.status == "certified":
+                low = Certified(at, verdict.margin_lower, verdict.proof, "")
+                low_margin = verdict.margin_lower
+            else:
+                high, high_margin = at, verdict.margin_lower
+        return Certified(low.eps, low.margin, low.proof, f"no certified eps above {low.eps:g} in {MOST_PROBES} probes")
+
+    def _closing(self, deadline: Deadline) -> Certified:
+        """An exact method: probe just below the nearest witness first, then bisect towards what is certified."""
+        low, high, reason = self._known_below("milp"), self._upper(), ""
+        at = high / (1 + 0.9 * self.rtol)
+        for _ in range(MOST_PROBES):
+            verdict = self._probe("milp", at, Deadline(max(deadline.left / 2, min(deadline.left, 5.0))))
+            if verdict.status == "certified":
+                low = Certified(at, verdict.margin_lower, verdict.proof, "")
+            else:
+                high, reason = self._lowered(verdict, reason)
+                # the cheap radius that bounds how far down a bisection may have to go
+                low = max(low, self.certified("crown", deadline), key=lambda c: c.eps)
+            if deadline.over or high <= low.eps * (1 + self.rtol):
+                break
+            at = max((low.eps * high) ** 0.5, high / (1 + 4 * self.rtol))
+        return Certified(low.eps, low.margin, low.proof, reason or ("time limit" if deadline.over else ""))
+
+    def _lowered(self, verdict: Verdict, reason: str) -> tuple[float, str]:
+        """The new upper end after a probe that did not certify, and why if nothing was broken there."""
+        if verdict.counterexample is None:
+            return verdict.eps, f"undecided at eps={verdict.eps:.6g}: {verdict.reason}"
+        witness = shrink(self.question, verdict.counterexample)
+        if self.nearest is None or witness.distance < self.nearest.distance:
+            self.nearest = witness
+        return self.nearest.distance, ""
+
+    # --- shared ----------------------------------------------------------------------------------------------
+
+    def _upper(self) -> float:
+        self.attack()
+        return self.nearest.distance if self.nearest is not None else self.largest
+
+    def _known_below(self, method: str) -> Certified:
+        """What the methods below this one have certified already; eps 0 is certified by the image itself."""
+        weaker = LADDER_ORDER[: LADDER_ORDER.index(method)]
+        start = Certified(0.0, self.question.topk.gap, "float64", "")
+        known = [c for m, c in self._certified.items() if m in weaker]
+        best = max([start, *known], key=lambda c: c.eps)
+        return Certified(best.eps, best.margin, best.proof, "")
+
+    def _probe(self, method: str, eps: float, deadline: Deadline) -> Verdict:
+        ladder = Ladder(self.question, eps, self.device) if method == "ibp" else self._ladder(eps)
+        if self.nearest is not None and ladder.ball.contains(self.nearest.image) and method != "milp":
+            ladder.found(self.nearest)
+        return climb(ladder, method, None, deadline)
+
+    def _ladder(self, eps: float) -> Ladder:
+        if eps not in self._ladders:
+            while len(self._ladders) >= 8:  # each holds the bounds of every node
+                self._ladders.pop(next(iter(self._ladders)))
+            self._ladders[eps] = Ladder(self.question, eps, self.device)
+        return self._ladders[eps]
+
+    def _contradiction(self, verdict: Verdict) -> None:
+        if self.nearest is not None and verdict.eps >= self.nearest.distance:
+            raise BoundOrderError(
+                f"eps={verdict.eps:g} was certified although an image at distance {self.nearest.distance:g} breaks it; "
+                "nothing is certified, please report this"
+            )
+
+    def _reason(self, method: str, found: Certified, upper: float) -> str:
+        if upper <= found.eps * (1 + self.rtol):
+            return f"bracket closed to rtol={self.rtol:g}"
+        if found.reason:
+            return found.reason
+        if self.nearest is None:
+            return f"no counterexample up to eps={self.largest:g}, the largest tried"
+        return f"{method} certifies no further (resolved to rtol={self.rtol:g}); the gap to the attack is its looseness"
+
+
+def _next_probe(
+    low: float, low_margin: float, high: float, high_margin: float | None, rtol: float, *, bisect: bool
+) -> float:
+    """An eps strictly inside (low, high): on alternate sides of the secant's root, or the middle."""
+    middle = (low * high) ** 0.5 if low > 0 else high / 4
+    if bisect or high_margin is None or not low_margin > high_margin:
+        return middle
+    root = low + (high - low) * low_margin / (low_margin - high_margin)
+    below, above = root / (1 + rtol / 3), root * (1 + rtol / 3)
+    at = below if low < below else above
+    return at if low * (1 + rtol / 4) < at < high / (1 + rtol / 4) else middle
+
+
+def check_rtol(rtol: float) -> float:
+    if isinstance(rtol, bool) or not isinstance(rtol, (int, float)) or not 0 < rtol < 1:
+        raise InputError(f"rtol must be a number between 0 and 1, got {rtol!r}")
+    return float(rtol)
+
+
+def radius(
+    net: CamNetwork,
+    x: Tensor,
+    *,
+    k: int,
+    method: str = "auto",
+    rtol: float = 0.01,
+    class_idx: int | None = None,
+    norm: str = "inf",
+    clip: Clip = (0.0, 1.0),
+    time_limit: float = 600.0,
+    tie_tol: float | None = None,
+    device: str | torch.device = "auto",
+    seed: int = 0,
+) -> Radius:
+    """The two-sided bracket of the largest eps at which the k brightest CAM pixels of x cannot change.
+
+    Arguments as in :func:`corgi_opt.verify`. ``rtol``: relative resolution; for an exact method the bracket closes to
+    ``upper / lower <= 1 + rtol`` unless ``reason`` says why not, for a relaxation ``lower`` is within rtol of the
+    largest eps it certifies. A tied image has radius 0, with that reason.
+    """
+    chosen, deadline, where = check_method(method), check_time_limit(time_limit), resolve_device(device)
+    tolerance = check_rtol(rtol)
+    try:
+        question = Question.ask(net, x, k=k, class_idx=class_idx, norm=norm, clip=clip, tie_tol=tie_tol)
+    except TieError as tie:
+        return tied(net, x, k, class_idx, chosen, str(tie))
+    return RadiusSearch(question, where, PgdOptions(seed=seed), tolerance).run(chosen, deadline)
+
+
+def tied(net: CamNetwork, x: Tensor, k: int, class_idx: int | None, method: str, reason: str) -> Radius:
+    """The radius of an image whose top-k set is not defined."""
+    chosen = net.class_index(x, class_idx)
+    return Radius(0.0, 0.0, k, chosen, method, 0.0, 0.0, None, None, reason)

@@ -1,0 +1,96 @@
+"""What comes back: Witness, Verdict, Radius. Frozen, each with where it came from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import Tensor
+
+Status = Literal["certified", "falsified", "unknown"]
+Proof = Literal["float64", "solver"]
+
+
+@dataclass(frozen=True, eq=False)
+class Witness:
+    """A counterexample image inside the region, replayed in float64 through the user's own torch model.
+
+    ``image`` (1, C, H, W) float64, ``cam`` (H, W) there; ``pair`` the flat indices (i in the top k, j outside) with
+    the smallest ``CAM_i - CAM_j = margin < 0``; ``distance`` is the L-inf distance to the centre.
+    """
+
+    image: Tensor
+    cam: Tensor
+    pair: tuple[int, int]
+    margin: float
+    distance: float
+
+    def __repr__(self) -> str:
+        i, j = self.pair
+        return f"Witness(margin={self.margin:.6g}, pixel {j} passes pixel {i}, distance={self.distance:.6g})"
+
+
+@dataclass(frozen=True, eq=False)
+class Verdict:
+    """The answer for one eps.
+
+    ``status``: certified (margin_lower > 0, proven), falsified (``counterexample`` replayed), or unknown (``reason``
+    says why). ``margin_lower <= margin <= margin_upper``, in units of the CAM. ``corgi_margin``: the paper's bound
+    on the same question. ``proof``, for a certified: ``"float64"`` (bounds computed in float64 with a stated safety
+    margin, not outward rounded) or ``"solver"`` (rests on HiGHS's word). ``method``: the stage that settled it.
+    """
+
+    status: Status
+    eps: float
+    k: int
+    class_idx: int
+    margin_lower: float
+    margin_upper: float
+    corgi_margin: float
+    proof: Proof | None
+    counterexample: Witness | None
+    method: str
+    reason: str
+    stats: Mapping[str, float] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        how = f", proof={self.proof!r}" if self.proof else ""
+        return (
+            f"Verdict({self.status}, eps={self.eps:g}, k={self.k}, class {self.class_idx}, margin in "
+            f"[{self.margin_lower:.6g}, {self.margin_upper:.6g}], corgi {self.corgi_margin:.6g}, "
+            f"by {self.method}{how}; {self.reason})"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Radius:
+    """A two-sided bracket: stable at every eps <= ``lower`` (proven), broken at ``upper`` (by ``counterexample``).
+
+    ``upper`` is infinity when no counterexample was found. ``corgi``: the paper's certified radius on the same
+    question; ``attack``: the smallest eps PGD alone broke. ``reason`` says how the search ended; a radius of 0 for a
+    tied image says so there.
+    """
+
+    lower: float
+    upper: float
+    k: int
+    class_idx: int
+    method: str
+    corgi: float
+    attack: float
+    proof: Proof | None
+    counterexample: Witness | None
+    reason: str
+    stats: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def ratio(self) -> float:
+        """upper / lower: 1.0 means the exact radius is known."""
+        return self.upper / self.lower if self.lower > 0 else float("inf")
+
+    def __repr__(self) -> str:
+        return (
+            f"Radius([{self.lower:.6g}, {self.upper:.6g}], k={self.k}, class {self.class_idx}, {self.method}; "
+            f"corgi {self.corgi:.6g}, attack {self.attack:.6g}; {self.reason})"
+        )

@@ -1,0 +1,190 @@
+"""Pairwise PGD: looks for an image inside the region where some rest pixel passes some top pixel.
+
+Pushing the sum of the top pixels down (the paper's attack) lowers their rivals with them. Here each batch row
+drives one pair apart: ascend ``CAM_j - CAM_i`` for the pairs with the smallest ``gap / ||gradient||_1`` (the radius
+at which the linearised pair ties), from an FGSM start, by sign steps that shrink from eps to 0.1 eps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from corgi_opt.question import Question
+from corgi_opt.results import Witness
+from corgi_opt.spec import Ball
+
+TOP_CANDIDATES, REST_CANDIDATES = 64, 256
+"""How many of the dimmest top pixels and brightest rest pixels are linearised."""
+
+GRADIENT_BATCH = 64
+
+WITHIN, FEWEST = 3.0, 4
+"""A pair is attacked at eps when its linearised radius is within this factor of eps; at least this many are."""
+
+
+@dataclass(frozen=True)
+class PgdOptions:
+    """Batch rows (pairs attacked at once), sign steps, extra random starts and their seed."""
+
+    rows: int = 32
+    steps: int = 40
+    restarts: int = 1
+    seed: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Targets:
+    """Pairs (Q, 2) of flat pixel indices, the most breakable first, and the linearised radius (Q,) of each."""
+
+    pairs: Tensor
+    radii: Tensor
+
+
+def rank_pairs(question: Question, device: torch.device) -> Targets:
+    """The pairs by ``gap / ||grad CAM_i - grad CAM_j||_1`` at the image."""
+    flat = question.cam.flatten()
+    top = question.topk.top.flip(0)[:TOP_CANDIDATES]
+    rest = question.topk.rest[:REST_CANDIDATES]
+    gradients = _gradients(question, torch.cat([top, rest]), device)
+    rows = []
+    for i in range(len(top)):
+        norm = (gradients[i] - gradients[len(top) :]).abs().sum(dim=1).cpu().double()
+        gap = flat[top[i]] - flat[rest]
+        rows.append(gap / norm.clamp(min=1e-30))
+    radii = torch.stack(rows)
+    order = torch.argsort(radii.flatten(), stable=True)
+    pairs = torch.stack([top[order // len(rest)], rest[order % len(rest)]], dim=1)
+    return Targets(pairs, radii.flatten()[order])
+
+
+def _gradients(question: Question, pixels: Tensor, device: torch.device) -> Tensor:
+    """d CAM_p / d x (P, inputs) at the image, float32; one image copy per pixel, so one pass serves many."""
+    found = []
+    for part in torch.split(pixels, GRADIENT_BATCH):
+        x = question.x.to(device, torch.float32).expand(len(part), -1, -1, -1).clone().requires_grad_(True)
+        cams = question.net.cams(x, question.class_idx).flatten(1)
+        (gradient,) = torch.autograd.grad(cams[torch.arange(len(part)), part.to(device)].sum(), x)
+        found.append(gradient.flatten(1))
+    return torch.cat(found)
+
+
+def pgd(question: Question, ball: Ball, targets: Targets, device: torch.device, options: PgdOptions) -> Witness | None:
+    """The replayed witness with the smallest margin that PGD meets, or None."""
+    if ball.eps == 0:
+        return None
+    near = int((targets.radii <= WITHIN * ball.eps).sum())
+    pairs = targets.pairs[: min(options.rows, max(near, FEWEST))]
+    generator = torch.Generator().manual_seed(options.seed)
+    for start in range(1 + options.restarts):
+        found = _ascend(question, ball, pairs, device, options, generator if start else None)
+        if found is not None:
+            return found
+    return None
+
+
+def polish(question: Question, ball: Ball, image: Tensor, pair: tuple[int, int], steps: int = 20) -> Witness | None:
+    """PGD for one pair from a given image (1, C, H, W), in float64: turns a near miss into a witness, or None."""
+    low, high = ball.lower[None], ball.upper[None]
+    x = ball.project(image)
+    for step in range(steps):
+        witness = replay(question, ball, x)
+        if witness is not None:
+            return witness
+        x = x.clone().requires_grad_(True)
+        cam = question.net.cams(x, question.class_idx).flatten()
+        (gradient,) = torch.autograd.grad(cam[pair[1]] - cam[pair[0]], x)
+        x = (x.detach() + 0.2 * ball.eps * 0.8**step * gradient.sign()).clamp(low, high)
+    return replay(question, ball, x)
+
+
+def replay(question: Question, ball: Ball, image: Tensor) -> Witness | None:
+    """A Witness if the image, moved inside the region, changes the top-k set in the user's own float64 model."""
+    x = ball.project(image.detach().cpu().double())
+    if not ball.contains(x):
+        return None
+    cam = question.net.model_cam(x, question.class_idx)
+    margin = float(question.topk.margin(cam[None])[0])
+    if not margin < 0:
+        return None
+    flat = cam.flatten()
+    i = int(question.topk.top[flat[question.topk.top].argmin()])
+    j = int(question.topk.rest[flat[question.topk.rest].argmax()])
+    return Witness(x, cam, (i, j), margin, float((x - question.x).abs().max()))
+
+
+def _ascend(
+    question: Question,
+    ball: Ball,
+    pairs: Tensor,
+    device: torch.device,
+    options: PgdOptions,
+    generator: torch.Generator | None,
+) -> Witness | None:
+    low, high = (b[None].to(device, torch.float32) for b in (ball.lower, ball.upper))
+    center = question.x.to(device, torch.float32)
+    x = center.expand(len(pairs), -1, -1, -1).clone()
+    if generator is not None:
+        noise = torch.rand(x.shape, generator=generator).to(device)
+        x = low + noise * (high - low)
+    row = torch.arange(len(pairs), device=device)
+    i, j = pairs[:, 0].to(device), pairs[:, 1].to(device)
+    for step in range(options.steps + 1):
+        x.requires_grad_(True)
+        cams = question.net.cams(x, question.class_idx)
+        margins = question.topk.margin(cams.detach())
+        best = int(margins.argmin())
+        if float(margins[best]) < 0:
+            witness = replay(question, ball, x.detach()[best : best + 1])
+            if witness is not None:
+                return witness
+        if step == options.steps:
+            return None
+        flat = cams.flatten(1)
+        (gradient,) = torch.autograd.grad((flat[row, j] - flat[row, i]).sum(), x)
+        # the first step is FGSM's full eps; later ones shrink geometrically to a tenth of it
+        size = ball.eps * 0.1 ** (step / options.steps)
+        x = torch.minimum(torch.maximum(x.detach() + size * gradient.sign(), low), high)
+    return None
+
+
+def attack_radius(
+    question: Question, targets: Targets, device: torch.device, options: PgdOptions, *, rtol: float, largest: float
+) -> Witness | None:
+    """The nearest witness that repeated PGD finds, or None up to ``largest``.
+
+    Rises from the smallest linearised radius until PGD breaks, shrinks the witness along its segment to the centre,
+    and tries again just below until a try fails.
+    """
+    eps = min(float(targets.radii[0]), largest)
+    best: Witness | None = None
+    while best is None:
+        best = pgd(question, question.ball(eps), targets, device, options)
+        if best is None and eps >= largest:
+            return None
+        eps = min(1.5 * eps, largest)
+    best = shrink(question, best)
+    step = 4 * rtol
+    while step >= rtol / 2:
+        closer = pgd(question, question.ball(best.distance / (1 + step)), targets, device, options)
+        if closer is None:
+            step /= 2
+        else:
+            best = shrink(question, closer)
+    return best
+
+
+def shrink(question: Question, witness: Witness) -> Witness:
+    """The nearest image on the segment from the centre to a witness that is still one."""
+    low, high, best = 0.0, 1.0, witness
+    for _ in range(12):
+        middle = (low + high) / 2
+        image = question.x + middle * (witness.image - question.x)
+        closer = replay(question, question.ball(float((image - question.x).abs().max())), image)
+        if closer is None:
+            low = middle
+        else:
+            high, best = middle, closer
+    return best

@@ -1,0 +1,35 @@
+"""The public attack: one call, one image, one eps."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from corgi_opt.network.cam import CamNetwork
+from corgi_opt.question import Question, resolve_device
+from corgi_opt.results import Witness
+from corgi_opt.search.attack import PgdOptions, pgd, rank_pairs
+from corgi_opt.spec import Clip
+
+
+def attack(
+    net: CamNetwork,
+    x: Tensor,
+    *,
+    eps: float,
+    k: int,
+    class_idx: int | None = None,
+    norm: str = "inf",
+    clip: Clip = (0.0, 1.0),
+    tie_tol: float | None = None,
+    device: str | torch.device = "auto",
+    options: PgdOptions | None = None,
+) -> Witness | None:
+    """A counterexample found by pairwise PGD and replayed in float64 through the user's own model, or None.
+
+    None means that the attack failed, not that the top-k set is stable. Arguments as in :func:`corgi_opt.verify`.
+    """
+    where = resolve_device(device)
+    question = Question.ask(net, x, k=k, class_idx=class_idx, norm=norm, clip=clip, tie_tol=tie_tol)
+    ball = question.ball(eps)
+    return pgd(question, ball, rank_pairs(question, where), where, options or PgdOptions())

@@ -1,0 +1,360 @@
+"""The ladder for one eps: CORGI, attack, CROWN, pair CROWN, then LP or MILP for only the pairs that are left."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from corgi_solvers import Highs
+from torch import Tensor
+
+from corgi_opt.bounds.corgi import corgi_bounds, corgi_cam_bounds
+from corgi_opt.bounds.crown import cam_bounds, crown_bounds, pair_bounds, share_inputs
+from corgi_opt.bounds.dual import Interval
+from corgi_opt.bounds.interval import interval_bounds
+from corgi_opt.encode.big_m import big_m
+from corgi_opt.encode.triangle import triangle
+from corgi_opt.errors import BoundOrderError, InputError, UnknownMethodError
+from corgi_opt.network.cam import CamNetwork
+from corgi_opt.question import Question, resolve_device
+from corgi_opt.results import Proof, Verdict, Witness
+from corgi_opt.search.attack import PgdOptions, Targets, pgd, polish, rank_pairs, replay
+from corgi_opt.search.pairs import Deadline, Encoding, PairAnswer, PairSolver
+from corgi_opt.spec import Clip
+
+METHODS = ("ibp", "corgi", "crown", "lp", "milp", "auto")
+
+FLOAT64_SAFETY = 1e-9
+"""Subtracted from every bound computed in float64, relative to the largest |CAM| at the image."""
+
+SOLVER_SAFETY = 1e-6
+"""Subtracted from every bound that rests on HiGHS (tolerances 1e-7 and finer on rows of order one), likewise."""
+
+PAIRS_AT_ONCE = 256
+"""Most pairs that get their own CROWN pass at one eps, the most doubtful first."""
+
+
+class Ladder:
+    """All that is proven so far about one question at one eps. Bounds only ever tighten.
+
+    ``lower`` (k, P-k): best proven lower bound of ``CAM_i - CAM_j`` for each top pixel i (rows, in the order of
+    ``question.topk.top``) and rest pixel j. ``witness``: the counterexample with the smallest margin met.
+    """
+
+    def __init__(self, question: Question, eps: float, device: torch.device) -> None:
+        self.question, self.device = question, device
+        self.ball = question.ball(eps)
+        topk = question.topk
+        self.lower = torch.full((len(topk.top), len(topk.rest)), -torch.inf, dtype=torch.float64)
+        self.crown_pairs: dict[tuple[int, int], float] = {}
+        self.witness: Witness | None = None
+        self.stats: dict[str, float] = {}
+        self.by_solver = torch.zeros_like(self.lower, dtype=torch.bool)
+        self._net = question.net.to(torch.float64, device)
+        self._intervals: dict[str, Interval] | None = None
+        self._done: dict[str, float] = {}
+
+    # --- what is known ---------------------------------------------------------------------------------------
+
+    @property
+    def margin(self) -> float:
+        """The best proven lower bound on the margin."""
+        return float(self.lower.min())
+
+    @property
+    def undecided(self) -> list[tuple[int, int]]:
+        """Entries (row, column) of ``lower`` that are not proven positive, the most doubtful first."""
+        rows, columns = torch.nonzero(self.lower <= 0, as_tuple=True)
+        order = torch.argsort(self.lower[rows, columns], stable=True)
+        return list(zip(rows[order].tolist(), columns[order].tolist(), strict=True))
+
+    @property
+    def certified(self) -> bool:
+        return self.margin > 0
+
+    @property
+    def proof(self) -> Proof:
+        """Rests on the solver where any pair needed it."""
+        return "solver" if bool(self.by_solver.any()) else "float64"
+
+    # --- the rungs -------------------------------------------------------------------------------------------
+
+    def ibp(self) -> float:
+        """Interval arithmetic; returns its own margin."""
+
+        def bounds() -> Interval:
+            net = self._net
+            known = interval_bounds(net.graph, self.ball, torch.float64, self.device)
+            return corgi_cam_bounds(net, self.question.class_idx, known[net.features])
+
+        return self._pixelwise("ibp", bounds)
+
+    def corgi(self) -> float:
+        """The paper's bound; returns its own margin."""
+
+        def bounds() -> Interval:
+            features = corgi_bounds(self._net, self.ball, torch.float64, self.device)
+            return corgi_cam_bounds(self._net, self.question.class_idx, features)
+
+        return self._pixelwise("corgi", bounds)
+
+    def crown(self) -> float:
+        """CROWN per CAM pixel, then per pair that is still undecided; returns the best margin so far."""
+
+        def bounds() -> Interval:
+            self._intervals = crown_bounds(self._net.graph, self.ball, torch.float64, self.device)
+            unstable = sum(int(self._intervals[n].unstable.sum()) for n in self._net.graph.preactivations)
+            self.stats["unstable_relus"] = unstable
+            return cam_bounds(self._net, self.ball, self.question.class_idx, self._intervals)
+
+        if "crown" not in self._done:
+            self._pixelwise("crown", bounds)
+            self.stats["pairs_after_crown"] = len(self.undecided)
+            with self._timed("pair_crown"):
+                self._pair_crown()
+            self.stats["pairs_after_pair_crown"] = len(self.undecided)
+        return self.margin
+
+    def lp(self, deadline: Deadline) -> str:
+        """The triangle LP on every pair left, until one stays undecided. Returns why it stopped, or ''."""
+        return self._solve("lp", triangle, deadline)
+
+    def milp(self, deadline: Deadline) -> str:
+        """The exact MILP on every pair left, until one is broken or stays undecided. Returns why it stopped, or ''."""
+        return self._solve("milp", big_m, deadline)
+
+    def attack(self, targets: Targets, options: PgdOptions) -> Witness | None:
+        """Pairwise PGD, unless a witness is already known."""
+        if self.witness is None and "attack" not in self._done:
+            with self._timed("attack"):
+                found = pgd(self.question, self.ball, targets, self.device, options)
+            self._done["attack"] = 0.0
+            if found is not None:
+                self.found(found)
+        return self.witness
+
+    def found(self, witness: Witness) -> None:
+        """Keeps a replayed witness and checks the ordering against everything proven so far."""
+        if self.witness is None or witness.margin < self.witness.margin:
+            self.witness = witness
+        self._check_order()
+
+    # --- how -------------------------------------------------------------------------------------------------
+
+    def _pixelwise(self, name: str, bounds: Callable[[], Interval]) -> float:
+        if name not in self._done:
+            with self._timed(name):
+                low, high = (b.cpu() for b in bounds())
+            topk = self.question.topk
+            safety = FLOAT64_SAFETY * self.question.scale
+            own = low[topk.top][:, None] - high[topk.rest][None, :] - safety
+            self.lower = torch.maximum(self.lower, own)
+            self._done[name] = float(own.min())
+            self._check_order()
+        return self._done[name]
+
+    def _pair_crown(self) -> None:
+        assert self._intervals is not None  # crown() has just computed them
+        entries = self.undecided[:PAIRS_AT_ONCE]
+        if not entries:
+            return
+        pairs = torch.tensor([self._pair(e) for e in entries])
+        # pixels that share no input gain nothing from a joint objective
+        close = share_inputs(self._net, pairs)
+        entries = [e for e, c in zip(entries, close.tolist(), strict=True) if c]
+        if not entries:
+            return
+        known = pair_bounds(
+            self._net, self.ball, self.question.class_idx, self._intervals, pairs[close].to(self.device)
+        )
+        for entry, value in zip(entries, known.tolist(), strict=True):
+            bound = value - FLOAT64_SAFETY * self.question.scale
+            self.crown_pairs[entry] = bound
+            self.lower[entry] = max(float(self.lower[entry]), bound)
+        self._check_order()
+
+    def _solve(self, name: str, encoding: Encoding, deadline: Deadline) -> str:
+        self.crown()
+        assert self._intervals is not None
+        on_cpu = {n: Interval(b.lower.cpu(), b.upper.cpu()) for n, b in self._intervals.items()}
+        net = self.question.net
+        solver = PairSolver(net, self.ball, self.question.class_idx, on_cpu, encoding, Highs())
+        safety = SOLVER_SAFETY * self.question.scale
+        with self._timed(name):
+            for entry in self.undecided:
+                if deadline.over:
+                    return f"time limit reached with {len(self.undecided)} pairs undecided"
+                answer = solver.solve(self._pair(entry), safety, deadline)
+                self._record(name, entry, answer, safety)
+                if answer.image is not None and answer.upper <= safety and self._broken(entry, answer):
+                    return ""
+                if not float(self.lower[entry]) > 0:
+                    i, j = self._pair(entry)
+                    return f"{name} leaves pixels {i} and {j} undecided{_because(name, answer)}"
+        return ""
+
+    def _record(self, name: str, entry: tuple[int, int], answer: PairAnswer, safety: float) -> None:
+        bound = answer.lower - safety
+        before = self.crown_pairs.get(entry, -torch.inf)
+        if name == "lp" and not answer.reason and bound < before - 2 * safety:
+            raise BoundOrderError(
+                f"the LP bound {answer.lower:.9g} of pair {self._pair(entry)} is below CROWN's {before:.9g}"
+            )
+        if name == "milp" and answer.upper < float(self.lower[entry]) - 2 * safety:
+            raise BoundOrderError(
+                f"the MILP found {answer.upper:.9g} for pair {self._pair(entry)} below a proven bound "
+                f"{float(self.lower[entry]):.9g}"
+            )
+        self.stats["solved_pairs"] = self.stats.get("solved_pairs", 0) + 1
+        self.stats["largest_binaries"] = max(self.stats.get("largest_binaries", 0), answer.binaries)
+        self.stats["nodes"] = self.stats.get("nodes", 0) + answer.nodes
+        if bound > float(self.lower[entry]):
+            self.lower[entry] = bound
+            self.by_solver[entry] = True
+        self._check_order()
+
+    def _broken(self, entry: tuple[int, int], answer: PairAnswer) -> bool:
+        """Whether the solver's point, replayed and if need be polished, is a witness."""
+        assert answer.image is not None
+        found = replay(self.question, self.ball, answer.image)
+        found = found or polish(self.question, self.ball, answer.image, self._pair(entry))
+        if found is not None:
+            self.found(found)
+        return found is not None
+
+    def _pair(self, entry: tuple[int, int]) -> tuple[int, int]:
+        topk = self.question.topk
+        return int(topk.top[entry[0]]), int(topk.rest[entry[1]])
+
+    def _check_order(self) -> None:
+        """No proven bound may exceed the margin of a replayed image."""
+        if self.witness is None:
+            return
+        cam = self.witness.cam.flatten()
+        topk = self.question.topk
+        there = cam[topk.top][:, None] - cam[topk.rest][None, :]
+        excess = self.lower - there
+        if float(excess.max()) > 0:
+            i, j = self._pair(divmod(int(excess.argmax()), len(topk.rest)))
+            raise BoundOrderError(
+                f"at eps={self.ball.eps:g} a lower bound of CAM_{i} - CAM_{j} exceeds its value at a replayed image "
+                f"by {float(excess.max()):.3g}; nothing is certified, please report this"
+            )
+
+    @contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            key = f"seconds_{name}"
+            self.stats[key] = self.stats.get(key, 0.0) + time.monotonic() - start
+
+
+def _because(name: str, answer: PairAnswer) -> str:
+    if answer.reason:
+        return f" ({answer.reason})"
+    if name == "lp":
+        return f" (its bound is {answer.lower:.6g}: method too weak here)"
+    return f" (minimum in [{answer.lower:.6g}, {answer.upper:.6g}]: too close to zero for float arithmetic)"
+
+
+def climb(ladder: Ladder, method: str, attack: Callable[[], object] | None, deadline: Deadline) -> Verdict:
+    """Runs the rungs of a method until the question is settled at this eps.
+
+    ``attack`` looks for a witness when the fast bound has not certified; None where an attack is known to fail.
+    """
+    if method == "ibp":
+        # alone on its ladder, so that the answer shows what intervals can do; CORGI beside it
+        ladder.ibp()
+        corgi = Ladder(ladder.question, ladder.ball.eps, ladder.device).corgi()
+    else:
+        corgi = ladder.corgi()
+    if ladder.certified:
+        return settle(ladder, "ibp" if method == "ibp" else "corgi", "", corgi)
+    if attack is not None:
+        attack()
+    if ladder.witness is not None:
+        return settle(ladder, "attack", "", corgi)
+    if method in ("ibp", "corgi"):
+        return settle(ladder, method, f"{method} is too weak here", corgi)
+    ladder.crown()
+    if ladder.certified:
+        return settle(ladder, "crown", "", corgi)
+    if method == "crown":
+        return settle(ladder, "crown", f"crown leaves {len(ladder.undecided)} pairs undecided", corgi)
+    rung = ladder.lp if method == "lp" else ladder.milp
+    return settle(ladder, method, rung(deadline), corgi)
+
+
+def settle(ladder: Ladder, method: str, reason: str, corgi: float) -> Verdict:
+    """The verdict that the ladder's state supports: a proven bound certifies, a replayed witness falsifies."""
+    question, witness = ladder.question, ladder.witness
+    at_center = float(question.topk.margin(question.cam[None])[0])
+    upper = at_center if witness is None else min(at_center, witness.margin)
+    if witness is not None:
+        status, reason = "falsified", reason or f"pixel {witness.pair[1]} passes pixel {witness.pair[0]}"
+    elif ladder.certified:
+        status, reason = "certified", "every pair keeps its order"
+    else:
+        status, reason = "unknown", reason or "undecided"
+    return Verdict(
+        status=status,  # type: ignore[arg-type]
+        eps=ladder.ball.eps,
+        k=question.topk.k,
+        class_idx=question.class_idx,
+        margin_lower=ladder.margin,
+        margin_upper=upper,
+        corgi_margin=corgi,
+        proof=ladder.proof if status == "certified" else None,
+        counterexample=witness,
+        method=method,
+        reason=reason,
+        stats=dict(ladder.stats),
+    )
+
+
+def check_method(method: str) -> str:
+    """The method's own name ("auto" is "milp"). Raises UnknownMethodError."""
+    if method not in METHODS:
+        raise UnknownMethodError(method, METHODS)
+    return "milp" if method == "auto" else method
+
+
+def check_time_limit(time_limit: float) -> Deadline:
+    if isinstance(time_limit, bool) or not isinstance(time_limit, (int, float)) or not time_limit > 0:
+        raise InputError(f"time_limit must be a positive number of seconds, got {time_limit!r}")
+    return Deadline(float(time_limit))
+
+
+def verify(
+    net: CamNetwork,
+    x: Tensor,
+    *,
+    eps: float,
+    k: int,
+    method: str = "auto",
+    class_idx: int | None = None,
+    norm: str = "inf",
+    clip: Clip = (0.0, 1.0),
+    time_limit: float = 300.0,
+    tie_tol: float | None = None,
+    device: str | torch.device = "auto",
+    seed: int = 0,
+) -> Verdict:
+    """Whether the k brightest CAM pixels stay the same for every image within eps of x.
+
+    x (1, C, H, W) and eps are in the units of the network's input. ``method``: "ibp", "corgi", "crown" (bounds),
+    "lp" (triangle relaxation on the pairs left), "milp" (exact), "auto" (milp). ``clip``: the box images live in, or
+    None. ``time_limit``: total seconds; it bounds the solver, the bound passes before it always finish.
+    ``tie_tol``: pixels k and k+1 closer than this are tied (default 1e-9 of the largest |CAM|). Only a proven
+    lower bound certifies, only a replayed witness falsifies; everything else is unknown with a reason.
+
+    Raises InputError, UnknownMethodError, TieError; BoundOrderError if bounds contradict each other.
+    """
+    chosen, deadline, where = check_method(method), check_time_limit(time_limit), resolve_device(device)
+    question = Question.ask(net, x, k=k, class_idx=class_idx, norm=norm, clip=clip, tie_tol=tie_tol)
+    ladder = Ladder(question, eps, where)
+    return climb(ladder, chosen, lambda: ladder.attack(rank_pairs(question, where), PgdOptions(seed=seed)), deadline)
