@@ -1,3 +1,6 @@
+# torch's OpenMP threads spin while they wait; beside any other busy process that is ruinous on few cores
+export OMP_WAIT_POLICY := PASSIVE
+
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

@@ -35,7 +35,13 @@ def big_m(program: Program) -> Problem:
     ]
     rows, upper = cleared(
         sparse.csr_array(sparse.vstack(stacked)),
-        np.concatenate([-program.constants, program.constants - program.lower, np.zeros(units)]),
+        np.concatenate(
+            [
+                program.slack - program.constants,
+                program.constants - program.lower + program.slack,
+                np.zeros(units),
+            ]
+        ),
     )
     return Problem(
         c=np.concatenate([program.objective, np.zeros(units)]),

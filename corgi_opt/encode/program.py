@@ -40,7 +40,8 @@ class Program:
     """``min objective @ [t, s] + offset`` over the graph of the cone's ReLUs, before they are relaxed or encoded.
 
     rows (U, n+U) csr and constants (U,): pre-activations in units of ``u - l``; lower, upper (U,): their proven
-    bounds in the same units (upper - lower = 1). ``places`` (n, 3): channel, row, column of each input in the image.
+    bounds in the same units (upper - lower = 1); slack (U,): what clearing tiny coefficients may have moved a row.
+    ``places`` (n, 3): channel, row, column of each input in the image.
     """
 
     places: NDArray[np.int64]
@@ -48,6 +49,7 @@ class Program:
     radius: Vector
     rows: sparse.csr_array
     constants: Vector
+    slack: Vector
     lower: Vector
     upper: Vector
     objective: Vector
@@ -161,17 +163,41 @@ class _Compiler:
         rows = torch.cat([_padded(r, 1 + self.variables) for r in self.rows]).numpy() if self.rows else None
         table = np.zeros((0, 1 + self.variables)) if rows is None else rows
         bounds = torch.cat(self.bounds, dim=1).numpy() if self.bounds else np.zeros((2, 0))
+        constants, coefs = table[:, 0], table[:, 1:]
+        tiny = np.abs(coefs) < TINY
+        slack = np.where(tiny, np.abs(coefs), 0.0).sum(axis=1)  # every variable is at most 1 in size
+        coefs[tiny] = 0.0
+        inputs, (offset, costs) = len(self.middle), (float(objective[0]), objective[1:])
+        residue = np.abs(costs) < 1e-12 * np.abs(costs).max(initial=0.0)
+        offset -= float(np.abs(costs[residue]).sum())
+        costs[residue] = 0.0
+        used = _used(coefs, costs, inputs)
+        columns = np.concatenate([np.ones(inputs, dtype=bool), used])
         return Program(
             places=self.places,
             middle=self.middle,
             radius=self.radius,
-            rows=sparse.csr_array(table[:, 1:]),
-            constants=table[:, 0],
-            lower=bounds[0],
-            upper=bounds[1],
-            objective=objective[1:],
-            offset=float(objective[0]),
+            rows=sparse.csr_array(coefs[np.ix_(used, columns)]),
+            constants=constants[used],
+            slack=slack[used],
+            lower=bounds[0][used],
+            upper=bounds[1][used],
+            objective=costs[columns],
+            offset=offset,
         )
+
+
+def _used(coefs: Vector, costs: Vector, inputs: int) -> NDArray[np.bool_]:
+    """Which unstable ReLUs (U,) the objective depends on at all.
+
+    A candidate of a pool may feed only units proven inactive, or cancel out of a maximum that is proven to be its
+    rival: in ``a + relu(b - a)`` with b >= a nothing of a is left.
+    """
+    used = costs[inputs:] != 0
+    for unit in reversed(range(len(used))):
+        if used[unit]:
+            used |= coefs[unit, inputs:] != 0
+    return used
 
 
 def _widened(values: Tensor, count: int) -> Tensor:

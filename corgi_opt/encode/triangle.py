@@ -23,7 +23,12 @@ def triangle(program: Program) -> Problem:
     below_chord = s - scaled  # s - u z <= u (constant - l)
     rows, upper = cleared(
         sparse.csr_array(sparse.vstack([above_z, below_chord])),
-        np.concatenate([-program.constants, program.upper * (program.constants - program.lower)]),
+        np.concatenate(
+            [
+                program.slack - program.constants,
+                program.upper * (program.constants - program.lower + program.slack),
+            ]
+        ),
     )
     return Problem(
         c=program.objective,
