@@ -20,6 +20,7 @@ from corgi_opt.network.graph import LayerGraph
 from corgi_opt.network.ingest import Unsupported
 from corgi_opt.radius import radius
 from corgi_opt.results import Radius, Verdict, Witness
+from corgi_opt.search.attack import PgdOptions
 from corgi_opt.search.find import attack
 from corgi_opt.spec import Ball, TopK
 from corgi_opt.verify import verify
@@ -39,6 +40,7 @@ __all__ = [
     "ModelModeError",
     "NoCamHeadError",
     "ParityError",
+    "PgdOptions",
     "Radius",
     "TieError",
     "TopK",

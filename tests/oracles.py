@@ -28,6 +28,8 @@ def brute_force_pair_minimum(
 ) -> float:
     """``min objective' relu(W2 relu(W1 x + b1) + b2)`` over the box, over all sign patterns of both layers."""
     (w1, b1), (w2, b2) = layers
+    read = objective != 0  # units the objective does not read cannot matter
+    w2, b2, objective = w2[read], b2[read], objective[read]
     best = np.inf
     for first in itertools.product((0, 1), repeat=len(b1)):
         on1 = np.array(first)

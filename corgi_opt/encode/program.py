@@ -75,11 +75,12 @@ class Program:
 
 def cleared(rows: sparse.csr_array, upper: Vector) -> tuple[sparse.csr_array, Vector]:
     """``rows @ v <= upper`` without tiny coefficients, relaxed by what they could add (every |v| is at most 1)."""
-    tiny = np.abs(rows.data) < TINY
-    dropped = sparse.csr_array((np.where(tiny, np.abs(rows.data), 0.0), rows.indices, rows.indptr), rows.shape)
-    kept = sparse.csr_array((np.where(tiny, 0.0, rows.data), rows.indices, rows.indptr), rows.shape)
+    kept = rows.copy()  # not a view: eliminate_zeros works in place
+    tiny = np.abs(kept.data) < TINY
+    slack = sparse.csr_array((np.where(tiny, np.abs(kept.data), 0.0), kept.indices, kept.indptr), kept.shape).sum(axis=1)
+    kept.data[tiny] = 0.0
     kept.eliminate_zeros()
-    return kept, upper + dropped.sum(axis=1)
+    return kept, upper + slack
 
 
 def compile_cone(cone: Cone, ball: Ball, intervals: Mapping[str, Interval]) -> Program:

@@ -1,0 +1,39 @@
+"""What every backend offers, and what it declares about itself before anything is imported."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+from corgi_solvers.problem import Problem
+from corgi_solvers.solution import Solution
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """Which problem classes a backend can take: linear, mixed-integer linear, second-order cone."""
+
+    lp: bool
+    mip: bool
+    soc: bool
+
+
+class Backend(Protocol):
+    """A solver of Problems."""
+
+    name: ClassVar[str]
+    capabilities: ClassVar[Capabilities]
+
+    @staticmethod
+    def available() -> bool:
+        """Whether the solver is installed; found out without importing it."""
+        ...
+
+    def solve(self, problem: Problem, *, time_limit: float = math.inf, decide_at: float | None = None) -> Solution:
+        """Minimise ``problem`` within ``time_limit`` seconds.
+
+        With ``decide_at=t`` the caller only asks whether the minimum is above t: the run may end, with status
+        DECIDED, as soon as ``bound > t`` or ``objective <= t``.
+        """
+        ...

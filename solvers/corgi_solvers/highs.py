@@ -1,0 +1,222 @@
+"""HiGHS, the engine: LPs by dual simplex, MIPs by branch and cut.
+
+What was measured about highspy 1.15.1 and shapes this backend:
+
+- Option setters and ``passModel`` return a status instead of raising: every one is checked.
+- ``user_interrupt`` of a callback is sticky over runs: every callback assigns it, every time.
+- ``solver`` other than "choose" makes HiGHS drop integrality, so it is set for LPs only. There it is "simplex":
+  interior point overran a 2 s limit by 150 s, simplex keeps its limits.
+- Inside one LP of a MIP (the root's, say) no callback fires: Ctrl-C and ``decide_at`` wait for its end, a time
+  limit does not.
+- The task scheduler, whose size ``threads`` sets, belongs to the calling thread. Every run has a thread of its
+  own here, so backends with different ``threads`` can live in one process.
+- An unbounded MIP is reported as "unbounded or infeasible"; a problem without columns is called empty even when
+  its rows are infeasible; |a_ij| <= ``small_matrix_value`` is dropped from the matrix.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import threading
+import time
+from dataclasses import dataclass
+from types import ModuleType
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from corgi_solvers.backend import Capabilities
+from corgi_solvers.errors import BackendMissingError, ProblemError
+from corgi_solvers.highs_run import HighsRun, OptionValue
+from corgi_solvers.interrupt import run_interruptibly
+from corgi_solvers.problem import Problem
+from corgi_solvers.solution import Solution, Status
+
+MINIMUM_VERSION = (1, 15, 1)  # 1.14.0 returns wrong MIP optima
+PIP = "pip install -U 'highspy>=1.15.1'"
+
+SMALLEST_ENTRY = 1e-12  # HiGHS drops |a_ij| up to this, the least value its option takes
+LARGEST_ENTRY = 1e15  # HiGHS refuses |a_ij| from here on
+INFINITY = 1e20  # HiGHS takes bounds and costs of this size for infinite
+
+
+@dataclass(frozen=True)
+class Highs:
+    """The HiGHS backend. Holds settings only: it pickles, and one object may serve many problems.
+
+    ``threads``: of one run; leave 1 where several processes share the machine.
+    ``mip_rel_gap``, ``mip_abs_gap``: a MIP is OPTIMAL once either gap is met. HiGHS's own relative default (1e-4)
+    would stop a minimum of -1800 anywhere within 0.18.
+    ``feasibility_tolerance``: of rows, bounds, integrality and reduced costs. HiGHS's own integrality tolerance of
+    1e-6, times a big-M of 1e3, lets a ReLU be 1e-3 off; on big-M ReLU problems 1e-9 cost no measurable time.
+
+    Raises ProblemError on a setting HiGHS cannot take.
+    """
+
+    threads: int = 1
+    mip_rel_gap: float = 1e-9
+    mip_abs_gap: float = 1e-9
+    feasibility_tolerance: float = 1e-9
+
+    name: ClassVar[str] = "highs"
+    capabilities: ClassVar[Capabilities] = Capabilities(lp=True, mip=True, soc=False)
+
+    def __post_init__(self) -> None:
+        if self.threads < 1:
+            raise ProblemError(f"threads is {self.threads}; it must be at least 1")
+        if not (self.mip_rel_gap >= 0 and self.mip_abs_gap >= 0):
+            raise ProblemError(f"MIP gaps must be >= 0, not {self.mip_rel_gap} and {self.mip_abs_gap}")
+        # HiGHS takes no tolerance below 1e-10, and inside a MIP it uses a tenth of this one for reduced costs.
+        if not 1e-9 <= self.feasibility_tolerance <= 1e-3:
+            raise ProblemError(f"feasibility_tolerance is {self.feasibility_tolerance}; it must be in [1e-9, 1e-3]")
+
+    @staticmethod
+    def available() -> bool:
+        """Whether highspy is installed; found out without importing it."""
+        return importlib.util.find_spec("highspy") is not None
+
+    def solve(
+        self,
+        problem: Problem,
+        *,
+        time_limit: float = math.inf,
+        decide_at: float | None = None,
+    ) -> Solution:
+        """Minimise ``problem`` within ``time_limit`` seconds of wall-clock time.
+
+        With ``decide_at=t`` the caller only asks whether the minimum is above t. A MIP then ends as soon as its
+        dual bound exceeds t or an incumbent has objective <= t: status DECIDED, objective and bound as they stand
+        at that point. An LP is always solved to its end. A run that ends by itself keeps its own status, so look
+        at ``bound > t`` and ``objective <= t``, not at the status.
+
+        A MIP's bound is HiGHS's dual bound; an LP's is ``dual_objective`` of its row duals, also at a time limit.
+        With ``time_limit <= 0`` nothing runs: status LIMIT, bound -inf. Ctrl-C raises KeyboardInterrupt within
+        2 s.
+
+        Raises ProblemError if ``time_limit`` or ``decide_at`` is NaN or ``problem`` holds what HiGHS would change
+        in silence: nonzero |a_ij| <= 1e-12 (the caller must clear them, and account for it), finite bounds or
+        costs of 1e20 and more; also on |a_ij| >= 1e15. BackendMissingError without highspy >= 1.15.1. SolverError
+        if HiGHS refuses the problem for another reason.
+        """
+        _require_number("time_limit", time_limit)
+        if decide_at is not None:
+            _require_number("decide_at", decide_at)
+        _require_faithful(problem)
+        highspy = _load_highspy()
+        deadline = time.perf_counter() + time_limit
+        cancel = threading.Event()
+
+        def work() -> Solution:
+            with HighsRun(highspy, self._options(problem), problem, cancel) as run:
+                return run.minimise(deadline, decide_at)
+
+        return run_interruptibly(work, cancel)
+
+    def minimise_each(
+        self,
+        problem: Problem,
+        objectives: npt.ArrayLike,
+        *,
+        time_limit: float = math.inf,
+    ) -> list[Solution]:
+        """Minimise ``objectives[k]'x + problem.offset`` over the rows of the LP ``problem``, for each k.
+
+        ``objectives``: (q, n). The simplex starts each objective from the last one's optimal basis; an objective
+        on which that ends in ERROR is repeated from scratch. ``time_limit`` is in seconds for all of them
+        together: those it leaves untouched come back with status LIMIT and bound -inf. Returns q solutions.
+
+        Raises what ``solve`` raises, and ProblemError if ``problem`` is a MIP (take ``problem.relaxed()``) or
+        ``objectives`` has a wrong shape or entries that are not finite.
+        """
+        _require_number("time_limit", time_limit)
+        if problem.is_mip:
+            raise ProblemError("minimise_each is for LPs, this problem has integer columns: pass problem.relaxed()")
+        costs = np.asarray(objectives, dtype=np.float64)
+        if costs.ndim != 2 or costs.shape[1] != problem.n:
+            raise ProblemError(f"objectives has shape {costs.shape}; the problem asks for (q, {problem.n})")
+        if not np.isfinite(costs).all():
+            raise ProblemError(f"objectives{_first(~np.isfinite(costs))} is not finite")
+        _require_below_infinity("objectives", costs)
+        _require_faithful(problem)
+        highspy = _load_highspy()
+        deadline = time.perf_counter() + time_limit
+        cancel = threading.Event()
+
+        def work() -> list[Solution]:
+            solutions: list[Solution] = []
+            with HighsRun(highspy, self._options(problem), problem, cancel) as run:
+                for c in costs:
+                    if cancel.is_set():
+                        break
+                    if time.perf_counter() < deadline:  # else there is nothing to prepare: the rest is LIMIT
+                        run.change_objective(problem.with_objective(c, problem.offset))
+                    solution = run.minimise(deadline)
+                    if solution.status is Status.ERROR:
+                        run.forget_basis()
+                        solution = run.minimise(deadline)
+                    solutions.append(solution)
+            return solutions
+
+        return run_interruptibly(work, cancel)
+
+    def _options(self, problem: Problem) -> dict[str, OptionValue]:
+        options: dict[str, OptionValue] = {
+            "output_flag": False,
+            "random_seed": 0,
+            "threads": self.threads,
+            "small_matrix_value": SMALLEST_ENTRY,
+            "primal_feasibility_tolerance": self.feasibility_tolerance,
+            "dual_feasibility_tolerance": self.feasibility_tolerance,
+            "mip_feasibility_tolerance": self.feasibility_tolerance,
+            "mip_rel_gap": self.mip_rel_gap,
+            "mip_abs_gap": self.mip_abs_gap,
+        }
+        return options if problem.is_mip else options | {"solver": "simplex"}
+
+
+def _load_highspy() -> ModuleType:
+    if not Highs.available():
+        raise BackendMissingError("highspy", "is not installed", PIP)
+    import highspy
+
+    found = (highspy.HIGHS_VERSION_MAJOR, highspy.HIGHS_VERSION_MINOR, highspy.HIGHS_VERSION_PATCH)
+    if found < MINIMUM_VERSION:
+        raise BackendMissingError("highspy", f"{'.'.join(map(str, found))} is too old", PIP)
+    module: ModuleType = highspy
+    return module
+
+
+def _require_number(name: str, value: float) -> None:
+    if math.isnan(value):
+        raise ProblemError(f"{name} is NaN")
+
+
+def _require_faithful(problem: Problem) -> None:
+    """Refuse what HiGHS would silently change into another problem (or, for large entries, refuse itself)."""
+    size = np.abs(problem.A.data)
+    for wrong, fate in (
+        (size <= SMALLEST_ENTRY, f"drops entries up to {SMALLEST_ENTRY:g}: clear it first"),
+        (size >= LARGEST_ENTRY, f"refuses entries from {LARGEST_ENTRY:g} on: scale the row first"),
+    ):
+        if wrong.any():
+            k = int(wrong.argmax())
+            row, col = int(np.searchsorted(problem.A.indptr, k, side="right")) - 1, problem.A.indices[k]
+            raise ProblemError(f"A[{row}, {col}] is {problem.A.data[k]:g}; HiGHS {fate}")
+    for name in ("c", "row_lower", "row_upper", "col_lower", "col_upper"):
+        _require_below_infinity(name, getattr(problem, name))
+
+
+def _require_below_infinity(name: str, values: npt.NDArray[np.float64]) -> None:
+    """Refuse finite entries that HiGHS takes for infinite."""
+    wrong = (np.abs(values) >= INFINITY) & np.isfinite(values)
+    if wrong.any():
+        where = _first(wrong)
+        value = values[tuple(where)]
+        raise ProblemError(f"{name}{where} is {value:g}; HiGHS takes sizes from {INFINITY:g} on for infinite")
+
+
+def _first(wrong: npt.NDArray[np.bool_]) -> list[int]:
+    """Index of the first True, one number per axis."""
+    return [int(i) for i in np.argwhere(wrong)[0]]

@@ -1,0 +1,222 @@
+"""Verdicts against brute force, the ordering of the methods, and what is never certified."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from nets import Plain, Pooled, Residual, Tiny, image, seeded
+from oracles import brute_force_margin
+
+import corgi_opt as co
+from corgi_opt.results import Verdict
+
+METHODS = ("ibp", "corgi", "crown", "lp", "milp")
+
+
+def tiny_questions(count: int):
+    """Tiny networks and images whose top pixel is defined and whose CAM is not dead."""
+    found = []
+    for seed in range(200):
+        model = seeded(Tiny, seed)
+        x = image(1, 3, 4, seed=seed).double()
+        net = co.from_torch(model, x)
+        cam = net.cam(x).flatten().sort(descending=True).values
+        if float(cam[0] - cam[1]) > 1e-3:
+            found.append((net, model, x))
+        if len(found) == count:
+            return found
+    raise AssertionError("too few live networks")
+
+
+@pytest.mark.parametrize("index", range(12))
+@pytest.mark.parametrize("clip", [None, (0.0, 1.0)])
+def test_milp_radius_equals_brute_force(index, clip):
+    net, model, x = tiny_questions(12)[index]
+    c = int(net.logits(x).argmax())
+    r = co.radius(net, x, k=1, method="milp", clip=clip, rtol=0.002)
+    if r.upper == float("inf"):
+        largest = 0.999 * r.lower
+        assert brute_force_margin(model.first, model.second, model.head.weight[c], x, largest, 1, clip) > 0
+        return
+    assert r.upper / r.lower <= 1.002
+    at = [brute_force_margin(model.first, model.second, model.head.weight[c], x, e, 1, clip) for e in (r.lower, r.upper)]
+    assert at[0] > 0
+    assert at[1] <= 1e-9
+
+
+@pytest.mark.parametrize("index", range(6))
+def test_verdicts_bracket_the_brute_force_margin(index):
+    net, model, x = tiny_questions(6)[index]
+    c = int(net.logits(x).argmax())
+    for eps in (0.02, 0.1, 0.3):
+        exact = brute_force_margin(model.first, model.second, model.head.weight[c], x, eps, 1, None)
+        for method in METHODS:
+            v = co.verify(net, x, eps=eps, k=1, method=method, clip=None)
+            assert v.margin_lower <= exact + 1e-7
+            assert v.margin_upper >= exact - 1e-7
+            assert (v.status == "certified") <= (exact > 0)
+            assert (v.status == "falsified") <= (exact < 0)
+        assert v.status == ("certified" if exact > 0 else "falsified")
+
+
+@pytest.mark.parametrize(
+    ("model", "kwargs", "shape"), [(Plain, {}, (1, 6, 6)), (Residual, {}, (1, 6, 5)), (Pooled, {}, (1, 8, 8))]
+)
+def test_stronger_methods_certify_what_weaker_ones_do(model, kwargs, shape):
+    for seed in range(2):
+        x = image(*shape, seed=seed + 30)
+        net = co.from_torch(seeded(model, seed, **kwargs), x)
+        for k in (1, 3):
+            for eps in (0.001, 0.01, 0.05):
+                verdicts = [co.verify(net, x, eps=eps, k=k, method=m) for m in METHODS]
+                margins = [v.margin_lower for v in verdicts if v.counterexample is None]
+                assert all(a <= b + 1e-7 for a, b in zip(margins, margins[1:], strict=False))
+                certified = [v.status == "certified" for v in verdicts]
+                assert certified == sorted(certified)
+                for v in verdicts:
+                    check_promise(net, x, eps, v)
+
+
+def check_promise(net, x: torch.Tensor, eps: float, v: Verdict) -> None:
+    """What each status must carry, whoever produced it."""
+    assert v.margin_lower <= v.margin_upper + 1e-9
+    assert v.corgi_margin <= v.margin_upper + 1e-9
+    if v.status == "certified":
+        assert v.margin_lower > 0
+        assert v.proof in ("float64", "solver")
+        assert v.counterexample is None
+        assert co.attack(net, x, eps=eps, k=v.k, options=co.PgdOptions(rows=64, steps=100, restarts=4, seed=9)) is None
+    elif v.status == "falsified":
+        w = v.counterexample
+        assert w is not None
+        assert float((w.image - x.double()).abs().max()) <= eps
+        assert float(w.image.min()) >= 0
+        assert float(w.image.max()) <= 1
+        order = lambda cam: set(np.argsort(-cam.flatten().numpy(), kind="stable")[: v.k].tolist())  # noqa: E731
+        assert order(net.model_cam(w.image, v.class_idx)) != order(net.model_cam(x.double(), v.class_idx))
+    else:
+        assert v.reason
+        assert v.proof is None
+
+
+def test_eps_zero_is_certified():
+    x = image(1, 6, 6, seed=3)
+    net = co.from_torch(seeded(Plain), x)
+    for method in METHODS:
+        assert co.verify(net, x, eps=0.0, k=2, method=method).status == "certified"
+
+
+def test_a_tiny_time_limit_never_certifies_what_it_did_not_prove():
+    x = image(1, 8, 8, seed=3)
+    net = co.from_torch(seeded(Pooled), x)
+    r = co.radius(net, x, k=2, method="milp")
+    assert 0 < r.lower < r.upper
+    crown = co.radius(net, x, k=2, method="crown")
+    eps = (max(crown.lower, 0.99 * r.lower) * r.lower) ** 0.5
+    v = co.verify(net, x, eps=eps, k=2, method="milp", time_limit=1e-6)
+    if v.status == "certified":  # only by a bound that needs no solver
+        assert v.method in ("corgi", "crown")
+    else:
+        assert v.status == "unknown"
+        assert "time limit" in v.reason
+
+
+class Lying:
+    """A solver that claims everything is decided in our favour, in one of several broken ways."""
+
+    def __init__(self, how: str) -> None:
+        self.how = how
+
+    def solve(self, problem, *, time_limit, decide_at):
+        from corgi_solvers import Report, Solution, Status
+
+        report = Report("liar", "0", 0.0, 0, 0, self.how)
+        inf, nan = float("inf"), float("nan")
+        answers = {
+            "infeasible": Solution(Status.INFEASIBLE, inf, inf, None, None, report),
+            "unbounded": Solution(Status.UNBOUNDED, -inf, 1e9, None, None, report),
+            "error": Solution(Status.ERROR, inf, 1e9, None, None, report),
+            "interrupted": Solution(Status.INTERRUPTED, inf, 1e9, None, None, report),
+            "nan bound": Solution(Status.OPTIMAL, 1.0, nan, None, None, report),
+            "infinite bound": Solution(Status.OPTIMAL, inf, inf, None, None, report),
+            "no bound": Solution(Status.LIMIT, 5.0, -inf, None, None, report),
+            "incumbent only": Solution(Status.LIMIT, 5.0, -inf, np.zeros(problem.n), None, report),
+            "false incumbent": Solution(Status.DECIDED, -1.0, -inf, np.zeros(problem.n), None, report),
+        }
+        return answers[self.how]
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        "infeasible",
+        "unbounded",
+        "error",
+        "interrupted",
+        "nan bound",
+        "infinite bound",
+        "no bound",
+        "incumbent only",
+        "false incumbent",
+    ],
+)
+def test_a_broken_solver_never_certifies_or_falsifies(how, monkeypatch):
+    x = image(1, 8, 8, seed=3)
+    net = co.from_torch(seeded(Pooled), x)
+    exact = co.radius(net, x, k=2, method="milp")
+    monkeypatch.setattr("corgi_opt.verify.Highs", lambda: Lying(how))
+    # between what CROWN proves and what breaks, only the solver could have known
+    crown = co.radius(net, x, k=2, method="crown")
+    eps = exact.upper * 0.999
+    assert crown.lower * 1.01 < eps
+    v = co.verify(net, x, eps=eps, k=2, method="milp")
+    assert v.status == "unknown"
+    assert v.reason
+
+
+def test_a_bound_above_a_replayed_image_is_raised(monkeypatch):
+    from corgi_opt.bounds.dual import Interval
+
+    x = image(1, 6, 6, seed=3)
+    net = co.from_torch(seeded(Plain), x)
+    cam = net.cam(x).flatten()
+    broken = co.radius(net, x, k=1, method="corgi").upper
+    monkeypatch.setattr("corgi_opt.verify.cam_bounds", lambda *_: Interval(cam - 1e-3, cam + 1e-3))
+    with pytest.raises(co.BoundOrderError, match="nothing is certified"):
+        ladder_with_witness(net, x, 1.2 * broken)
+
+
+def ladder_with_witness(net, x, eps):
+    from corgi_opt.question import Question
+    from corgi_opt.verify import Ladder
+
+    question = Question.ask(net, x, k=1, class_idx=None, norm="inf", clip=(0.0, 1.0), tie_tol=None)
+    ladder = Ladder(question, eps, torch.device("cpu"))
+    witness = co.attack(net, x, eps=eps, k=1)
+    assert witness is not None
+    ladder.found(witness)
+    ladder.crown()
+
+
+def test_same_call_same_answer():
+    x = image(1, 8, 8, seed=5)
+    net = co.from_torch(seeded(Pooled), x)
+    first, second = (co.radius(net, x, k=2, method="milp") for _ in range(2))
+    assert (first.lower, first.upper, first.attack) == (second.lower, second.upper, second.attack)
+
+
+def test_symmetries_do_not_move_the_radius():
+    """Scaling the class weights, or permuting channels, changes nothing about the top-k set."""
+    x = image(1, 8, 8, seed=5)
+    model = seeded(Pooled)
+    expected = co.radius(co.from_torch(model, x), x, k=2, method="milp", class_idx=0, rtol=0.002)
+    with torch.no_grad():
+        model.fc.weight.mul_(4.0)
+        order = torch.tensor([2, 0, 1])
+        model.c1.weight.copy_(model.c1.weight[order])
+        model.c1.bias.copy_(model.c1.bias[order])
+        model.c2.weight.copy_(model.c2.weight[:, order])
+    moved = co.radius(co.from_torch(model, x), x, k=2, method="milp", class_idx=0, rtol=0.002)
+    assert moved.lower == pytest.approx(expected.lower, rel=0.005)
+    assert moved.upper == pytest.approx(expected.upper, rel=0.005)
