@@ -1,6 +1,7 @@
 """The command line: ``corgi-opt verify | radius | compare | demo``.
 
-Exit codes: 0 certified (or done), 1 falsified, 2 unknown, 3 usage error or unsupported model.
+Exit codes: 0 certified (or done), 1 falsified, 2 unknown, 3 usage error or unsupported model. A crash, a user's own
+failing model file included, is 3 with its traceback: Python's usual 1 would read as falsified.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ import importlib
 import importlib.util
 import json
 import math
+import re
 import sys
+import traceback
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,26 +20,39 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
+from rich import box
 from rich.console import Console
+from rich.table import Table
 from torch import Tensor, nn
 
-from corgi_opt.compare import compare
+from corgi_opt.compare import Comparison, compare
 from corgi_opt.demo import run_demo
 from corgi_opt.errors import CorgiError, InputError, MissingPackageError
 from corgi_opt.network.cam import CamNetwork, from_torch
+from corgi_opt.plots import check_picture
 from corgi_opt.radius import radius
 from corgi_opt.results import Radius
 from corgi_opt.verify import verify
 
 EXIT = {"certified": 0, "falsified": 1, "unknown": 2}
-USAGE = 3
+USAGE, INTERRUPTED = 3, 130
+
+# usage errors are of click's class, which newer typers carry a copy of: no import finds it in all of them
+CLICK_ERROR: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     help="Do the k brightest pixels of this CNN's class activation map stay the same for every image within eps?",
+    epilog="Exit codes: 0 certified (or done), 1 falsified, 2 unknown, 3 usage error or unsupported model.",
 )
 console = Console()
+
+
+def say(text: str, style: str | None = None) -> None:
+    """Prints a line as it is: no markup (messages hold brackets), no line breaks where the output is a file."""
+    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
 
 Model = Annotated[
     str,
@@ -51,7 +67,7 @@ Image = Annotated[
 K = Annotated[int, typer.Option("--k", help="how many brightest CAM pixels")]
 Class = Annotated[int | None, typer.Option("--class", help="class index; default: the predicted class")]
 ClipText = Annotated[str, typer.Option("--clip", help="the box images live in, 'low,high', or 'none'")]
-Size = Annotated[int | None, typer.Option("--size", help="resize an image file to SIZE x SIZE pixels")]
+Size = Annotated[int | None, typer.Option("--size", min=1, help="resize an image file to SIZE x SIZE pixels")]
 Seconds = Annotated[float, typer.Option("--time-limit", help="total seconds")]
 Device = Annotated[str, typer.Option("--device", help="'auto', 'cpu', 'cuda', ...")]
 Seed = Annotated[int, typer.Option("--seed", help="seed of the attack's random starts")]
@@ -91,9 +107,9 @@ def verify_command(
         emit(v)
     else:
         colour = {"certified": "green", "falsified": "red", "unknown": "yellow"}[v.status]
-        console.print(f"[bold {colour}]{v.status}[/] at eps={v.eps:g}, k={v.k}, class {v.class_idx}: {v.reason}")
-        console.print(f"  margin in [{v.margin_lower:.6g}, {v.margin_upper:.6g}]; CORGI's bound {v.corgi_margin:.6g}")
-        console.print(f"  settled by {v.method}" + (f", proof: {v.proof}" if v.proof else ""))
+        say(f"{v.status} at eps={v.eps:g}, k={v.k}, class {v.class_idx}: {v.reason}", style=f"bold {colour}")
+        say(f"  margin in [{v.margin_lower:.6g}, {v.margin_upper:.6g}]; CORGI's bound {v.corgi_margin:.6g}")
+        say(f"  settled by {v.method}" + (f", proof: {v.proof}" if v.proof else ""))
     raise typer.Exit(EXIT[v.status])
 
 
@@ -112,7 +128,7 @@ def radius_command(
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """The bracket [largest certified eps, smallest falsified eps]."""
+    """The bracket: the largest certified eps and the smallest falsified eps."""
     net, x = load(model, image, size)
     r = radius(
         net,
@@ -129,9 +145,9 @@ def radius_command(
     if as_json:
         emit(r)
     else:
-        console.print(f"[bold]certified up to {r.lower:.6g}, falsified at {r.upper:.6g}[/] (ratio {r.ratio:.4f})")
-        console.print(f"  k={r.k}, class {r.class_idx}, {r.method}; corgi {r.corgi:.6g}, attack {r.attack:.6g}")
-        console.print(f"  {r.reason}")
+        say(f"certified up to {r.lower:.6g}, falsified at {r.upper:.6g} (ratio {r.ratio:.4f})", style="bold")
+        say(f"  k={r.k}, class {r.class_idx}, {r.method}; corgi {r.corgi:.6g}, attack {r.attack:.6g}")
+        say(f"  {r.reason}")
 
 
 @app.command("compare")
@@ -151,6 +167,8 @@ def compare_command(
     as_json: Json = False,
 ) -> None:
     """The radius by every method, side by side."""
+    if plot is not None:
+        check_picture(plot)
     net, x = load(model, image, size)
     c = compare(
         net,
@@ -172,7 +190,9 @@ def compare_command(
     if as_json:
         emit(c)
     else:
-        console.print(c.to_frame().to_string())
+        console.print(_table(c))
+        for name, r in c.radii.items():
+            say(f"{name}: {r.reason}")
 
 
 @app.command("demo")
@@ -181,13 +201,24 @@ def demo_command(
 ) -> None:
     """Certify and break the bundled digits network: one table, one picture."""
     run_demo(console, picture, images=(0, 1, 2, 3), ks=(1, 3, 5))
-    console.print("\nTry next:\n  corgi-opt compare digits --image 7 --k 4 --plot out/compare.png", highlight=False)
+    say("\nTry next:\n  corgi-opt compare digits --image 7 --k 4 --plot out/compare.png")
+
+
+def _table(c: Comparison) -> Table:
+    table = Table(title=f"top-{c.k} set of the CAM of class {c.class_idx}", title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("method")
+    for name in ("certified eps", "falsified eps", "ratio", "over corgi", "seconds"):
+        table.add_column(name, justify="right")
+    for name, r in c.radii.items():
+        gain = f"{r.lower / r.corgi:.3f}" if r.corgi > 0 else "-"
+        table.add_row(name, f"{r.lower:.6g}", f"{r.upper:.6g}", f"{r.ratio:.4f}", gain, f"{c.seconds[name]:.2f}")
+    return table
 
 
 def load(model: str, image: str, size: int | None) -> tuple[CamNetwork, Tensor]:
     """The network and the image that the command line names. Raises InputError, MissingPackageError."""
-    module = load_model(model)
     x = load_image(image, size, bundled=model == "digits")
+    module = load_model(model)
     return from_torch(module, x), x
 
 
@@ -214,12 +245,9 @@ def _load_module(where: str) -> Any:
         path = Path(where)
         if not path.is_file():
             raise InputError(f"no such file: {where}")
-        spec = importlib.util.spec_from_file_location(path.stem, path)
-        assert spec is not None and spec.loader is not None  # a .py file always has a loader
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[path.stem] = module
-        spec.loader.exec_module(module)
-        return module
+        return _run_file(path)
+    if not all(part.isidentifier() for part in where.split(".")):
+        raise InputError(f"{where!r} is neither a .py file nor a dotted module name")
     sys.path.insert(0, "")  # modules of the current directory, as python -m has them
     try:
         return importlib.import_module(where)
@@ -229,11 +257,29 @@ def _load_module(where: str) -> Any:
         sys.path.remove("")
 
 
+def _run_file(path: Path) -> Any:
+    # a name of its own: a user's json.py must not take the place of the standard library's
+    name = f"_corgi_opt_model_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None  # a .py file always has a loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    folder = str(path.resolve().parent)  # the file's neighbours, as python file.py has them
+    sys.path.insert(0, folder)
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(folder)
+    return module
+
+
 def load_image(name: str, size: int | None, *, bundled: bool) -> Tensor:
     """The image (1, C, H, W) an --image option names. Raises InputError, MissingPackageError."""
-    if name.lstrip("-").isdigit():
+    if re.fullmatch(r"-?\d+", name):
         if not bundled:
             raise InputError("an index names a bundled image, which only the model 'digits' has; give a file")
+        if size is not None:
+            raise InputError("--size is for image files; a bundled digit has 8 x 8 pixels")
         from corgi_opt.data.digits import digits_split, load_digits
 
         _, test = digits_split()
@@ -244,23 +290,39 @@ def load_image(name: str, size: int | None, *, bundled: bool) -> Tensor:
     if not path.is_file():
         raise InputError(f"no such image file: {name}")
     if path.suffix == ".npy":
-        array = np.load(path, allow_pickle=False)
-        if array.ndim == 3:
-            array = array[None]
-        return torch.from_numpy(np.ascontiguousarray(array)).float()
+        if size is not None:
+            raise InputError("--size is for image files; a .npy array is taken as it is")
+        return _read_array(path)
     return _read_image(path, size)
+
+
+def _read_array(path: Path) -> Tensor:
+    """A .npy array (1, C, H, W), (C, H, W) or (H, W) in its own precision: a float64 counterexample stays exact."""
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise InputError(f"{path} is not a .npy array: {error}") from error
+    if array.dtype.kind not in "fiu":
+        raise InputError(f"{path} must hold real numbers, got {array.dtype}")
+    if not 2 <= array.ndim <= 4:
+        raise InputError(f"{path} must have shape (1, C, H, W), (C, H, W) or (H, W), got {array.shape}")
+    return torch.from_numpy(array.astype(np.float64)[(None,) * (4 - array.ndim)])
 
 
 def _read_image(path: Path, size: int | None) -> Tensor:
     try:
         from PIL import Image as Pillow
+        from PIL import UnidentifiedImageError
     except ImportError as error:
         raise MissingPackageError("pillow", "reading image files", "pip install 'corgi_opt[gtsrb]'") from error
-    with Pillow.open(path) as opened:
-        picture = opened if opened.mode in ("L", "RGB") else opened.convert("RGB")
-        if size is not None:
-            picture = picture.resize((size, size))
-        array = np.asarray(picture, dtype=np.float32) / 255
+    try:
+        with Pillow.open(path) as opened:
+            picture = opened if opened.mode in ("L", "RGB") else opened.convert("RGB")
+            if size is not None:
+                picture = picture.resize((size, size))
+            array = np.asarray(picture, dtype=np.float32) / 255
+    except (UnidentifiedImageError, OSError) as error:
+        raise InputError(f"cannot read {path} as an image: {error}") from error
     channels_first = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
     return torch.from_numpy(np.ascontiguousarray(channels_first))[None]
 
@@ -301,11 +363,14 @@ def main() -> None:
     try:
         code = app(standalone_mode=False)
     except CorgiError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False)
+        Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         code = USAGE
-    except Exception as error:
-        if not hasattr(error, "format_message"):  # click's usage errors know how to show themselves
-            raise
-        error.show()  # type: ignore[attr-defined]
+    except CLICK_ERROR as error:
+        error.show()
+        code = USAGE
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    except Exception:
+        traceback.print_exc()
         code = USAGE
     sys.exit(code or 0)

@@ -6,6 +6,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -18,71 +20,91 @@ METHODS = ("corgi", "crown", "lp", "milp")
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the demo's table."""
+    """One line of the demo's table: what was asked of one test image, and what came out."""
 
     image: int
+    label: int
+    x: torch.Tensor
     comparison: Comparison
 
 
-def digits_network() -> CamNetwork:
-    """The bundled digits network as a layer graph."""
-    images, _ = digits.load_digits()
-    return from_torch(digits.digits_model(), images[:1])
-
-
 def run_demo(console: Console, picture: Path, images: tuple[int, ...], ks: tuple[int, ...]) -> list[Row]:
-    """Compares all methods on test digits (numbers within the test split), prints the table, saves the picture."""
+    """Compares all methods on test digits (numbers within the test split), prints the table, saves the picture.
+
+    Raises InputError when the picture cannot be saved there.
+    """
+    from corgi_opt.plots import check_picture
+
+    check_picture(picture)
     start = time.monotonic()
-    net = digits_network()
     data, labels = digits.load_digits()
     _, test = digits.digits_split()
-    console.print(f"[bold]{net}[/bold]")
+    net = from_torch(digits.digits_model(), data[:1])
+    console.print(str(net), style="bold", markup=False, highlight=False, soft_wrap=True)
     rows = []
     for image in images:
-        for k in ks:
-            x = data[test[image]][None]
-            rows.append(Row(image, compare(net, x, k=k, methods=METHODS)))
-    console.print(_table(rows, [int(labels[test[r.image]]) for r in rows]))
+        x, label = data[test[image]][None], int(labels[test[image]])
+        rows += [Row(image, label, x, compare(net, x, k=k, methods=METHODS)) for k in ks]
+    console.print(_table(rows))
     console.print(
-        "Certified: proven that no image within eps (L-inf, inside [0, 1]) changes the k brightest CAM pixels. "
-        "Attack: the smallest eps at which PGD found an image that does."
+        "certified: proven that no image within eps (L-inf, inside [0, 1]) changes the k brightest CAM pixels.\n"
+        "attack: the smallest eps at which PGD alone found an image that does. seconds: the mean over the rows.",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
     )
-    _save_picture(net, rows[0], picture)
-    console.print(f"Picture: {picture}   ({time.monotonic() - start:.0f} s in all)")
+    saved = f"Picture: {picture}" if _save_picture(net, rows, picture) else "No counterexample, no picture"
+    console.print(f"{saved}   ({time.monotonic() - start:.0f} s in all)", markup=False, highlight=False, soft_wrap=True)
     return rows
 
 
-def _table(rows: list[Row], labels: list[int]) -> Table:
-    table = Table(title="Radius (eps) and seconds per method", header_style="bold")
-    table.add_column("test image")
+def _table(rows: list[Row]) -> Table:
+    """Fits 80 columns: that is what rich assumes where the output is a file."""
+    columns = (*METHODS, "attack")
+    seconds = {name: sum(r.comparison.seconds[name] for r in rows) / len(rows) for name in columns}
+    table = Table(
+        title="The largest certified eps by method, and the smallest that the attack broke",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        show_footer=True,
+    )
+    table.add_column("image", "seconds")
     table.add_column("k", justify="right")
-    for name in (*METHODS, "attack"):
-        table.add_column(f"{name}\neps", justify="right")
-        table.add_column("\ns", justify="right", style="dim")
+    for name in columns:
+        table.add_column(name, f"{seconds[name]:.2f}", justify="right")
+    table.add_column("milp /\ncorgi", justify="right")
     table.add_column("attack /\nmilp", justify="right")
-    for row, label in zip(rows, labels, strict=True):
-        c = row.comparison
-        attack = c.radii["milp"].attack
-        cells = [f"{row.image} (a {label})", str(c.k)]
-        for name in METHODS:
-            cells += [f"{c.radii[name].lower:.5f}", f"{c.seconds[name]:.2f}"]
-        cells += [f"{attack:.5f}", f"{c.seconds['attack']:.2f}", f"{attack / c.radii['milp'].lower:.3f}"]
-        table.add_row(*cells)
+    for row, after in zip(rows, [*rows[1:], None], strict=True):
+        radii = row.comparison.radii
+        attack, milp = radii["milp"].attack, radii["milp"].lower
+        cells = [f"{row.image} (a {row.label})", str(row.comparison.k)]
+        cells += [f"{radii[name].lower:.5f}" for name in METHODS]
+        cells += [f"{attack:.5f}", _ratio(milp, radii["milp"].corgi), _ratio(attack, milp)]
+        table.add_row(*cells, end_section=after is None or after.image != row.image)
     return table
 
 
-def _save_picture(net: CamNetwork, row: Row, path: Path) -> None:
+def _ratio(above: float, below: float) -> str:
+    return f"{above / below:.3f}" if below > 0 else "-"
+
+
+def _save_picture(net: CamNetwork, rows: list[Row], path: Path) -> bool:
+    """The first image's counterexample for the largest k; False when no row has one."""
     # Agg: no display is needed, and no window of a notebook's backend is opened.
     import matplotlib
 
     matplotlib.use("Agg")
+    from matplotlib import pyplot
+
     from corgi_opt.plots import plot_counterexample
 
-    witness = row.comparison.radii["milp"].counterexample
-    if witness is None:
-        return
-    data, _ = digits.load_digits()
-    _, test = digits.digits_split()
-    figure = plot_counterexample(net, data[test[row.image]][None], row.comparison.k, witness)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    for row in sorted(rows, key=lambda r: (rows[0].image != r.image, -r.comparison.k)):
+        witness = row.comparison.radii["milp"].counterexample
+        if witness is not None:
+            figure = plot_counterexample(net, row.x, row.comparison.k, witness)
+            figure.savefig(path, dpi=150)
+            pyplot.close(figure)
+            return True
+    return False

@@ -202,7 +202,7 @@ class Ladder:
             raise BoundOrderError(
                 f"the LP bound {answer.lower:.9g} of pair {self._pair(entry)} is below CROWN's {before:.9g}"
             )
-        if name == "milp" and answer.upper < float(self.lower[entry]) - 2 * safety:
+        if name == "milp" and answer.image is not None and answer.upper < float(self.lower[entry]) - 2 * safety:
             raise BoundOrderError(
                 f"the MILP found {answer.upper:.9g} for pair {self._pair(entry)} below a proven bound "
                 f"{float(self.lower[entry]):.9g}"

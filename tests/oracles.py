@@ -52,11 +52,11 @@ def brute_force_margin(
     first: nn.Conv2d, second: nn.Conv2d, weight: Tensor, x: Tensor, eps: float, k: int, clip: tuple[float, float] | None
 ) -> float:
     """The exact margin of conv-relu-conv-relu with class weights (C,), at radius eps around x (1, 1, H, W)."""
-    first, second = (_double(m) for m in (first, second))
+    first, second, weight = _double(first), _double(second), weight.detach().double()
     with torch.no_grad():
         hidden = torch.relu(first(x.double()))
         features = torch.relu(second(hidden))
-    cam = torch.einsum("c,nchw->hw", weight.double(), features).flatten().numpy()
+    cam = torch.einsum("c,nchw->hw", weight, features).flatten().numpy()
     order = np.argsort(-cam, kind="stable")
     layers = [conv_matrix(first, tuple(x.shape[1:])), conv_matrix(second, tuple(hidden.shape[1:]))]
     center = x.double().flatten().numpy()
@@ -68,8 +68,8 @@ def brute_force_margin(
     for i in order[:k]:
         for j in order[k:]:
             objective = np.zeros((channels, pixels))
-            objective[:, i] += weight.double().numpy()
-            objective[:, j] -= weight.double().numpy()
+            objective[:, i] += weight.numpy()
+            objective[:, j] -= weight.numpy()
             best = min(best, brute_force_pair_minimum(layers, objective.flatten(), low, high))
     return best
 

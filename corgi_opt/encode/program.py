@@ -77,7 +77,8 @@ def cleared(rows: sparse.csr_array, upper: Vector) -> tuple[sparse.csr_array, Ve
     """``rows @ v <= upper`` without tiny coefficients, relaxed by what they could add (every |v| is at most 1)."""
     kept = rows.copy()  # not a view: eliminate_zeros works in place
     tiny = np.abs(kept.data) < TINY
-    slack = sparse.csr_array((np.where(tiny, np.abs(kept.data), 0.0), kept.indices, kept.indptr), kept.shape).sum(axis=1)
+    dropped = np.where(tiny, np.abs(kept.data), 0.0)
+    slack = sparse.csr_array((dropped, kept.indices, kept.indptr), kept.shape).sum(axis=1)
     kept.data[tiny] = 0.0
     kept.eliminate_zeros()
     return kept, upper + slack
@@ -194,7 +195,7 @@ def _used(coefs: Vector, costs: Vector, inputs: int) -> NDArray[np.bool_]:
     A candidate of a pool may feed only units proven inactive, or cancel out of a maximum that is proven to be its
     rival: in ``a + relu(b - a)`` with b >= a nothing of a is left.
     """
-    used = costs[inputs:] != 0
+    used: NDArray[np.bool_] = costs[inputs:] != 0
     for unit in reversed(range(len(used))):
         if used[unit]:
             used |= coefs[unit, inputs:] != 0

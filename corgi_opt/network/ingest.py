@@ -159,6 +159,8 @@ def _translate(model: nn.Module, example: Tensor) -> _Translation:
 
 
 def _export(model: nn.Module, example: Tensor) -> Any:
+    weights = [p for p in model.parameters() if p.is_floating_point()]
+    example = example.detach().to(weights[0]) if weights else example.detach()
     with warnings.catch_warnings():
         # torch's own deprecation notices while it copies its tree specs; nothing a user could act on
         warnings.simplefilter("ignore", FutureWarning)

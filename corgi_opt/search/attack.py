@@ -107,7 +107,7 @@ def replay(question: Question, ball: Ball, image: Tensor) -> Witness | None:
         return None
     cam = question.net.model_cam(x, question.class_idx)
     margin = float(question.topk.margin(cam[None])[0])
-    if not margin < 0:
+    if not margin <= 0:
         return None
     flat = cam.flatten()
     i = int(question.topk.top[flat[question.topk.top].argmin()])
@@ -136,7 +136,7 @@ def _ascend(
         cams = question.net.cams(x, question.class_idx)
         margins = question.topk.margin(cams.detach())
         best = int(margins.argmin())
-        if float(margins[best]) < 0:
+        if float(margins[best]) <= 0:
             witness = replay(question, ball, x.detach()[best : best + 1])
             if witness is not None:
                 return witness

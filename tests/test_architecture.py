@@ -1,0 +1,200 @@
+"""The house keeps its shape: imports point one way, the solver package stands alone, modules stay small."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import corgi_opt as co
+
+REPO = Path(__file__).parents[1]
+SOURCES = {"corgi_opt": REPO / "corgi_opt", "corgi_solvers": REPO / "solvers" / "corgi_solvers"}
+LONGEST = 500
+
+RANK = {
+    "corgi_opt.errors": 0,
+    "corgi_opt.spec": 1,
+    "corgi_opt.results": 1,
+    "corgi_opt.network": 1,
+    "corgi_opt.data": 1,
+    "corgi_opt.question": 2,
+    "corgi_opt.bounds": 3,
+    "corgi_opt.plots": 3,
+    "corgi_opt.encode": 4,
+    "corgi_opt.search": 5,
+    "corgi_opt.verify": 6,
+    "corgi_opt.radius": 7,
+    "corgi_opt.compare": 8,
+    "corgi_opt": 9,  # the public names: nothing inside imports them from there
+    "corgi_opt.demo": 9,
+    "corgi_opt.cli": 10,
+}
+"""A module may import lower ranks and its own package, nothing else of corgi_opt."""
+
+MAY_SOLVE = {"corgi_opt.encode", "corgi_opt.search", "corgi_opt.verify"}
+
+LAZY = {"h5py", "skimage", "PIL", "sklearn", "pandas", "matplotlib", "highspy"}
+"""Slow to import, or optional: imported by the function that needs them, never by ``import corgi_opt``."""
+
+SOLVERS_MAY_IMPORT = {"numpy", "scipy", "corgi_solvers", *sys.stdlib_module_names}
+
+
+class Import:
+    """One imported module, by name; ``top``: at module level, so importing the importer imports it too."""
+
+    def __init__(self, name: str, *, top: bool) -> None:
+        self.name, self.top = name, top
+
+
+def module_name(package: str, path: Path) -> str:
+    parts = [package, *path.relative_to(SOURCES[package]).with_suffix("").parts]
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def modules(*packages: str) -> dict[str, Path]:
+    found = {module_name(p, path): path for p in packages for path in sorted(SOURCES[p].rglob("*.py"))}
+    assert len(found) > 5  # the tree is where we think it is
+    return found
+
+
+def imports(source: str) -> list[Import]:
+    """What a module imports, at module level and inside functions; not what it only names in annotations."""
+    return list(_imports(ast.parse(source), top=True))
+
+
+def _imports(node: ast.AST, *, top: bool) -> Iterator[Import]:
+    for child in ast.iter_child_nodes(node):
+        inside = not isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)) and top
+        if isinstance(child, ast.Import):
+            yield from (Import(alias.name, top=top) for alias in child.names)
+        elif isinstance(child, ast.ImportFrom):
+            assert child.level == 0, "imports are absolute here"
+            for alias in child.names:
+                # "from corgi_opt.data import digits" names a module, "from corgi_opt.spec import Ball" a class of one
+                whole = f"{child.module}.{alias.name}"
+                yield Import(whole if is_module(whole) else str(child.module), top=top)
+        elif isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
+            continue  # never run: for annotations only
+        else:
+            yield from _imports(child, top=inside)
+
+
+def is_module(name: str) -> bool:
+    package, *rest = name.split(".")
+    if package not in SOURCES:
+        return False
+    path = SOURCES[package].joinpath(*rest)
+    return path.is_dir() or path.with_suffix(".py").is_file()
+
+
+def layer(name: str) -> str:
+    """``corgi_opt.network.cam`` -> ``corgi_opt.network``."""
+    return ".".join(name.split(".")[:2])
+
+
+def wrong_directions(name: str, source: str) -> list[str]:
+    own = layer(name)
+    targets = {layer(i.name) for i in imports(source) if i.name.split(".")[0] == "corgi_opt"}
+    return [f"{name} imports {t}" for t in sorted(targets - {own}) if RANK[t] >= RANK[own]]
+
+
+def test_every_module_has_a_rank():
+    assert {layer(name) for name in modules("corgi_opt")} == set(RANK)
+
+
+def test_imports_point_one_way():
+    wrong = [w for name, path in modules("corgi_opt").items() for w in wrong_directions(name, path.read_text())]
+    assert wrong == []
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        ("corgi_opt.network.cam", "from corgi_opt.bounds.crown import crown_bounds"),
+        ("corgi_opt.bounds.crown", "def f():\n    from corgi_opt.search import attack"),
+        ("corgi_opt.search.find", "import corgi_opt"),
+        ("corgi_opt.verify", "def f():\n    if True:\n        import corgi_opt.radius"),
+        ("corgi_opt.spec", "from corgi_opt import results"),
+    ],
+)
+def test_a_wrong_direction_is_seen(name, source):
+    assert len(wrong_directions(name, source)) == 1
+
+
+def test_a_right_direction_is_let_through():
+    source = "from corgi_opt.errors import TieError\nfrom corgi_opt.bounds.dual import Interval\nimport torch"
+    assert wrong_directions("corgi_opt.bounds.crown", source) == []
+
+
+def test_only_encode_search_and_verify_use_the_solvers():
+    users = {
+        layer(name)
+        for name, path in modules("corgi_opt").items()
+        if any(i.name.split(".")[0] == "corgi_solvers" for i in imports(path.read_text()))
+    }
+    assert users == MAY_SOLVE
+
+
+def test_the_solvers_import_numpy_scipy_and_their_own_solver_only():
+    for name, path in modules("corgi_solvers").items():
+        allowed = SOLVERS_MAY_IMPORT | ({"highspy"} if name.startswith("corgi_solvers.highs") else set())
+        assert {i.name.split(".")[0] for i in imports(path.read_text())} <= allowed, name
+
+
+@pytest.mark.parametrize("package", sorted(SOURCES))
+def test_slow_and_optional_packages_are_imported_when_needed(package):
+    for name, path in modules(package).items():
+        at_import = {i.name.split(".")[0] for i in imports(path.read_text()) if i.top}
+        assert not at_import & LAZY, name
+
+
+@pytest.mark.parametrize("package", sorted(SOURCES))
+def test_modules_stay_small(package):
+    lengths = {name: len(path.read_text().splitlines()) for name, path in modules(package).items()}
+    assert {n: length for n, length in lengths.items() if length > LONGEST} == {}
+
+
+@pytest.mark.parametrize("name", co.__all__)
+def test_public_names_exist_and_say_what_they_are(name):
+    doc = getattr(co, name).__doc__
+    # a dataclass without a docstring is given its signature for one
+    assert doc and not doc.startswith(f"{name}("), f"{name} has no docstring"
+
+
+def test_public_names_are_all_of_them():
+    tree = ast.parse((SOURCES["corgi_opt"] / "__init__.py").read_text())
+    names = {alias.asname or alias.name for n in tree.body if isinstance(n, ast.ImportFrom) for alias in n.names}
+    assert names == set(co.__all__)
+    assert co.__all__ == sorted(co.__all__, key=lambda n: (n.islower(), n))
+
+
+def run_python(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_solvers_know_nothing_of_torch_and_load_highspy_late():
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "import corgi_solvers\n"
+        "assert corgi_solvers.Highs and corgi_solvers.Problem\n"
+        "print('highspy' in sys.modules, 'corgi_opt' in sys.modules)"
+    )
+    assert run_python(code).split() == ["False", "False"]
+
+
+def test_importing_corgi_opt_loads_no_slow_package():
+    # those that torch itself pulls in are no choice of ours
+    code = (
+        "import sys, torch; before = set(sys.modules)\n"
+        f"import corgi_opt; print(sorted(set({sorted(LAZY)!r}) & (set(sys.modules) - before)))"
+    )
+    assert run_python(code).strip() == "[]"
+    assert importlib.util.find_spec("matplotlib") is not None  # it could have been loaded

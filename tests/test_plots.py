@@ -1,0 +1,171 @@
+"""The pictures show what the results hold: bar lengths, the line, outlined sets, marked pixels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+import torch
+from nets import Plain, image, seeded
+
+import corgi_opt as co
+from corgi_opt.plots import check_picture, plot_comparison, plot_counterexample
+
+mpl.use("Agg")  # before pyplot: no display is needed
+from matplotlib import pyplot as plt
+from matplotlib.collections import LineCollection
+
+K = 4
+
+
+@pytest.fixture(autouse=True)
+def _close_figures():
+    yield
+    plt.close("all")
+
+
+@pytest.fixture(scope="module")
+def asked():
+    """A network, an image and a counterexample."""
+    x = image(1, 6, 6)
+    net = co.from_torch(seeded(Plain, 2), x)
+    witness = co.attack(net, x, eps=0.3, k=K)
+    assert witness is not None
+    return net, x, witness
+
+
+def radius(method: str, lower: float, upper: float) -> co.Radius:
+    return co.Radius(lower, upper, K, 1, method, lower, upper, None, None, "")
+
+
+def comparison(upper: float, clip: tuple[float, float] | None = (0.0, 1.0), **lower: float) -> co.Comparison:
+    return co.Comparison({m: radius(m, r, upper) for m, r in lower.items()}, {}, K, 1, clip, 0.01)
+
+
+def texts(ax) -> list[str]:
+    return [t.get_text().strip() for t in ax.texts]
+
+
+def outlined(ax, shape: tuple[int, int]) -> set[int]:
+    """The pixels that the white border runs around: left of each pixel, an odd number of upright edges."""
+    (white,) = (c for c in ax.collections if isinstance(c, LineCollection) and (c.get_color()[0][:3] == 1).all())
+    edges = {tuple(np.round(s, 3).flatten()) for s in white.get_segments()}
+    found = set()
+    for y in range(shape[0]):
+        inside = False
+        for x in range(shape[1]):
+            inside ^= (x - 0.5, y - 0.5, x - 0.5, y + 0.5) in edges
+            if inside:
+                found.add(y * shape[1] + x)
+    return found
+
+
+def marked(ax, label: str, width: int) -> set[int]:
+    (line,) = (drawn for drawn in ax.lines if drawn.get_label() == label)
+    return {int(y) * width + int(x) for x, y in zip(*line.get_data(), strict=True)}
+
+
+def test_bars_are_as_long_as_the_certified_eps_and_the_line_is_where_it_breaks():
+    ax = plot_comparison(comparison(0.04, corgi=0.008, milp=0.039))
+    assert [bar.get_width() for bar in ax.patches] == [0.008, 0.039]
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["corgi", "milp"]
+    assert ax.yaxis_inverted()  # the weakest on top
+    (line,) = ax.lines
+    assert line.get_xdata() == [0.04, 0.04]
+    assert texts(ax) == ["0.008", "0.039", "counterexample at 0.04"]
+    assert "clip box [0, 1]" in ax.get_xlabel()
+    assert "top-4" in ax.get_title() and "class 1" in ax.get_title()
+
+
+def test_no_counterexample_means_no_line():
+    ax = plot_comparison(comparison(float("inf"), clip=None, corgi=0.1))
+    assert len(ax.lines) == 0
+    assert texts(ax) == ["0.1"]
+    assert "no clip box" in ax.get_xlabel()
+
+
+def test_radii_of_zero_can_be_drawn():
+    ax = plot_comparison(comparison(float("inf"), corgi=0.0, milp=0.0))
+    assert ax.get_xlim()[1] > 0
+
+
+def test_a_given_axes_is_drawn_on():
+    _, (left, right) = plt.subplots(1, 2)
+    assert plot_comparison(comparison(0.04, corgi=0.01), right) is right
+    assert comparison(0.04, corgi=0.01).plot(left) is left
+
+
+def test_the_numbers_are_inside_the_figure():
+    figure = plot_comparison(comparison(0.04, ibp=0.0001, corgi=0.008, milp=0.03999)).figure
+    figure.canvas.draw()
+    for text in figure.axes[0].texts:
+        box = text.get_window_extent()
+        assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1
+
+
+def test_a_counterexample_is_drawn_with_both_sets_and_what_changed(asked):
+    net, x, witness = asked
+    figure = plot_counterexample(net, x, K, witness)
+    first, change, second, before, after = figure.axes[:5]
+    np.testing.assert_allclose(first.images[0].get_array(), x[0, 0].numpy(), atol=1e-6)
+    np.testing.assert_allclose(second.images[0].get_array(), witness.image[0, 0].numpy())
+    grey = 0.5 + (witness.image - x.double())[0, 0].numpy() / (2 * witness.distance)
+    np.testing.assert_allclose(change.images[0].get_array(), grey, atol=1e-6)
+    np.testing.assert_array_equal(after.images[0].get_array(), witness.cam.numpy())
+    old = set(net.cam(x).flatten().topk(K).indices.tolist())
+    new = set(witness.cam.flatten().topk(K).indices.tolist())
+    shape = tuple(witness.cam.shape)
+    assert outlined(before, shape) == old
+    assert outlined(after, shape) == new
+    assert marked(after, "came in", shape[1]) == new - old != set()
+    assert marked(after, "pushed out", shape[1]) == old - new != set()
+
+
+def test_titles_and_legend_are_inside_the_figure(asked):
+    net, x, witness = asked
+    figure = plot_counterexample(net, x, K, witness)
+    figure.canvas.draw()
+    for part in [*(ax.title for ax in figure.axes), *(ax.xaxis.label for ax in figure.axes), *figure.legends]:
+        box = part.get_window_extent()
+        if box.width > 0:
+            assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1
+            assert figure.bbox.y0 <= box.y0 and box.y1 <= figure.bbox.y1
+
+
+def test_without_a_clip_box_both_images_share_one_grey_scale(asked):
+    net, x, _ = asked
+    witness = co.attack(net, x, eps=0.3, k=K, clip=None)
+    figure = plot_counterexample(net, x, K, witness, clip=None)
+    both = torch.cat([x.double(), witness.image])
+    low, high = float(both.min()), float(both.max())
+    for ax, shown in ((figure.axes[0], x.double()), (figure.axes[2], witness.image)):
+        np.testing.assert_allclose(ax.images[0].get_array(), (shown[0, 0].numpy() - low) / (high - low), atol=1e-12)
+
+
+def test_colour_images_are_drawn_in_colour():
+    class Colour(Plain):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body[0] = torch.nn.Conv2d(3, 2, 3, padding=1)
+
+    x = image(3, 6, 6)
+    net = co.from_torch(seeded(Colour, 2), x)
+    witness = co.attack(net, x, eps=0.3, k=K)
+    figure = plot_counterexample(net, x, K, witness)
+    assert [figure.axes[i].images[0].get_array().shape for i in range(3)] == [(6, 6, 3)] * 3
+
+
+def test_the_picture_can_be_saved_in_a_new_folder(asked, tmp_path):
+    net, x, witness = asked
+    path = check_picture(tmp_path / "new" / "deep" / "picture.png")
+    plot_counterexample(net, x, K, witness).savefig(path)
+    assert path.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("name", ["picture", "picture.docx", "file/picture.png"])
+def test_a_picture_that_cannot_be_saved_is_refused(tmp_path, name):
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(co.InputError, match=Path(name).name):
+        check_picture(tmp_path / name)
