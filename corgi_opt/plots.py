@@ -89,7 +89,8 @@ def plot_counterexample(
     _show_image(axes[0], question.x, low, high, f"image (class {question.class_idx})")
     change, most = witness.image - question.x, witness.distance or 1.0
     _show_image(axes[1], change, -most, most, "change")
-    axes[1].set_xlabel(f"black {-most:.3g}, grey 0, white {most:.3g}")
+    colour = change.shape[1] == 3
+    axes[1].set_xlabel(f"grey 0, full colour ±{most:.3g}" if colour else f"black {-most:.3g}, grey 0, white {most:.3g}")
     _show_image(axes[2], witness.image, low, high, "counterexample")
     axes[2].set_xlabel("image + change")
     faint, bright = min(before.min(), after.min()), max(before.max(), after.max())
@@ -177,20 +178,25 @@ def _outline(ax: Any, pixels: Iterable[int], shape: tuple[int, ...]) -> None:
 
 def _mark(ax: Any, pixels: Iterable[int], shape: tuple[int, ...], marker: str, label: str) -> Any:
     """A sign in each of the pixels; returns its handle for the legend."""
+    from matplotlib.lines import Line2D
+
     y, x = np.divmod(np.array(sorted(pixels), dtype=int), shape[1])
-    size = _scale(shape, 0.5, 3.0, 10.0)
-    (drawn,) = ax.plot(
-        x,
-        y,
-        linestyle="",
-        marker=marker,
-        markersize=size,
-        color="white",
-        markeredgecolor="black",
-        label=label,
-        zorder=5,
-    )
-    return drawn
+    size = _scale(shape, 0.5, 4.0, 10.0)
+    ax.plot(x, y, zorder=5, **_sign(marker, size, label))
+    return Line2D([], [], **_sign(marker, 10.0, label))
+
+
+def _sign(marker: str, size: float, label: str) -> dict[str, Any]:
+    """White with a black edge, like the outlines."""
+    return {
+        "linestyle": "",
+        "marker": marker,
+        "markersize": size,
+        "color": "white",
+        "markeredgecolor": "black",
+        "markeredgewidth": 0.12 * size,
+        "label": label,
+    }
 
 
 def _outline_handle(k: int) -> Any:

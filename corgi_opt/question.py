@@ -16,8 +16,8 @@ from corgi_opt.spec import Ball, Clip, TopK
 class Question:
     """Do the k brightest pixels of the CAM of ``class_idx`` stay the same? (Definitions: docs/definitions.md.)
 
-    ``x`` (1, C, H, W) float64; ``cam`` (H, W) at x; ``scale``: the largest |CAM| at x, against which tolerances are
-    stated.
+    ``x`` (1, C, H, W) float64; ``cam`` (H, W) at x. ``scale``: the largest ``sum_c |W_c A_c|`` over the pixels at x,
+    the size of the sums that a CAM value comes from; tolerances are stated relative to it.
     """
 
     net: CamNetwork
@@ -25,6 +25,7 @@ class Question:
     class_idx: int
     cam: Tensor
     topk: TopK
+    scale: float
     norm: str
     clip: Clip
 
@@ -47,13 +48,10 @@ class Question:
         Ball(image, 0.0, norm, clip)  # refuses a bad norm, box or image before any work is done
         chosen = net.class_index(image, class_idx)
         cam = net.model_cam(image, chosen)
-        scale = float(cam.abs().max())
+        features = net.graph.forward(image, net.features)[0]
+        scale = float((net.weight[chosen][:, None, None] * features).abs().sum(dim=0).max())
         topk = TopK.of(cam, k, 1e-9 * scale if tie_tol is None else tie_tol)
-        return cls(net, image, chosen, cam, topk, norm, clip)
-
-    @property
-    def scale(self) -> float:
-        return float(self.cam.abs().max())
+        return cls(net, image, chosen, cam, topk, scale, norm, clip)
 
     def ball(self, eps: float) -> Ball:
         return Ball(self.x, eps, self.norm, self.clip)

@@ -125,8 +125,11 @@ class RadiusSearch:
     def _closing(self, deadline: Deadline) -> Certified:
         """An exact method: probe just below the nearest witness first, then bisect towards what is certified."""
         low, high, reason = self._known_below("milp"), self._upper(), ""
-        at = high / (1 + 0.9 * self.rtol)
+        step = 0.9 * self.rtol
         for _ in range(MOST_PROBES):
+            if deadline.over or high <= low.eps * (1 + self.rtol):
+                break
+            at = max((low.eps * high) ** 0.5, high / (1 + step))
             verdict = self._probe("milp", at, Deadline(max(deadline.left / 2, min(deadline.left, 5.0))))
             if verdict.status == "certified":
                 low = Certified(at, verdict.margin_lower, verdict.proof, "")
@@ -134,9 +137,7 @@ class RadiusSearch:
                 high, reason = self._lowered(verdict, reason)
                 # the cheap radius that bounds how far down a bisection may have to go
                 low = max(low, self.certified("crown", deadline), key=lambda c: c.eps)
-            if deadline.over or high <= low.eps * (1 + self.rtol):
-                break
-            at = max((low.eps * high) ** 0.5, high / (1 + 4 * self.rtol))
+                step = 4 * self.rtol
         return Certified(low.eps, low.margin, low.proof, reason or ("time limit" if deadline.over else ""))
 
     def _lowered(self, verdict: Verdict, reason: str) -> tuple[float, str]:

@@ -27,7 +27,7 @@ from corgi_opt.spec import Clip
 METHODS = ("ibp", "corgi", "crown", "lp", "milp", "auto")
 
 FLOAT64_SAFETY = 1e-9
-"""Subtracted from every bound computed in float64, relative to the largest |CAM| at the image."""
+"""Subtracted from every bound computed in float64, relative to the question's scale."""
 
 SOLVER_SAFETY = 1e-6
 """Subtracted from every bound that rests on HiGHS (tolerances 1e-7 and finer on rows of order one), likewise."""
@@ -349,7 +349,7 @@ def verify(
     x (1, C, H, W) and eps are in the units of the network's input. ``method``: "ibp", "corgi", "crown" (bounds),
     "lp" (triangle relaxation on the pairs left), "milp" (exact), "auto" (milp). ``clip``: the box images live in, or
     None. ``time_limit``: total seconds; it bounds the solver, the bound passes before it always finish.
-    ``tie_tol``: pixels k and k+1 closer than this are tied (default 1e-9 of the largest |CAM|). Only a proven
+    ``tie_tol``: pixels k and k+1 closer than this are tied (default 1e-9 of ``sum_c |W_c A_c|``). Only a proven
     lower bound certifies, only a replayed witness falsifies; everything else is unknown with a reason.
 
     Raises InputError, UnknownMethodError, TieError; BoundOrderError if bounds contradict each other.
