@@ -83,7 +83,7 @@ def compare(
     ``time_limit`` is the total for each method. Raises TieError for a tied image, BoundOrderError if a weaker method
     certifies more than a stronger one or than the attack breaks.
     """
-    if not methods or isinstance(methods, str):
+    if isinstance(methods, str) or not isinstance(methods, Sequence) or not methods:
         raise InputError(f"methods must be a non-empty sequence of names, got {methods!r}")
     chosen = sorted({check_method(m) for m in methods}, key=LADDER_ORDER.index)
     where, tolerance = resolve_device(device), check_rtol(rtol)

@@ -74,8 +74,8 @@ def resolve_device(device: str | torch.device) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         chosen = torch.device(device)
-        torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=chosen).sum().item()  # "meta" makes tensors but cannot hold a value
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
         message = str(error).splitlines()[0]
         raise InputError(f"device {device!r} is not usable here ({message}); use 'auto' or 'cpu'") from error
     return chosen

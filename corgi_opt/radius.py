@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -207,7 +208,7 @@ def _next_probe(
 
 
 def check_rtol(rtol: float) -> float:
-    if isinstance(rtol, bool) or not isinstance(rtol, (int, float)) or not 0 < rtol < 1:
+    if isinstance(rtol, bool) or not isinstance(rtol, Real) or not 0 < rtol < 1:
         raise InputError(f"rtol must be a number between 0 and 1, got {rtol!r}")
     return float(rtol)
 

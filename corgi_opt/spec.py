@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from corgi_opt.arguments import finite, integer, not_negative
 from corgi_opt.errors import InputError, TieError
 
 Clip = tuple[float, float] | None
@@ -30,29 +30,32 @@ class Ball:
     def __post_init__(self) -> None:
         if self.norm != "inf":
             raise InputError(f"norm must be 'inf' (the only one with a method so far), got {self.norm!r}")
-        if isinstance(self.eps, bool) or not isinstance(self.eps, (int, float)) or not math.isfinite(self.eps):
-            raise InputError(f"eps must be a finite number in the units of the input, got {self.eps!r}")
-        if self.eps < 0:
-            raise InputError(f"eps must be >= 0, got {self.eps}")
+        eps = not_negative("eps", self.eps, " in the units of the input")
+        if not isinstance(self.center, Tensor):
+            raise InputError(f"the centre must be a torch tensor (1, C, H, W), got {type(self.center).__name__}")
         if self.center.ndim != 4 or self.center.shape[0] != 1:
             raise InputError(f"the centre must have shape (1, C, H, W), got {tuple(self.center.shape)}")
         if not bool(torch.isfinite(self.center).all()):
             raise InputError("the centre holds NaN or infinite values")
         object.__setattr__(self, "center", self.center.detach().to("cpu", torch.float64))
-        object.__setattr__(self, "eps", float(self.eps))
+        object.__setattr__(self, "eps", eps)
         if self.clip is not None:
-            self._check_clip(self.clip)
+            object.__setattr__(self, "clip", self._checked_clip(self.clip))
 
-    def _check_clip(self, clip: tuple[float, float]) -> None:
-        low, high = clip
-        if not low < high:
-            raise InputError(f"clip must be (low, high) with low < high or None, got {clip}")
+    def _checked_clip(self, clip: tuple[float, float]) -> tuple[float, float]:
+        try:
+            low, high = (finite("an end of clip", end) for end in clip)
+            if not low < high:
+                raise ValueError
+        except (TypeError, ValueError) as error:
+            raise InputError(f"clip must be (low, high) with low < high or None, got {clip!r}") from error
         smallest, largest = float(self.center.min()), float(self.center.max())
         if smallest < low or largest > high:
             raise InputError(
                 f"the image has values in [{smallest:.6g}, {largest:.6g}], outside the clip box [{low}, {high}]; "
                 "pass clip=None, or the box of your own preprocessing"
             )
+        return (low, high)
 
     @property
     def lower(self) -> Tensor:
@@ -96,8 +99,10 @@ class TopK:
     def of(cls, cam: Tensor, k: int, tie_tol: float = 0.0) -> TopK:
         """Raises InputError when k is out of range, TieError when pixels k and k+1 differ by no more than tie_tol."""
         pixels = cam.numel()
-        if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k < pixels:
-            raise InputError(f"k must be an int in 1..{pixels - 1} (the CAM has {pixels} pixels), got {k!r}")
+        if pixels < 2:
+            raise InputError("the CAM has a single pixel, so there is no top-k set that could change")
+        k = integer("k", k, 1, pixels - 1, f" (the CAM has {pixels} pixels)")
+        tie_tol = not_negative("tie_tol", tie_tol)
         values = cam.flatten()
         order = torch.argsort(values, descending=True, stable=True)
         gap = float(values[order[k - 1]] - values[order[k]])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from numbers import Real
 
 import torch
 from corgi_solvers import Highs
@@ -318,13 +319,13 @@ def settle(ladder: Ladder, method: str, reason: str, corgi: float) -> Verdict:
 
 def check_method(method: str) -> str:
     """The method's own name ("auto" is "milp"). Raises UnknownMethodError."""
-    if method not in METHODS:
+    if not isinstance(method, str) or method not in METHODS:
         raise UnknownMethodError(method, METHODS)
     return "milp" if method == "auto" else method
 
 
 def check_time_limit(time_limit: float) -> Deadline:
-    if isinstance(time_limit, bool) or not isinstance(time_limit, (int, float)) or not time_limit > 0:
+    if isinstance(time_limit, bool) or not isinstance(time_limit, Real) or not time_limit > 0:
         raise InputError(f"time_limit must be a positive number of seconds, got {time_limit!r}")
     return Deadline(float(time_limit))
 

@@ -19,21 +19,22 @@ LONGEST = 500
 
 RANK = {
     "corgi_opt.errors": 0,
-    "corgi_opt.spec": 1,
-    "corgi_opt.results": 1,
-    "corgi_opt.network": 1,
-    "corgi_opt.data": 1,
-    "corgi_opt.question": 2,
-    "corgi_opt.bounds": 3,
-    "corgi_opt.plots": 3,
-    "corgi_opt.encode": 4,
-    "corgi_opt.search": 5,
-    "corgi_opt.verify": 6,
-    "corgi_opt.radius": 7,
-    "corgi_opt.compare": 8,
-    "corgi_opt": 9,  # the public names: nothing inside imports them from there
-    "corgi_opt.demo": 9,
-    "corgi_opt.cli": 10,
+    "corgi_opt.arguments": 1,
+    "corgi_opt.spec": 2,
+    "corgi_opt.results": 2,
+    "corgi_opt.network": 2,
+    "corgi_opt.data": 2,
+    "corgi_opt.question": 3,
+    "corgi_opt.bounds": 4,
+    "corgi_opt.plots": 4,
+    "corgi_opt.encode": 5,
+    "corgi_opt.search": 6,
+    "corgi_opt.verify": 7,
+    "corgi_opt.radius": 8,
+    "corgi_opt.compare": 9,
+    "corgi_opt": 10,  # the public names: nothing inside imports them from there
+    "corgi_opt.demo": 10,
+    "corgi_opt.cli": 11,
 }
 """A module may import lower ranks and its own package, nothing else of corgi_opt."""
 

@@ -379,3 +379,78 @@ def test_a_missing_optional_package_names_the_pip_command(monkeypatch, module, p
     with refuses(co.MissingPackageError, f"{package!r}", "not installed", "pip install 'corgi_opt[gtsrb]'") as caught:
         needs_it()
     assert (caught.value.package, caught.value.pip) == (package, "pip install 'corgi_opt[gtsrb]'")
+
+
+# --- found by hand: each of these once got past the entrance ---------------------------------------------------
+
+
+@everywhere
+@pytest.mark.parametrize("tie_tol", [-1.0, NAN, "0"])
+def test_bad_tie_tol(net, call, tie_tol):
+    """A negative tolerance let a tied image through, and the attack's search then never ended."""
+    with refuses(co.InputError, "tie_tol must be"):
+        call(net, image(1, 6, 6), tie_tol=tie_tol)
+
+
+@pytest.mark.parametrize("clip", [5, (0, 1, 2), ("0", "1"), (0.0, NAN)])
+def test_malformed_clip(net, clip):
+    with refuses(co.InputError, "clip"):
+        co.verify(net, image(1, 6, 6), eps=0.01, k=K, clip=clip)
+
+
+@everywhere
+@pytest.mark.parametrize("device", [None, "meta", 3.5])
+def test_device_that_holds_no_values(net, call, device):
+    with refuses(co.InputError, "is not usable here"):
+        call(net, image(1, 6, 6), device=device)
+
+
+@everywhere
+@pytest.mark.parametrize(
+    "x",
+    [
+        image(1, 6, 6) + 1j,
+        (255 * image(1, 6, 6)).to(torch.uint8),
+        image(1, 6, 6).to("meta"),
+        image(1, 6, 6).to_sparse(),
+    ],
+)
+def test_image_that_is_not_dense_and_real(net, call, x):
+    with refuses(co.InputError, "x must be a dense floating-point tensor"):
+        call(net, x)
+
+
+def test_wrong_types_of_methods_options_and_seeds(net):
+    x = image(1, 6, 6)
+    with refuses(co.InputError, "methods must be a non-empty sequence"):
+        co.compare(net, x, k=K, methods=5)
+    with refuses(co.InputError, "takes a CamNetwork and a Ball", "got CamNetwork and Tensor"):
+        co.bounds(net, x)
+    with refuses(co.UnknownMethodError, "unknown method ['crown']"):
+        co.bounds(net, co.Ball(x, 0.1), method=["crown"])
+    with refuses(co.InputError, "options must be a co.PgdOptions"):
+        co.attack(net, x, eps=0.1, k=K, options=5)
+    for seed in ("a", -1, 2**70):
+        with refuses(co.InputError, "seed must be an int in 0..", f"got {seed!r}"):
+            co.radius(net, x, k=K, seed=seed)
+
+
+def test_numpy_scalars_are_numbers(net):
+    x = image(1, 6, 6)
+    v = co.verify(net, x, eps=np.float32(0.001), k=np.int64(K), class_idx=np.int64(1), method="crown")
+    assert (v.k, v.class_idx) == (K, 1)
+    assert type(v.k) is int
+
+
+def test_a_cam_of_one_pixel_has_no_topk():
+    one = co.from_torch(seeded(Plain), image(1, 1, 1))
+    with refuses(co.InputError, "a single pixel"):
+        co.verify(one, image(1, 1, 1), eps=0.1, k=1)
+
+
+def test_nan_weights_are_the_models_fault():
+    model = seeded(Plain)
+    with torch.no_grad():
+        model.head.weight[0, 0] = NAN
+    with refuses(co.InputError, "'head.weight' holds NaN"):
+        co.from_torch(model, image(1, 6, 6))

@@ -55,5 +55,5 @@ def test_ties():
     with pytest.raises(co.TieError, match="pixels 1 and 2"):
         co.TopK.of(cam, 1)
     assert co.TopK.of(cam, 2).gap == 0.5
-    with pytest.raises(co.TieError, match="tie_tol 0.6"):
+    with pytest.raises(co.TieError, match=r"tie_tol 0\.6"):
         co.TopK.of(cam, 2, tie_tol=0.6)

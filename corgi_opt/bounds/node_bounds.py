@@ -32,7 +32,12 @@ def bounds(
     bound may be off by about 1e-6 of its layer's scale (1e-3 where torch uses TF32 on CUDA).
     Raises InputError, UnknownMethodError.
     """
-    if method not in METHODS:
+    if not isinstance(net, CamNetwork) or not isinstance(ball, Ball):
+        raise InputError(
+            f"bounds takes a CamNetwork and a Ball, got {type(net).__name__} and {type(ball).__name__}: "
+            "co.bounds(co.from_torch(model, x), co.Ball(x, eps=...))"
+        )
+    if not isinstance(method, str) or method not in METHODS:
         raise UnknownMethodError(method, tuple(METHODS))
     if dtype not in (torch.float32, torch.float64):
         raise InputError(f"dtype must be torch.float32 or torch.float64, got {dtype}")

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from corgi_opt.arguments import integer
 from corgi_opt.errors import InputError, NoCamHeadError, ParityError
 from corgi_opt.network.graph import LayerGraph
 from corgi_opt.network.ingest import Unsupported, ingest, unsupported
@@ -87,6 +88,8 @@ class CamNetwork:
             raise InputError(f"{name} has shape {tuple(x.shape)}: the batch dimension is missing; pass {name}[None]")
         if tuple(x.shape) != expected:
             raise InputError(f"{name} must have shape {expected} as the example had, got {tuple(x.shape)}")
+        if not x.is_floating_point() or x.layout is not torch.strided or x.is_meta:
+            raise InputError(f"{name} must be a dense floating-point tensor, got {x.dtype}, {x.layout} on {x.device}")
         x = x.detach().to("cpu", torch.float64)
         if not bool(torch.isfinite(x).all()):
             raise InputError(f"{name} holds NaN or infinite values; clean the image first")
@@ -96,9 +99,7 @@ class CamNetwork:
         """The class asked for; None means the class predicted at x. Raises InputError when it does not exist."""
         if class_idx is None:
             return int(self.logits(x).argmax())
-        if isinstance(class_idx, bool) or not isinstance(class_idx, int) or not 0 <= class_idx < self.classes:
-            raise InputError(f"class_idx must be an int in 0..{self.classes - 1}, got {class_idx!r}")
-        return class_idx
+        return integer("class_idx", class_idx, 0, self.classes - 1)
 
     def logits(self, x: Tensor) -> Tensor:
         """Class scores (classes,) at x (1, C, H, W), in float64."""

@@ -36,7 +36,7 @@ class Unsupported:
 def check_ready(model: nn.Module, example: Tensor) -> None:
     """Refuses at the entrance what cannot be a fixed function of one image.
 
-    Raises ModelModeError (training mode), InputError (no batch dimension, not an image, NaN).
+    Raises ModelModeError (training mode), InputError (no batch dimension, not an image, NaN there or in the weights).
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"model must be a torch.nn.Module, got {type(model).__name__}")
@@ -46,6 +46,9 @@ def check_ready(model: nn.Module, example: Tensor) -> None:
             f"the model is in training mode (first: {training[0]}), where dropout and batch norm are random or "
             "depend on the batch; call model.eval() first"
         )
+    broken = [name for name, t in model.state_dict().items() if not bool(torch.isfinite(t).all())]
+    if broken:
+        raise InputError(f"the model's {broken[0]!r} holds NaN or infinite values; load working weights first")
     if not isinstance(example, Tensor) or not example.is_floating_point():
         raise InputError("example must be a floating-point torch tensor of shape (1, C, H, W)")
     if example.ndim == 3:

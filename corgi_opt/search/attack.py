@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from corgi_opt.arguments import integer
 from corgi_opt.question import Question
 from corgi_opt.results import Witness
 from corgi_opt.spec import Ball
@@ -27,12 +28,16 @@ WITHIN, FEWEST = 3.0, 4
 
 @dataclass(frozen=True)
 class PgdOptions:
-    """Batch rows (pairs attacked at once), sign steps, extra random starts and their seed."""
+    """Batch rows (pairs attacked at once), sign steps, extra random starts and their seed. Raises InputError."""
 
     rows: int = 32
     steps: int = 40
     restarts: int = 1
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, low in (("rows", 1), ("steps", 1), ("restarts", 0), ("seed", 0)):
+            integer(name, getattr(self, name), low, 2**63 - 1)
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from corgi_opt.errors import InputError
 from corgi_opt.network.cam import CamNetwork
 from corgi_opt.question import Question, resolve_device
 from corgi_opt.results import Witness
@@ -29,6 +30,8 @@ def attack(
 
     None means that the attack failed, not that the top-k set is stable. Arguments as in :func:`corgi_opt.verify`.
     """
+    if options is not None and not isinstance(options, PgdOptions):
+        raise InputError(f"options must be a co.PgdOptions or None, got {options!r}")
     where = resolve_device(device)
     question = Question.ask(net, x, k=k, class_idx=class_idx, norm=norm, clip=clip, tie_tol=tie_tol)
     ball = question.ball(eps)

@@ -1,0 +1,31 @@
+"""Checks of plain arguments, at the entrance: every refusal names the argument, what it must be and what it was."""
+
+from __future__ import annotations
+
+import math
+from numbers import Integral, Real
+from typing import Any
+
+from corgi_opt.errors import InputError
+
+
+def integer(name: str, value: Any, low: int, high: int, what: str = "") -> int:
+    """An int in ``low..high``; numpy's integers count, bools do not. Raises InputError."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or not low <= int(value) <= high:
+        raise InputError(f"{name} must be an int in {low}..{high}{what}, got {value!r}")
+    return int(value)
+
+
+def finite(name: str, value: Any, what: str = "") -> float:
+    """A finite real number; numpy's scalars count, bools do not. Raises InputError."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+        raise InputError(f"{name} must be a finite number{what}, got {value!r}")
+    return float(value)
+
+
+def not_negative(name: str, value: Any, what: str = "") -> float:
+    """A finite number >= 0. Raises InputError."""
+    number = finite(name, value, what)
+    if number < 0:
+        raise InputError(f"{name} must be >= 0, got {value}")
+    return number
