@@ -142,6 +142,14 @@ def test_a_tiny_time_limit_is_unknown_and_says_so(gap):
     assert "time limit" in v.reason
 
 
+def test_a_cone_too_large_to_encode_is_unknown_and_says_so(gap, monkeypatch):
+    net, x, eps = gap
+    monkeypatch.setattr(sys.modules["corgi_opt.search.pairs"], "MOST_BYTES", 1000)
+    v = co.verify(net, x, eps=eps, k=2, class_idx=0, method="milp")
+    assert v.status == "unknown"
+    assert "GiB to encode" in v.reason
+
+
 class Lying:
     """A solver that claims everything is decided in our favour, in one of several broken ways."""
 

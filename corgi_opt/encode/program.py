@@ -84,6 +84,17 @@ def cleared(rows: sparse.csr_array, upper: Vector) -> tuple[sparse.csr_array, Ve
     return kept, upper + slack
 
 
+def expression_bytes(cone: Cone, intervals: Mapping[str, Interval]) -> int:
+    """Memory that compiling a cone takes for its widest node and that node's operand (an estimate from above)."""
+    variables = 1 + int(cone.reach[cone.graph.input].sum())
+    for name in cone.order:
+        if isinstance(cone.graph[name].op, ReLU):
+            unstable = intervals[cone.graph[name].inputs[0]].unstable
+            variables += int((crop(unstable, cone.windows[name]) & cone.reach[name]).sum())
+    widest = max(cone.graph[n].shape[0] * cone.windows[n].h * cone.windows[n].w for n in cone.order)
+    return 2 * 8 * variables * widest
+
+
 def compile_cone(cone: Cone, ball: Ball, intervals: Mapping[str, Interval]) -> Program:
     """Eliminates everything but the inputs and the unstable ReLUs of a cone, in float64.
 

@@ -17,13 +17,16 @@ from torch import Tensor
 
 from corgi_opt.bounds.crown import share_inputs
 from corgi_opt.bounds.dual import Interval
-from corgi_opt.encode.program import Program, compile_cone
+from corgi_opt.encode.program import Program, compile_cone, expression_bytes
 from corgi_opt.network.cam import CamNetwork
 from corgi_opt.network.cone import Cone
 from corgi_opt.network.ops import Window
 from corgi_opt.spec import Ball
 
 Encoding = Callable[[Program], Problem]
+
+MOST_BYTES = 4 * 2**30
+"""Largest cone that is encoded; a larger one is left undecided instead of exhausting the machine."""
 
 
 class Deadline:
@@ -91,7 +94,12 @@ class PairSolver:
     def _minimise(
         self, terms: list[tuple[int, float]], background: Tensor, threshold: float | None, deadline: Deadline
     ) -> PairAnswer:
-        program = compile_cone(self._cone(terms), self.ball, self.intervals)
+        cone = self._cone(terms)
+        needed = expression_bytes(cone, self.intervals)
+        if needed > MOST_BYTES:
+            reason = f"its cone takes about {needed / 2**30:.0f} GiB to encode, more than {MOST_BYTES / 2**30:g}"
+            return PairAnswer(-math.inf, math.inf, None, 0, 0, reason)
+        program = compile_cone(cone, self.ball, self.intervals)
         solution = self.solver.solve(self.encoding(program), time_limit=deadline.left, decide_at=threshold)
         image = None if solution.x is None else program.image(solution.x, background)
         # The image itself satisfies every row, so "infeasible" is a failure of the solver and proves nothing.
