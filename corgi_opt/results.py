@@ -27,9 +27,14 @@ class Witness:
     margin: float
     distance: float
 
-    def __repr__(self) -> str:
+    @property
+    def what_changed(self) -> str:
+        """Which pixel displaces which, in words."""
         i, j = self.pair
-        return f"Witness(margin={self.margin:.6g}, pixel {j} passes pixel {i}, distance={self.distance:.6g})"
+        return f"pixel {j} {'passes' if self.margin < 0 else 'ties with'} pixel {i}"
+
+    def __repr__(self) -> str:
+        return f"Witness(margin={self.margin:.6g}, {self.what_changed}, distance={self.distance:.6g})"
 
 
 @dataclass(frozen=True, eq=False)

@@ -296,7 +296,7 @@ def settle(ladder: Ladder, method: str, reason: str, corgi: float) -> Verdict:
     at_center = float(question.topk.margin(question.cam[None])[0])
     upper = at_center if witness is None else min(at_center, witness.margin)
     if witness is not None:
-        status, reason = "falsified", reason or f"pixel {witness.pair[1]} passes pixel {witness.pair[0]}"
+        status, reason = "falsified", reason or witness.what_changed
     elif ladder.certified:
         status, reason = "certified", "every pair keeps its order"
     else:

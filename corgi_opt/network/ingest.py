@@ -7,6 +7,7 @@ everything else works on comes from it by :func:`corgi_opt.network.lowering.norm
 
 from __future__ import annotations
 
+import operator
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -186,10 +187,10 @@ def _translate_call(t: _Translation, fx: Any) -> None:
     target = _name(fx.target)
     builder = _BUILDERS.get(target)
     if builder is None:
-        if fx.target is _getitem and fx.args[1] == 0 and fx not in t.poisoned:
+        if fx.target is operator.getitem and fx.args[1] == 0 and fx not in t.poisoned:
             t.names[fx] = t.names[fx.args[0]]
             return
-        if fx.target is not _getitem:
+        if fx.target is not operator.getitem:
             t.problems.append(Unsupported(_place(fx), target, _hint(target)))
         t.poisoned.add(fx)
         return
@@ -200,9 +201,6 @@ def _translate_call(t: _Translation, fx: Any) -> None:
     except _NotCoveredError as problem:
         t.problems.append(Unsupported(_place(fx), target, str(problem)))
         t.poisoned.add(fx)
-
-
-_getitem = __import__("operator").getitem
 
 
 def _name(target: Any) -> str:

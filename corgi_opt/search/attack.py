@@ -65,6 +65,7 @@ def rank_pairs(question: Question, device: torch.device) -> Targets:
     return Targets(pairs, radii.flatten()[order])
 
 
+@torch.enable_grad()  # callers may be inside no_grad
 def _gradients(question: Question, pixels: Tensor, device: torch.device) -> Tensor:
     """d CAM_p / d x (P, inputs) at the image, float32; one image copy per pixel, so one pass serves many."""
     found = []
@@ -90,6 +91,7 @@ def pgd(question: Question, ball: Ball, targets: Targets, device: torch.device, 
     return None
 
 
+@torch.enable_grad()
 def polish(question: Question, ball: Ball, image: Tensor, pair: tuple[int, int], steps: int = 20) -> Witness | None:
     """PGD for one pair from a given image (1, C, H, W), in float64: turns a near miss into a witness, or None."""
     low, high = ball.lower[None], ball.upper[None]
@@ -120,6 +122,7 @@ def replay(question: Question, ball: Ball, image: Tensor) -> Witness | None:
     return Witness(x, cam, (i, j), margin, float((x - question.x).abs().max()))
 
 
+@torch.enable_grad()
 def _ascend(
     question: Question,
     ball: Ball,

@@ -93,3 +93,11 @@ def test_same_seed_same_witness_and_eps_zero_finds_nothing():
     assert (first is None) == (second is None)
     assert first is None or torch.equal(first.image, second.image)
     assert co.attack(net, x, eps=0.0, k=2) is None
+
+
+def test_it_works_inside_no_grad():
+    x = image(1, 8, 8, seed=3)
+    net = co.from_torch(seeded(Pooled, 1), x)
+    with torch.no_grad():
+        assert co.attack(net, x, eps=0.3, k=2, class_idx=0) is not None
+        assert co.radius(net, x, k=2, class_idx=0).ratio <= 1.01
