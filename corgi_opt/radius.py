@@ -13,8 +13,8 @@ from corgi_opt.errors import BoundOrderError, InputError, TieError
 from corgi_opt.network.cam import CamNetwork
 from corgi_opt.question import Question, resolve_device
 from corgi_opt.results import Proof, Radius, Verdict, Witness
-from corgi_opt.search.attack import PgdOptions, Targets, attack_radius, rank_pairs, shrink
-from corgi_opt.search.pairs import Deadline
+from corgi_opt.search.attack import PgdOptions, attack_radius, rank_pairs, shrink
+from corgi_opt.search.deadline import Deadline
 from corgi_opt.spec import Clip
 from corgi_opt.verify import Ladder, check_method, check_time_limit, climb
 
@@ -43,14 +43,13 @@ class RadiusSearch:
         self.largest = min(question.whole_range, 10.0 * span)
         self.nearest: Witness | None = None
         self.seconds: dict[str, float] = {}
-        self._targets: Targets | None = None
         self._attacked: float | None = None
         self._certified: dict[str, Certified] = {}
         self._ladders: dict[float, Ladder] = {}
 
     def run(self, method: str, deadline: Deadline) -> Radius:
         """The bracket of one method; ``deadline`` bounds the whole call."""
-        attack = self.attack()
+        attack = self.attack(deadline)
         for name in sorted({"corgi", method}, key=LADDER_ORDER.index):
             self.certified(name, deadline)  # weakest first: each starts where the one before ended
         found = self._certified[method]
@@ -69,21 +68,17 @@ class RadiusSearch:
             stats={f"seconds_{name}": s for name, s in self.seconds.items()},
         )
 
-    def attack(self) -> float:
+    def attack(self, deadline: Deadline) -> float:
         """The smallest eps that PGD alone breaks (infinity when it breaks none up to the largest eps tried)."""
         if self._attacked is None:
             start = time.monotonic()
+            targets = rank_pairs(self.question, self.device)
             self.nearest = attack_radius(
-                self.question, self.targets(), self.device, self.options, rtol=self.rtol, largest=self.largest
+                self.question, targets, self.device, self.options, deadline, rtol=self.rtol, largest=self.largest
             )
             self._attacked = float("inf") if self.nearest is None else self.nearest.distance
             self.seconds["attack"] = time.monotonic() - start
         return self._attacked
-
-    def targets(self) -> Targets:
-        if self._targets is None:
-            self._targets = rank_pairs(self.question, self.device)
-        return self._targets
 
     def certified(self, method: str, deadline: Deadline) -> Certified:
         """The largest eps (within rtol) that the method certifies below the nearest witness."""
@@ -100,9 +95,7 @@ class RadiusSearch:
 
     def _limit(self, method: str, deadline: Deadline) -> Certified:
         """Where a relaxation's margin crosses zero: safeguarded secant steps on margin(eps)."""
-        low = self._known_below(method)
-        high = self._upper()
-        low_margin, high_margin = low.margin, None
+        low, high, high_margin = self._known_below(method), self._upper(), None
         if method == "corgi":
             verdict = self._probe(method, high, deadline)
             high_margin = verdict.margin_lower
@@ -114,11 +107,10 @@ class RadiusSearch:
                 return Certified(low.eps, low.margin, low.proof, "")
             if deadline.over:
                 return Certified(low.eps, low.margin, low.proof, "time limit")
-            at = _next_probe(low.eps, low_margin, high, high_margin, self.rtol, bisect=probe % 4 == 3)
+            at = _next_probe(low.eps, low.margin, high, high_margin, self.rtol, bisect=probe % 4 == 3)
             verdict = self._probe(method, at, deadline)
             if verdict.status == "certified":
                 low = Certified(at, verdict.margin_lower, verdict.proof, "")
-                low_margin = verdict.margin_lower
             else:
                 high, high_margin = at, verdict.margin_lower
         return Certified(low.eps, low.margin, low.proof, f"no certified eps above {low.eps:g} in {MOST_PROBES} probes")
@@ -153,7 +145,6 @@ class RadiusSearch:
     # --- shared ----------------------------------------------------------------------------------------------
 
     def _upper(self) -> float:
-        self.attack()
         return self.nearest.distance if self.nearest is not None else self.largest
 
     def _known_below(self, method: str) -> Certified:

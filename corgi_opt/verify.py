@@ -22,7 +22,8 @@ from corgi_opt.network.cam import CamNetwork
 from corgi_opt.question import Question, resolve_device
 from corgi_opt.results import Proof, Verdict, Witness
 from corgi_opt.search.attack import PgdOptions, Targets, pgd, polish, rank_pairs, replay
-from corgi_opt.search.pairs import Deadline, Encoding, PairAnswer, PairSolver
+from corgi_opt.search.deadline import Deadline
+from corgi_opt.search.pairs import Encoding, PairAnswer, PairSolver
 from corgi_opt.spec import Clip
 
 METHODS = ("ibp", "corgi", "crown", "lp", "milp", "auto")

@@ -91,10 +91,12 @@ class Residual(nn.Module):
 class Pooled(nn.Module):
     """conv-relu-maxpool-conv-relu, the paper's pattern, on 1x8x8."""
 
-    def __init__(self, channels: int = 3, kernel: int = 2, stride: int = 2, padding: int = 0) -> None:
+    def __init__(
+        self, channels: int = 3, kernel: int = 2, stride: int = 2, padding: int = 0, dilation: int = 1
+    ) -> None:
         super().__init__()
         self.c1, self.c2 = nn.Conv2d(1, channels, 3, padding=1), nn.Conv2d(channels, channels, 3, padding=1)
-        self.pool = nn.MaxPool2d(kernel, stride, padding)
+        self.pool = nn.MaxPool2d(kernel, stride, padding, dilation)
         self.fc = nn.Linear(channels, 3)
 
     def forward(self, x: Tensor) -> Tensor:

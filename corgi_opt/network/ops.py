@@ -101,6 +101,9 @@ def gather(values: Tensor, origins: Tensor, h: int, w: int) -> Tensor:
 def crop(values: Tensor, window: Window) -> Tensor:
     """The window (..., h, w) of maps (..., H, W); zero outside the image."""
     height, width = values.shape[-2:]
+    if not window.intersects(Window(0, 0, height, width)):
+        # a negative pad may not crop more than there is
+        return values.new_zeros(*values.shape[:-2], window.h, window.w)
     pads = (
         -window.x,
         window.x + window.w - width,

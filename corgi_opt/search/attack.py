@@ -15,6 +15,7 @@ from torch import Tensor
 from corgi_opt.arguments import integer
 from corgi_opt.question import Question
 from corgi_opt.results import Witness
+from corgi_opt.search.deadline import Deadline
 from corgi_opt.spec import Ball
 
 TOP_CANDIDATES, REST_CANDIDATES = 64, 256
@@ -159,7 +160,14 @@ def _ascend(
 
 
 def attack_radius(
-    question: Question, targets: Targets, device: torch.device, options: PgdOptions, *, rtol: float, largest: float
+    question: Question,
+    targets: Targets,
+    device: torch.device,
+    options: PgdOptions,
+    deadline: Deadline,
+    *,
+    rtol: float,
+    largest: float,
 ) -> Witness | None:
     """The nearest witness that repeated PGD finds, or None up to ``largest``.
 
@@ -170,12 +178,12 @@ def attack_radius(
     best: Witness | None = None
     while best is None:
         best = pgd(question, question.ball(eps), targets, device, options)
-        if best is None and eps >= largest:
+        if best is None and (eps >= largest or deadline.over):
             return None
         eps = min(1.5 * eps, largest)
     best = shrink(question, best)
     step = 4 * rtol
-    while step >= rtol / 2:
+    while step >= rtol / 2 and not deadline.over:
         closer = pgd(question, question.ball(best.distance / (1 + step)), targets, device, options)
         if closer is None:
             step /= 2

@@ -7,7 +7,6 @@ pixel is solved in its own, smaller cone.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -21,27 +20,13 @@ from corgi_opt.encode.program import Program, compile_cone, expression_bytes
 from corgi_opt.network.cam import CamNetwork
 from corgi_opt.network.cone import Cone
 from corgi_opt.network.ops import Window
+from corgi_opt.search.deadline import Deadline
 from corgi_opt.spec import Ball
 
 Encoding = Callable[[Program], Problem]
 
 MOST_BYTES = 4 * 2**30
 """Largest cone that is encoded; a larger one is left undecided instead of exhausting the machine."""
-
-
-class Deadline:
-    """A total time budget in seconds."""
-
-    def __init__(self, seconds: float) -> None:
-        self._end = time.monotonic() + seconds
-
-    @property
-    def left(self) -> float:
-        return max(0.0, self._end - time.monotonic())
-
-    @property
-    def over(self) -> bool:
-        return self.left <= 0.0
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,6 +19,7 @@ MODELS = [
     (Pooled, {"kernel": 3, "stride": 2, "padding": 1}, (1, 9, 9)),
     (Pooled, {"kernel": 3, "stride": 1, "padding": 0}, (1, 8, 8)),
     (Pooled, {"kernel": 2, "stride": 3, "padding": 1}, (1, 8, 7)),
+    (Pooled, {"kernel": 3, "stride": 2, "padding": 1, "dilation": 2}, (1, 9, 8)),
 ]
 
 

@@ -15,6 +15,7 @@ CASES = [
     (Residual, {}, (1, 7, 5)),
     (Pooled, {}, (1, 8, 8)),
     (Pooled, {"kernel": 3, "stride": 2, "padding": 1}, (1, 9, 9)),
+    (Pooled, {"kernel": 3, "stride": 2, "padding": 1, "dilation": 2}, (1, 9, 8)),
 ]
 
 

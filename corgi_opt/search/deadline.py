@@ -1,0 +1,20 @@
+"""A total time budget, shared by everything that one call does."""
+
+from __future__ import annotations
+
+import time
+
+
+class Deadline:
+    """A total time budget in seconds."""
+
+    def __init__(self, seconds: float) -> None:
+        self._end = time.monotonic() + seconds
+
+    @property
+    def left(self) -> float:
+        return max(0.0, self._end - time.monotonic())
+
+    @property
+    def over(self) -> bool:
+        return self.left <= 0.0

@@ -1,0 +1,81 @@
+"""The affine operations: windows and adjoints against autograd on whole maps."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from corgi_opt.network.ops import Combine, Conv2d, Geometry, MaxPool2d, Tap, Window, crop, gather, inside
+
+
+def random(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+OPS = {
+    "conv": (Conv2d(random(4, 3, 3, 3), random(4), padding=(1, 1)), [(3, 7, 8)]),
+    "strided": (Conv2d(random(4, 3, 3, 2), random(4), (2, 3), (1, 0)), [(3, 9, 8)]),
+    "dilated": (Conv2d(random(4, 3, 3, 3), None, (1, 1), (2, 2), (2, 2)), [(3, 7, 8)]),
+    "grouped": (Conv2d(random(4, 2, 3, 3), random(4), (1, 2), (1, 1), (1, 1), 2), [(4, 7, 8)]),
+    "tap": (Tap((2, 3), (-1, 1), (4, 3)), [(3, 7, 8)]),
+    "combine": (Combine((random(3, 1, 1), random(1, 7, 8)), random(3, 7, 8)), [(3, 7, 8), (3, 7, 8)]),
+}
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_adjoint_and_constant_are_the_transpose(name):
+    """For lambda on any window, lambda' op(x) = sum adjoint' x + constant, wherever the window lies."""
+    op, shapes = OPS[name]
+    xs = [random(1, *s, seed=n) for n, s in enumerate(shapes)]
+    out = op.apply(xs)
+    shape = tuple(out.shape[1:])
+    for seed, (y, x) in enumerate([(0, 0), (1, 1), (-2, -1), (shape[1] - 1, shape[2] - 2)]):
+        lam, origin = random(1, shape[0], 3, 2, seed=seed), torch.tensor([[y, x]])
+        mask = inside(shape, origin, 3, 2)
+        lam = lam if mask is None else lam * mask
+        expected = float((crop(out, Window(y, x, 3, 2)) * lam).sum())
+        below = op.geometry.window(Window(y, x, 3, 2))
+        assert op.geometry.origins(origin).tolist() == [[below.y, below.x]]
+        parts = op.adjoint(lam, origin, shape)
+        total = sum(float((crop(v, below) * p).sum()) for v, p in zip(xs, parts, strict=True))
+        constant = op.constant(lam, origin, shape)
+        assert total + (0.0 if constant is None else float(constant)) == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_a_window_of_the_output_is_what_apply_window_says(name):
+    op, shapes = OPS[name]
+    xs = [random(2, *s, seed=n) for n, s in enumerate(shapes)]
+    out = op.apply(xs)
+    shape = tuple(out.shape[1:])
+    for window in (Window(0, 0, 2, 2), Window(1, 1, 2, 1), Window(-1, -1, 3, 3)):
+        inputs = [crop(v, op.geometry.window(window)) for v in xs]
+        got = op.apply_window(inputs, window, shape, bias=True)
+        mask = inside(shape, torch.tensor([[window.y, window.x]]), window.h, window.w)
+        got = got if mask is None else got * mask
+        torch.testing.assert_close(got, crop(out, window))
+
+
+def test_gather_is_crop_row_by_row():
+    values = random(3, 5, 6)
+    origins = torch.tensor([[0, 0], [-2, 3], [4, 5], [-9, -9], [2, 20]])
+    for h, w in ((1, 1), (2, 3), (7, 8)):
+        rows = torch.stack([crop(values, Window(y, x, h, w)) for y, x in origins.tolist()])
+        assert torch.equal(gather(values, origins, h, w), rows)
+
+
+def test_windows():
+    a, b = Window(0, 0, 2, 3), Window(1, 2, 4, 1)
+    assert a.union(b) == Window(0, 0, 5, 3)
+    assert a.intersects(b)
+    assert not a.intersects(Window(2, 0, 1, 1))
+    assert Geometry((2, 1), (-1, 0), (3, 2)).window(Window(1, 1, 2, 2)) == Window(1, 1, 5, 3)
+    pool = MaxPool2d((3, 2), (2, 2), (1, 0), (1, 1))
+    assert pool.geometry == Geometry((2, 2), (-1, 0), (3, 2))
+
+
+def test_precision_and_device_move_every_tensor():
+    conv = OPS["conv"][0].to(torch.float32, torch.device("cpu"))
+    assert conv.weight.dtype == conv.bias.dtype == torch.float32
+    combine = OPS["combine"][0].to(torch.float32, torch.device("cpu"))
+    assert {c.dtype for c in (*combine.coefs, combine.shift)} == {torch.float32}
