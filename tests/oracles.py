@@ -10,7 +10,7 @@ import itertools
 
 import numpy as np
 import torch
-from scipy.optimize import linprog
+from scipy.optimize import Bounds, LinearConstraint, linprog, milp
 from torch import Tensor, nn
 
 
@@ -88,3 +88,98 @@ def points_in(low: Tensor, high: Tensor, count: int, seed: int) -> Tensor:
     share = torch.rand(count, *low.shape, generator=generator, dtype=torch.float64)
     share[count // 2 :] = share[count // 2 :].round()
     return low + share * (high - low)
+
+
+class PlainMilp:
+    """conv-relu-maxpool-conv-relu as the textbook MILP, for scipy: every value a variable, one binary per ReLU and
+    per pooling candidate, big-M from interval arithmetic. No cones, no lowering, no elimination.
+    """
+
+    def __init__(self, low: np.ndarray, high: np.ndarray) -> None:
+        self.low, self.high = list(low), list(high)
+        self.integer = [0] * len(low)
+        self.rows: list[tuple[dict[int, float], float, float]] = []  # sum coef * var in [from, to]
+
+    def variable(self, low: float, high: float, integer: int = 0) -> int:
+        self.low.append(low)
+        self.high.append(high)
+        self.integer.append(integer)
+        return len(self.low) - 1
+
+    def affine(self, matrix: np.ndarray, bias: np.ndarray, inputs: list[int]) -> list[int]:
+        low, high = np.array(self.low)[inputs], np.array(self.high)[inputs]
+        plus, minus = np.maximum(matrix, 0), np.minimum(matrix, 0)
+        out = []
+        for row, l, u in zip(
+            range(len(bias)), plus @ low + minus @ high + bias, plus @ high + minus @ low + bias, strict=True
+        ):
+            z = self.variable(l, u)
+            terms = {i: c for i, c in zip(inputs, matrix[row], strict=True) if c}
+            self.rows.append(({**terms, z: -1.0}, -bias[row], -bias[row]))
+            out.append(z)
+        return out
+
+    def relu(self, z: int) -> int:
+        l, u = self.low[z], self.high[z]
+        a, on = self.variable(0.0, max(u, 0.0)), self.variable(0, 1, 1)
+        self.rows += [({a: 1.0, z: -1.0}, 0.0, np.inf)]
+        self.rows += [({a: 1.0, z: -1.0, on: -min(l, 0.0)}, -np.inf, -min(l, 0.0))]
+        self.rows += [({a: 1.0, on: -max(u, 0.0)}, -np.inf, 0.0)]
+        return a
+
+    def maximum(self, candidates: list[int]) -> int:
+        top = max(self.high[c] for c in candidates)
+        m = self.variable(max(self.low[c] for c in candidates), top)
+        picks = [self.variable(0, 1, 1) for _ in candidates]
+        self.rows.append((dict.fromkeys(picks, 1.0), 1.0, 1.0))
+        for c, pick in zip(candidates, picks, strict=True):
+            slack = top - self.low[c]
+            self.rows += [({m: 1.0, c: -1.0}, 0.0, np.inf), ({m: 1.0, c: -1.0, pick: slack}, -np.inf, slack)]
+        return m
+
+    def minimum(self, objective: dict[int, float]) -> float:
+        n = len(self.low)
+        matrix = np.zeros((len(self.rows), n))
+        for r, (terms, _, _) in enumerate(self.rows):
+            for column, value in terms.items():
+                matrix[r, column] += value
+        c = np.zeros(n)
+        for column, value in objective.items():
+            c[column] += value
+        answer = milp(
+            c,
+            integrality=np.array(self.integer),
+            bounds=Bounds(np.array(self.low), np.array(self.high)),
+            constraints=LinearConstraint(matrix, [r[1] for r in self.rows], [r[2] for r in self.rows]),
+            options={"mip_rel_gap": 0.0},
+        )
+        assert answer.status == 0, answer.message
+        return float(answer.fun)
+
+
+def plain_milp_margin(model: nn.Module, x: Tensor, eps: float, k: int, class_idx: int) -> float:
+    """The exact margin of a ``Pooled``-like model (c1, pool without padding, c2, fc) within eps of x, no clipping."""
+    first, second = _double(model.c1), _double(model.c2)
+    weight = model.fc.weight[class_idx].detach().double()
+    with torch.no_grad():
+        hidden = torch.relu(first(x.double()))
+        pooled = model.pool(hidden)
+        features = torch.relu(second(pooled))
+        indices = torch.arange(hidden.numel(), dtype=torch.float64).reshape(hidden.shape)
+        size, step = model.pool.kernel_size, model.pool.stride
+        windows = indices.unfold(2, size, step).unfold(3, size, step).reshape(pooled.numel(), -1).long().tolist()
+    cam = torch.einsum("c,nchw->hw", weight, features).flatten().numpy()
+    order, pixels = np.argsort(-cam, kind="stable"), cam.size
+    center = x.double().flatten().numpy()
+    layers = [conv_matrix(first, tuple(x.shape[1:])), conv_matrix(second, tuple(pooled.shape[1:]))]
+    problem = PlainMilp(center - eps, center + eps)
+    a1 = [problem.relu(z) for z in problem.affine(*layers[0], list(range(len(center))))]
+    m = [problem.maximum([a1[i] for i in window]) for window in windows]
+    a2 = np.array([problem.relu(z) for z in problem.affine(*layers[1], m)]).reshape(-1, pixels)
+    best = np.inf
+    for i in order[:k]:
+        for j in order[k:]:
+            terms = dict(zip(a2[:, i].tolist(), weight.tolist(), strict=True))
+            terms.update(dict(zip(a2[:, j].tolist(), (-weight).tolist(), strict=True)))
+            best = min(best, problem.minimum(terms))
+    return best

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from nets import Plain, Pooled, Residual, Tiny, image, seeded
-from oracles import brute_force_margin
+from oracles import brute_force_margin, plain_milp_margin
 
 import corgi_opt as co
 from corgi_opt.results import Verdict
@@ -64,6 +64,31 @@ def test_verdicts_bracket_the_brute_force_margin(index):
             assert (v.status == "certified") <= (exact > 0)
             assert (v.status == "falsified") <= (exact < 0)
         assert v.status == ("certified" if exact > 0 else "falsified")
+
+
+@pytest.mark.parametrize("seed", range(1, 6))
+@pytest.mark.parametrize(("kernel", "stride"), [(2, 2), (2, 1)])
+def test_pooled_networks_agree_with_the_textbook_milp(seed, kernel, stride):
+    """The normal form, cones and elimination against scipy on ReLU-then-pool with a binary per candidate."""
+    model = seeded(Pooled, seed, channels=2, kernel=kernel, stride=stride)
+    x = image(1, 4, 4, seed=seed)
+    net = co.from_torch(model, x)
+    for c in range(3):
+        try:
+            r = co.radius(net, x, k=1, class_idx=c, clip=None, rtol=0.01)
+        except co.TieError:
+            continue
+        if 0 < r.upper < float("inf"):
+            break
+    else:
+        raise AssertionError("a dead network; choose another seed")
+    assert r.ratio <= 1.01
+    for eps in (r.lower, 0.5 * (r.lower + r.upper), r.upper):
+        exact = plain_milp_margin(model, x, eps, 1, c)
+        v = co.verify(net, x, eps=eps, k=1, class_idx=c, clip=None)
+        assert v.margin_lower <= exact + 1e-6
+        assert v.margin_upper >= exact - 1e-6
+        assert v.status == ("certified" if exact > 1e-5 else "falsified" if exact < -1e-5 else v.status)
 
 
 @pytest.mark.parametrize(
