@@ -88,6 +88,23 @@ class Residual(nn.Module):
         return self.fc(F.adaptive_avg_pool2d(self.relu(y), 1).flatten(1))
 
 
+class Deep(nn.Module):
+    """Residual blocks on a map smaller than their receptive field, with a strided one in the middle."""
+
+    def __init__(self, channels: int = 3) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, channels, 3, padding=1)
+        self.convs = nn.ModuleList(nn.Conv2d(channels, channels, 3, s, 1) for s in (1, 2, 1, 1))
+        self.skip = nn.Conv2d(channels, channels, 1, 2)
+        self.fc = nn.Linear(channels, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.relu(self.stem(x))
+        for conv in self.convs:
+            h = F.relu(conv(h) + (h if conv.stride == (1, 1) else self.skip(h)))
+        return self.fc(h.mean((2, 3)))
+
+
 class Pooled(nn.Module):
     """conv-relu-maxpool-conv-relu, the paper's pattern, on 1x8x8."""
 

@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from nets import Plain, Pooled, Residual, Tiny, image, seeded
+from nets import Deep, Plain, Pooled, Tiny, image, seeded
 from oracles import brute_force_margin, plain_milp_margin
 
 import corgi_opt as co
@@ -92,7 +92,7 @@ def test_pooled_networks_agree_with_the_textbook_milp(seed, kernel, stride):
 
 
 @pytest.mark.parametrize(
-    ("model", "kwargs", "shape"), [(Plain, {}, (1, 6, 6)), (Residual, {}, (1, 6, 5)), (Pooled, {}, (1, 8, 8))]
+    ("model", "kwargs", "shape"), [(Plain, {}, (1, 6, 6)), (Deep, {}, (1, 8, 6)), (Pooled, {}, (1, 8, 8))]
 )
 def test_stronger_methods_certify_what_weaker_ones_do(model, kwargs, shape):
     for seed in range(2):

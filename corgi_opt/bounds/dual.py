@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from corgi_opt.network.graph import LayerGraph, Node
-from corgi_opt.network.ops import Affine, Input, Op, gather, inside
+from corgi_opt.network.ops import Affine, Input, Op, Shape, gather, inside
 from corgi_opt.spec import Ball
 
 CHUNK_ELEMENTS = 2_000_000
@@ -61,11 +61,22 @@ class Rows:
     def negated(self) -> Rows:
         return Rows(-self.coefs, self.origins)
 
-    def merged(self, other: Rows) -> Rows:
-        """The sum of two functionals of one node whose windows lie at a constant offset."""
+    def on(self, shape: Shape) -> Rows:
+        """The same functionals where neurons exist: zero off the map, no axis longer than the map's."""
+        coefs, origins = self.coefs, self.origins
+        for axis in (0, 1):
+            if coefs.shape[2 + axis] > shape[1 + axis]:
+                coefs, origins = _cropped(coefs, origins, axis, shape[1 + axis])
+        mask = inside(shape, origins, coefs.shape[2], coefs.shape[3])
+        return Rows(coefs if mask is None else coefs * mask, origins)
+
+    def merged(self, other: Rows, shape: Shape) -> Rows:
+        """The sum of two functionals of one node of this shape."""
         shift = other.origins - self.origins
         if not bool((shift == shift[0]).all()):
-            raise ValueError("two paths to one node move its window at different strides")
+            # one of them was cropped to the map on its way down: lay both out on the whole map
+            mine, theirs = (_whole(r, shape) for r in (self, other))
+            return Rows(mine.coefs + theirs.coefs, mine.origins)
         dy, dx = shift[0].tolist()
         mine, theirs = self._grown(min(dy, 0), min(dx, 0)), other._grown(min(-dy, 0), min(-dx, 0))
         h = max(mine.coefs.shape[2], theirs.coefs.shape[2])
@@ -82,6 +93,26 @@ class Rows:
 def _to_size(coefs: Tensor, h: int, w: int) -> Tensor:
     extra = (0, w - coefs.shape[3], 0, h - coefs.shape[2])
     return F.pad(coefs, extra) if any(extra) else coefs
+
+
+def _whole(rows: Rows, shape: Shape) -> Rows:
+    coefs, origins = rows.coefs, rows.origins
+    for axis in (0, 1):
+        coefs, origins = _cropped(coefs, origins, axis, shape[1 + axis])
+    return Rows(coefs, origins)
+
+
+def _cropped(coefs: Tensor, origins: Tensor, axis: int, length: int) -> tuple[Tensor, Tensor]:
+    """Windows laid out on positions 0 .. length-1 of one axis (0 rows, 1 columns) of the map, and their corners."""
+    source = torch.arange(length, device=coefs.device) - origins[:, axis, None]
+    found = (source >= 0) & (source < coefs.shape[2 + axis])
+    along = (slice(None), None, slice(None), None) if axis == 0 else (slice(None), None, None, slice(None))
+    size = [*coefs.shape]
+    size[2 + axis] = length
+    index = source.clamp(0, coefs.shape[2 + axis] - 1)[along].expand(size)
+    moved = origins.clone()
+    moved[:, axis] = 0
+    return coefs.gather(2 + axis, index) * found[along], moved
 
 
 class Step(NamedTuple):
@@ -146,11 +177,9 @@ def _descend(
     for name in reversed(graph.ancestors(node)):
         if name not in pending:
             continue
-        here, current = pending.pop(name), graph[name]
+        current = graph[name]
+        here = pending.pop(name).on(current.shape)
         h, w = here.coefs.shape[2:]
-        mask = inside(current.shape, here.origins, h, w)
-        if mask is not None:
-            here = Rows(here.coefs * mask, here.origins)
         op = current.op
         if isinstance(op, Input):
             low, high = gather(box.lower, here.origins, h, w), gather(box.upper, here.origins, h, w)
@@ -167,7 +196,8 @@ def _descend(
         origins = op.geometry.origins(here.origins)
         for operand, coefs in zip(current.inputs, operands, strict=True):
             below = Rows(coefs, origins)
-            pending[operand] = pending[operand].merged(below) if operand in pending else below
+            shape = graph[operand].shape
+            pending[operand] = pending[operand].merged(below, shape) if operand in pending else below
     return total
 
 
@@ -178,7 +208,7 @@ def _largest_window(graph: LayerGraph, node: str, rows: Rows) -> int:
     for name in reversed(graph.ancestors(node)):
         if name not in sizes:
             continue
-        h, w = sizes[name]
+        h, w = (min(size, most) for size, most in zip(sizes[name], graph[name].shape[1:], strict=True))
         largest = max(largest, graph[name].shape[0] * h * w)
         needed = graph[name].op.geometry.size(h, w)
         for operand in graph[name].inputs:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from nets import Everything, Plain, Pooled, Residual, image, seeded
+from nets import Deep, Everything, Plain, Pooled, Residual, image, seeded
 from oracles import points_in
 
 import corgi_opt as co
@@ -20,6 +20,7 @@ CASES = [
     (Plain, {}, (1, 6, 6)),
     (Everything, {}, (3, 20, 22)),
     (Residual, {}, (1, 7, 5)),
+    (Deep, {}, (1, 8, 6)),
     (Pooled, {}, (1, 8, 8)),
     (Pooled, {"kernel": 3, "stride": 2, "padding": 1}, (1, 9, 9)),
     (Pooled, {"kernel": 3, "stride": 2, "padding": 1, "dilation": 2}, (1, 9, 8)),

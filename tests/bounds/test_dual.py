@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from nets import Everything, Pooled, Residual, image, seeded
+from nets import Deep, Everything, Pooled, Residual, image, seeded
 from oracles import points_in
 
 import corgi_opt as co
@@ -16,6 +16,7 @@ CPU = torch.device("cpu")
 CASES = [
     (Everything, {}, (3, 20, 22)),
     (Residual, {}, (1, 7, 5)),
+    (Deep, {}, (1, 8, 6)),
     (Pooled, {"kernel": 3, "stride": 2, "padding": 1}, (1, 9, 9)),
 ]
 
