@@ -94,14 +94,15 @@ class Deep(nn.Module):
     def __init__(self, channels: int = 3) -> None:
         super().__init__()
         self.stem = nn.Conv2d(1, channels, 3, padding=1)
-        self.convs = nn.ModuleList(nn.Conv2d(channels, channels, 3, s, 1) for s in (1, 2, 1, 1))
+        self.convs = nn.ModuleList(nn.Conv2d(channels, channels, 3, s, 1) for s in (1, 2, 1))
+        self.seconds = nn.ModuleList(nn.Conv2d(channels, channels, 3, 1, 1) for _ in self.convs)
         self.skip = nn.Conv2d(channels, channels, 1, 2)
         self.fc = nn.Linear(channels, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         h = F.relu(self.stem(x))
-        for conv in self.convs:
-            h = F.relu(conv(h) + (h if conv.stride == (1, 1) else self.skip(h)))
+        for conv, second in zip(self.convs, self.seconds, strict=True):
+            h = F.relu(second(F.relu(conv(h))) + (h if conv.stride == (1, 1) else self.skip(h)))
         return self.fc(h.mean((2, 3)))
 
 
