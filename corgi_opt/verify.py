@@ -152,6 +152,7 @@ class Ladder:
             topk = self.question.topk
             safety = FLOAT64_SAFETY * self.question.scale
             own = low[topk.top][:, None] - high[topk.rest][None, :] - safety
+            own = torch.where(own.isnan(), -torch.inf, own)  # NaN proves nothing, and must not stick
             self.lower = torch.maximum(self.lower, own)
             self._done[name] = float(own.min())
             self._check_order()

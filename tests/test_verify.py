@@ -221,6 +221,18 @@ def test_a_broken_solver_never_certifies_or_falsifies(how, gap, monkeypatch):
     assert v.reason
 
 
+def test_nan_bounds_prove_nothing(gap, monkeypatch):
+    from corgi_opt.bounds.dual import Interval
+
+    net, x, _ = gap
+    nan = torch.full((net.cam(x).numel(),), float("nan"), dtype=torch.float64)
+    monkeypatch.setattr(VERIFY, "corgi_cam_bounds", lambda *_: Interval(nan, nan))
+    monkeypatch.setattr(VERIFY, "cam_bounds", lambda *_: Interval(nan, nan))
+    v = co.verify(net, x, eps=1e-6, k=2, class_idx=0, method="corgi")
+    assert v.status == "unknown"
+    assert v.margin_lower == -float("inf")
+
+
 def test_an_incumbent_below_a_proven_bound_is_raised(gap, monkeypatch):
     net, x, eps = gap
     monkeypatch.setattr(VERIFY, "Highs", lambda: Lying("impossible incumbent"))
