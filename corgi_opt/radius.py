@@ -52,6 +52,7 @@ class RadiusSearch:
         attack = self.attack(deadline)
         for name in sorted({"corgi", method}, key=LADDER_ORDER.index):
             self.certified(name, deadline)  # weakest first: each starts where the one before ended
+        self._check_order()
         found = self._certified[method]
         upper = self.nearest.distance if self.nearest is not None else float("inf")
         return Radius(
@@ -100,7 +101,6 @@ class RadiusSearch:
             verdict = self._probe(method, high, deadline)
             high_margin = verdict.margin_lower
             if verdict.status == "certified":
-                self._contradiction(verdict)
                 return Certified(high, high_margin, verdict.proof, "certified up to the largest eps tried")
         for probe in range(MOST_PROBES):
             if low.eps > 0 and high <= low.eps * (1 + self.rtol):
@@ -168,12 +168,14 @@ class RadiusSearch:
             self._ladders[eps] = Ladder(self.question, eps, self.device)
         return self._ladders[eps]
 
-    def _contradiction(self, verdict: Verdict) -> None:
-        if self.nearest is not None and verdict.eps >= self.nearest.distance:
-            raise BoundOrderError(
-                f"eps={verdict.eps:g} was certified although an image at distance {self.nearest.distance:g} breaks it; "
-                "nothing is certified, please report this"
-            )
+    def _check_order(self) -> None:
+        """No certified eps, of any method so far, may reach the nearest witness (which later methods move)."""
+        for method, found in self._certified.items():
+            if self.nearest is not None and found.eps >= self.nearest.distance:
+                raise BoundOrderError(
+                    f"{method} certified eps={found.eps:.9g} although an image at distance "
+                    f"{self.nearest.distance:.9g} breaks it; nothing is certified, please report this"
+                )
 
     def _reason(self, method: str, found: Certified, upper: float) -> str:
         if upper <= found.eps * (1 + self.rtol):

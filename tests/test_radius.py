@@ -98,6 +98,21 @@ def test_a_contradiction_is_raised(pooled, monkeypatch):
         co.radius(net, x, k=2, class_idx=0, method="corgi")
 
 
+def test_a_certified_eps_beyond_a_witness_found_later_is_raised(pooled):
+    """An exact probe can move the nearest witness below what an earlier method had certified."""
+    from corgi_opt.question import Question
+    from corgi_opt.radius import Certified, RadiusSearch
+    from corgi_opt.search.deadline import Deadline
+
+    net, x = pooled
+    question = Question.ask(net, x, k=2, class_idx=0, norm="inf", clip=(0.0, 1.0), tie_tol=None)
+    search = RadiusSearch(question, torch.device("cpu"), co.PgdOptions(), 0.01)
+    broken = search.run("corgi", Deadline(60)).upper
+    search._certified["crown"] = Certified(1.001 * broken, 1.0, "float64", "")
+    with pytest.raises(co.BoundOrderError, match="crown certified"):
+        search.run("milp", Deadline(60))
+
+
 def test_plain_network_and_predicted_class():
     x = image(1, 6, 6, seed=2)
     net = co.from_torch(seeded(Plain, 2), x)

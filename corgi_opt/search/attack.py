@@ -79,7 +79,7 @@ def _gradients(question: Question, pixels: Tensor, device: torch.device) -> Tens
 
 
 def pgd(question: Question, ball: Ball, targets: Targets, device: torch.device, options: PgdOptions) -> Witness | None:
-    """The replayed witness with the smallest margin that PGD meets, or None."""
+    """The first witness that PGD meets and that replays, or None."""
     if ball.eps == 0:
         return None
     near = int((targets.radii <= WITHIN * ball.eps).sum())
