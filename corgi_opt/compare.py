@@ -15,7 +15,7 @@ from corgi_opt.question import Question, resolve_device
 from corgi_opt.radius import LADDER_ORDER, RadiusSearch, check_rtol
 from corgi_opt.results import Radius
 from corgi_opt.search.attack import PgdOptions
-from corgi_opt.spec import Clip
+from corgi_opt.spec import Clip, Norm, canonical_norm
 from corgi_opt.verify import check_method, check_time_limit
 
 
@@ -71,7 +71,7 @@ def compare(
     methods: Sequence[str] = ("corgi", "crown", "lp", "milp"),
     rtol: float = 0.01,
     class_idx: int | None = None,
-    norm: str = "inf",
+    norm: Norm = "inf",
     clip: Clip = (0.0, 1.0),
     time_limit: float = 600.0,
     tie_tol: float | None = None,
@@ -85,7 +85,8 @@ def compare(
     """
     if isinstance(methods, str) or not isinstance(methods, Sequence) or not methods:
         raise InputError(f"methods must be a non-empty sequence of names, got {methods!r}")
-    chosen = sorted({check_method(m) for m in methods}, key=LADDER_ORDER.index)
+    norm = canonical_norm(norm)
+    chosen = sorted({check_method(m, norm) for m in methods}, key=LADDER_ORDER.index)
     where, tolerance = resolve_device(device), check_rtol(rtol)
     check_time_limit(time_limit)
     question = Question.ask(net, x, k=k, class_idx=class_idx, norm=norm, clip=clip, tie_tol=tie_tol)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from corgi_opt.errors import InputError
 from corgi_opt.network.cam import CamNetwork
-from corgi_opt.spec import Ball, Clip, TopK
+from corgi_opt.spec import Ball, Clip, Norm, TopK, canonical_norm, distance
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +26,7 @@ class Question:
     cam: Tensor
     topk: TopK
     scale: float
-    norm: str
+    norm: Norm
     clip: Clip
 
     @classmethod
@@ -37,7 +37,7 @@ class Question:
         *,
         k: int,
         class_idx: int | None,
-        norm: str,
+        norm: Norm,
         clip: Clip,
         tie_tol: float | None,
     ) -> Question:
@@ -51,7 +51,7 @@ class Question:
         features = net.graph.forward(image, net.features)[0]
         scale = float((net.weight[chosen][:, None, None] * features).abs().sum(dim=0).max())
         topk = TopK.of(cam, k, 1e-9 * scale if tie_tol is None else tie_tol)
-        return cls(net, image, chosen, cam, topk, scale, norm, clip)
+        return cls(net, image, chosen, cam, topk, scale, canonical_norm(norm), clip)
 
     def ball(self, eps: float) -> Ball:
         return Ball(self.x, eps, self.norm, self.clip)
@@ -61,7 +61,7 @@ class Question:
         """The eps at which the region is the whole clip box; infinity without one."""
         if self.clip is None:
             return float("inf")
-        return max(float(self.x.max()) - self.clip[0], self.clip[1] - float(self.x.min()))
+        return distance(self.norm, torch.maximum(self.x - self.clip[0], self.clip[1] - self.x))
 
     def margin(self, x: Tensor) -> float:
         """The margin at one image (1, C, H, W), by running the user's own model in float64."""

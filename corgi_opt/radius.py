@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import math
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from numbers import Real
 
 import torch
 from torch import Tensor
 
 from corgi_opt.errors import BoundOrderError, InputError, TieError
+from corgi_opt.margins import Known, Margins
 from corgi_opt.network.cam import CamNetwork
 from corgi_opt.question import Question, resolve_device
 from corgi_opt.results import Proof, Radius, Verdict, Witness
 from corgi_opt.search.attack import PgdOptions, attack_radius, rank_pairs, shrink
+from corgi_opt.search.crossing import Point, crossing, probes
 from corgi_opt.search.deadline import Deadline
-from corgi_opt.spec import Clip
+from corgi_opt.spec import Clip, Norm, canonical_norm
 from corgi_opt.verify import Ladder, check_method, check_time_limit, climb
 
-LADDER_ORDER = ("ibp", "corgi", "crown", "lp", "milp")
+LADDER_ORDER = ("ibp", "corgi", "crown", "dual", "lp", "milp")
 """Each certifies at least what the ones before it do; a stronger search starts where a weaker one ended."""
 
 MOST_PROBES = 60
@@ -32,6 +36,10 @@ class Certified:
     margin: float
     proof: Proof | None
     reason: str
+
+    @property
+    def point(self) -> Point:
+        return Point(self.eps, self.margin)
 
 
 class RadiusSearch:
@@ -95,25 +103,44 @@ class RadiusSearch:
     # --- the two searches ------------------------------------------------------------------------------------
 
     def _limit(self, method: str, deadline: Deadline) -> Certified:
-        """Where a relaxation's margin crosses zero: safeguarded secant steps on margin(eps)."""
-        low, high, high_margin = self._known_below(method), self._upper(), None
-        if method == "corgi":
-            verdict = self._probe(method, high, deadline)
-            high_margin = verdict.margin_lower
+        """Where a relaxation's margin crosses zero.
+
+        A float32 search finds the place; what it says is proven in float64 just below it, and if that fails (or for an
+        LP, which has no float32 search) the search goes on with proven probes.
+        """
+        low, high = self._known_below(method), Point(self._upper(), -math.inf)
+        if self.nearest is None or method == "corgi":  # what everything is checked against is checked at the witness
+            verdict = self._probe(method, high.eps, deadline)
             if verdict.status == "certified":
-                return Certified(high, high_margin, verdict.proof, "certified up to the largest eps tried")
-        for probe in range(MOST_PROBES):
-            if low.eps > 0 and high <= low.eps * (1 + self.rtol):
-                return Certified(low.eps, low.margin, low.proof, "")
+                return Certified(high.eps, verdict.margin_lower, verdict.proof, "certified up to the largest eps tried")
+            high = Point(high.eps, verdict.margin_lower)
+        ahead: list[float] = []
+        if method != "lp":
+            guess, high = self._estimated(method, low.point, high)
+            ahead = [guess.eps, guess.eps / (1 + self.rtol / 4)]
+        for _ in range(MOST_PROBES):
+            if low.eps > 0 and high.eps <= low.eps * (1 + self.rtol):
+                return replace(low, reason="")
             if deadline.over:
-                return Certified(low.eps, low.margin, low.proof, "time limit")
-            at = _next_probe(low.eps, low.margin, high, high_margin, self.rtol, bisect=probe % 4 == 3)
+                return replace(low, reason="time limit")
+            at = ahead.pop(0) if ahead else probes(low.point, high, self.rtol)[0]
+            if not low.eps < at < high.eps:
+                continue
             verdict = self._probe(method, at, deadline)
             if verdict.status == "certified":
                 low = Certified(at, verdict.margin_lower, verdict.proof, "")
             else:
-                high, high_margin = at, verdict.margin_lower
-        return Certified(low.eps, low.margin, low.proof, f"no certified eps above {low.eps:g} in {MOST_PROBES} probes")
+                high = Point(at, verdict.margin_lower)
+        return replace(low, reason=f"no certified eps above {low.eps:g} in {MOST_PROBES} probes")
+
+    def _estimated(self, method: str, low: Point, high: Point) -> tuple[Point, Point]:
+        """``low`` and ``high`` narrowed by a float32 search."""
+        estimates = Estimates(self.question, method, self.device)
+        if high.eps in self._ladders:
+            estimates.know(high.eps, self._ladders[high.eps].margins)
+        (there,) = estimates([high.eps])
+        high = Point(high.eps, min(there, 0.0))
+        return crossing(estimates, low, high, self.rtol / 2)
 
     def _closing(self, deadline: Deadline) -> Certified:
         """An exact method: probe just below the nearest witness first, then bisect towards what is certified."""
@@ -165,7 +192,9 @@ class RadiusSearch:
         if eps not in self._ladders:
             while len(self._ladders) >= 8:  # each holds the bounds of every node
                 self._ladders.pop(next(iter(self._ladders)))
-            self._ladders[eps] = Ladder(self.question, eps, self.device)
+            above = min((e for e in self._ladders if e > eps), default=None)
+            larger = None if above is None else self._ladders[above]
+            self._ladders[eps] = Ladder(self.question, eps, self.device, larger)
         return self._ladders[eps]
 
     def _check_order(self) -> None:
@@ -187,17 +216,31 @@ class RadiusSearch:
         return f"{method} certifies no further (resolved to rtol={self.rtol:g}); the gap to the attack is its looseness"
 
 
-def _next_probe(
-    low: float, low_margin: float, high: float, high_margin: float | None, rtol: float, *, bisect: bool
-) -> float:
-    """An eps strictly inside (low, high): on alternate sides of the secant's root, or the middle."""
-    middle = (low * high) ** 0.5 if low > 0 else high / 4
-    if bisect or high_margin is None or not low_margin > high_margin:
-        return middle
-    root = low + (high - low) * low_margin / (low_margin - high_margin)
-    below, above = root / (1 + rtol / 3), root * (1 + rtol / 3)
-    at = below if low < below else above
-    return at if low * (1 + rtol / 4) < at < high / (1 + rtol / 4) else middle
+class Estimates:
+    """Margins of a method at several eps, in float32 and one batch; they prove nothing.
+
+    Each eps looks only at the pairs that the smallest eps above it (tried so far) left open, and keeps what was
+    known there.
+    """
+
+    def __init__(self, question: Question, method: str, device: torch.device) -> None:
+        self._question, self._method, self._device = question, method, device
+        self._known: dict[float, Known] = {}
+
+    def know(self, eps: float, margins: Margins) -> None:
+        """Starts from what is proven at one eps."""
+        self._known[eps] = margins.known(0).to(torch.float32)
+
+    def __call__(self, epses: Sequence[float]) -> list[float]:
+        above = min((e for e in self._known if e >= max(epses)), default=None)
+        margins = Margins(
+            self._question, epses, torch.float32, self._device, None if above is None else self._known[above]
+        )
+        if above is None and self._method in ("crown", "dual"):
+            margins.corgi()  # cheaper than CROWN, and leaves less for it
+        found: Tensor = getattr(margins, self._method)()
+        self._known |= {eps: margins.known(case) for case, eps in enumerate(epses)}
+        return [float(margin) for margin in found]
 
 
 def check_rtol(rtol: float) -> float:
@@ -214,7 +257,7 @@ def radius(
     method: str = "auto",
     rtol: float = 0.01,
     class_idx: int | None = None,
-    norm: str = "inf",
+    norm: Norm = "inf",
     clip: Clip = (0.0, 1.0),
     time_limit: float = 600.0,
     tie_tol: float | None = None,
@@ -227,7 +270,8 @@ def radius(
     ``upper / lower <= 1 + rtol`` unless ``reason`` says why not, for a relaxation ``lower`` is within rtol of the
     largest eps it certifies. A tied image has radius 0, with that reason.
     """
-    chosen, deadline, where = check_method(method), check_time_limit(time_limit), resolve_device(device)
+    norm = canonical_norm(norm)
+    chosen, deadline, where = check_method(method, norm), check_time_limit(time_limit), resolve_device(device)
     tolerance = check_rtol(rtol)
     try:
         question = Question.ask(net, x, k=k, class_idx=class_idx, norm=norm, clip=clip, tie_tol=tie_tol)

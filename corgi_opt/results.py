@@ -17,8 +17,8 @@ class Witness:
     """A counterexample image inside the region, replayed in float64 through the user's own torch model.
 
     ``image`` (1, C, H, W) float64, ``cam`` (H, W) there; ``pair`` the flat indices (i in the top k, j outside) with
-    the smallest ``CAM_i - CAM_j = margin <= 0`` (an exact tie breaks a strict order); ``distance`` is the L-inf
-    distance to the centre.
+    the smallest ``CAM_i - CAM_j = margin <= 0`` (an exact tie breaks a strict order); ``distance`` is the
+    distance to the centre in the question's norm.
     """
 
     image: Tensor

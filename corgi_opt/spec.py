@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -11,25 +13,42 @@ from corgi_opt.arguments import finite, integer, not_negative
 from corgi_opt.errors import InputError, TieError
 
 Clip = tuple[float, float] | None
+Norm = Literal["inf", "2", "1"]
+
+_NORMS: dict[object, Norm] = {"inf": "inf", "2": "2", "1": "1", math.inf: "inf", 2: "2", 1: "1"}
+
+
+def canonical_norm(norm: object) -> Norm:
+    """ "inf", "2" or "1", from that or the number. Raises InputError."""
+    if isinstance(norm, bool) or not isinstance(norm, (str, int, float)) or norm not in _NORMS:
+        raise InputError(f"norm must be 'inf', '2' or '1', got {norm!r}")
+    return _NORMS[norm]
+
+
+def distance(norm: Norm, moved: Tensor) -> float:
+    """``||moved||`` of a float64 tensor, its sum correctly rounded."""
+    size = moved.abs().flatten()
+    if norm == "inf":
+        return float(size.max())
+    return math.fsum(size.tolist()) if norm == "1" else math.sqrt(math.fsum((size**2).tolist()))
 
 
 @dataclass(frozen=True, eq=False)
 class Ball:
-    """The region ``{x : ||x - center||_inf <= eps}`` intersected with the clip box, if there is one.
+    """The region ``{x : ||x - center||_norm <= eps}`` intersected with the clip box, if there is one.
 
-    ``center`` is an image (1, C, H, W); eps and the box are in the units of the network's input. ``clip=None``
-    switches the box off. Raises InputError when eps < 0 or not finite, the norm is unknown, the box is empty or
-    the centre lies outside it.
+    ``center`` is an image (1, C, H, W); ``norm`` is "inf", "2" or "1" (the numbers do as well) over all C*H*W inputs
+    together; eps and the box are in the units of the network's input. ``clip=None`` switches the box off. Raises
+    InputError when eps < 0 or not finite, the norm is unknown, the box is empty or the centre lies outside it.
     """
 
     center: Tensor
     eps: float
-    norm: str = "inf"
+    norm: Norm = "inf"
     clip: Clip = (0.0, 1.0)
 
     def __post_init__(self) -> None:
-        if self.norm != "inf":
-            raise InputError(f"norm must be 'inf' (the only one with a method so far), got {self.norm!r}")
+        object.__setattr__(self, "norm", canonical_norm(self.norm))
         eps = not_negative("eps", self.eps, " in the units of the input")
         if not isinstance(self.center, Tensor):
             raise InputError(f"the centre must be a torch tensor (1, C, H, W), got {type(self.center).__name__}")
@@ -69,18 +88,30 @@ class Ball:
         high = self.center[0] + self.eps
         return high if self.clip is None else high.clamp(max=self.clip[1])
 
+    def distance(self, x: Tensor) -> float:
+        """``||x - center||`` in the ball's norm, for an image x (1, C, H, W)."""
+        return distance(self.norm, x.double() - self.center)
+
     def contains(self, x: Tensor) -> bool:
-        """Whether x (1, C, H, W) lies in the region, exactly as float64 compares."""
+        """Whether x (1, C, H, W) lies in the region, as float64 compares."""
         x = x.double()
-        near = bool(((x - self.center).abs() <= self.eps).all())
-        return near and (self.clip is None or bool(((x >= self.clip[0]) & (x <= self.clip[1])).all()))
+        in_box = self.clip is None or bool(((x >= self.clip[0]) & (x <= self.clip[1])).all())
+        return in_box and self.distance(x) <= self.eps
 
     def project(self, x: Tensor) -> Tensor:
-        """The nearest image inside, such that ``contains`` holds in spite of rounding."""
+        """An image inside, near x (for "inf" the nearest), such that ``contains`` holds in spite of rounding."""
         x = torch.minimum(torch.maximum(x.double(), self.lower[None]), self.upper[None])
-        # center + eps may round away from center by half a unit: step back towards the centre where it did
-        over = (x - self.center).abs() > self.eps
-        return torch.where(over, torch.nextafter(x, self.center), x)
+        if self.norm == "inf":
+            # center + eps may round away from center by half a unit: step back towards the centre where it did
+            over = (x - self.center).abs() > self.eps
+            return torch.where(over, torch.nextafter(x, self.center), x)
+        found, inside = self.distance(x), x
+        for slack in (0.0, 1e-12, 1e-9, 1e-6):
+            if self.distance(inside) <= self.eps:
+                return inside
+            inside = self.center + (x - self.center) * (self.eps / found * (1 - slack))
+            inside = torch.minimum(torch.maximum(inside, self.lower[None]), self.upper[None])
+        return inside if self.distance(inside) <= self.eps else self.center.clone()
 
     def with_eps(self, eps: float) -> Ball:
         return Ball(self.center, eps, self.norm, self.clip)

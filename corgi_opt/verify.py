@@ -1,64 +1,65 @@
-"""The ladder for one eps: CORGI, attack, CROWN, pair CROWN, then LP or MILP for only the pairs that are left."""
+"""The ladder for one eps: CORGI, attack, CROWN, then dual ascent, LP or MILP for only the pairs that are left."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from dataclasses import replace
 from numbers import Real
+from typing import Literal
 
 import torch
 from corgi_solvers import Highs
 from torch import Tensor
 
-from corgi_opt.bounds.corgi import corgi_bounds, corgi_cam_bounds
-from corgi_opt.bounds.crown import cam_bounds, crown_bounds, pair_bounds, share_inputs
-from corgi_opt.bounds.dual import Interval
-from corgi_opt.bounds.interval import interval_bounds
+from corgi_opt.bounds.crown import Bounded, Relaxed
 from corgi_opt.encode.big_m import big_m
 from corgi_opt.encode.triangle import triangle
 from corgi_opt.errors import BoundOrderError, InputError, UnknownMethodError
+from corgi_opt.margins import Margins, timed
 from corgi_opt.network.cam import CamNetwork
 from corgi_opt.question import Question, resolve_device
 from corgi_opt.results import Proof, Verdict, Witness
 from corgi_opt.search.attack import PgdOptions, Targets, pgd, polish, rank_pairs, replay
 from corgi_opt.search.deadline import Deadline
 from corgi_opt.search.pairs import Encoding, PairAnswer, PairSolver
-from corgi_opt.spec import Clip
+from corgi_opt.spec import Clip, Norm, canonical_norm
 
-METHODS = ("ibp", "corgi", "crown", "lp", "milp", "auto")
+METHODS = ("ibp", "corgi", "crown", "dual", "lp", "milp", "auto")
 
-FLOAT64_SAFETY = 1e-9
-"""Subtracted from every bound computed in float64, relative to the question's scale."""
+Relaxation = Literal["ibp", "corgi", "crown", "dual"]
 
 SOLVER_SAFETY = 1e-6
 """Subtracted from every bound that rests on HiGHS (tolerances 1e-7 and finer on rows of order one), likewise."""
-
-PAIRS_AT_ONCE = 256
-"""Most pairs that get their own CROWN pass at one eps, the most doubtful first."""
 
 
 class Ladder:
     """All that is proven so far about one question at one eps. Bounds only ever tighten.
 
     ``lower`` (k, P-k): best proven lower bound of ``CAM_i - CAM_j`` for each top pixel i (rows, in the order of
-    ``question.topk.top``) and rest pixel j. ``witness``: the counterexample with the smallest margin met.
+    ``question.topk.top``) and rest pixel j. ``witness``: the counterexample with the smallest margin met. ``above``:
+    the same question at a larger eps; what is proven there holds here.
     """
 
-    def __init__(self, question: Question, eps: float, device: torch.device) -> None:
+    def __init__(self, question: Question, eps: float, device: torch.device, above: Ladder | None = None) -> None:
         self.question, self.device = question, device
         self.ball = question.ball(eps)
-        topk = question.topk
-        self.lower = torch.full((len(topk.top), len(topk.rest)), -torch.inf, dtype=torch.float64)
-        self.crown_pairs: dict[tuple[int, int], float] = {}
+        known = None if above is None else above.margins.known(0)
+        self.margins: Margins = Margins(question, [eps], torch.float64, device, known)
         self.witness: Witness | None = None
-        self.stats: dict[str, float] = {}
         self.by_solver = torch.zeros_like(self.lower, dtype=torch.bool)
-        self._net = question.net.to(torch.float64, device)
-        self._intervals: dict[str, Interval] | None = None
-        self._done: dict[str, float] = {}
+        if above is not None:
+            self.by_solver |= above.by_solver
+        self._attacked = False
 
     # --- what is known ---------------------------------------------------------------------------------------
+
+    @property
+    def lower(self) -> Tensor:
+        return self.margins.lower[0]
+
+    @property
+    def stats(self) -> dict[str, float]:
+        return self.margins.stats
 
     @property
     def margin(self) -> float:
@@ -83,56 +84,27 @@ class Ladder:
 
     # --- the rungs -------------------------------------------------------------------------------------------
 
-    def ibp(self) -> float:
-        """Interval arithmetic; returns its own margin."""
-
-        def bounds() -> Interval:
-            net = self._net
-            known = interval_bounds(net.graph, self.ball, torch.float64, self.device)
-            return corgi_cam_bounds(net, self.question.class_idx, known[net.features])
-
-        return self._pixelwise("ibp", bounds)
-
-    def corgi(self) -> float:
-        """The paper's bound; returns its own margin."""
-
-        def bounds() -> Interval:
-            features = corgi_bounds(self._net, self.ball, torch.float64, self.device)
-            return corgi_cam_bounds(self._net, self.question.class_idx, features)
-
-        return self._pixelwise("corgi", bounds)
-
-    def crown(self) -> float:
-        """CROWN per CAM pixel, then per pair that is still undecided; returns the best margin so far."""
-
-        def bounds() -> Interval:
-            self._intervals = crown_bounds(self._net.graph, self.ball, torch.float64, self.device)
-            unstable = sum(int(self._intervals[n].unstable.sum()) for n in self._net.graph.preactivations)
-            self.stats["unstable_relus"] = unstable
-            return cam_bounds(self._net, self.ball, self.question.class_idx, self._intervals)
-
-        if "crown" not in self._done:
-            self._pixelwise("crown", bounds)
-            self.stats["pairs_after_crown"] = len(self.undecided)
-            with self._timed("pair_crown"):
-                self._pair_crown()
-            self.stats["pairs_after_pair_crown"] = len(self.undecided)
-        return self.margin
+    def bound(self, name: Relaxation) -> float:
+        """Runs a relaxation on the pairs that are open; returns the best proven margin over those."""
+        found = float(getattr(self.margins, name)()[0])
+        self._check_order()
+        return found
 
     def lp(self, deadline: Deadline) -> str:
         """The triangle LP on every pair left, until one stays undecided. Returns why it stopped, or ''."""
-        return self._solve("lp", triangle, deadline)
+        return self._solve("lp", triangle, lambda relaxed: relaxed.only(0), deadline)
 
     def milp(self, deadline: Deadline) -> str:
         """The exact MILP on every pair left, until one is broken or stays undecided. Returns why it stopped, or ''."""
-        return self._solve("milp", big_m, deadline)
+        # its binaries say what the planes of pooling windows do, exactly
+        return self._solve("milp", big_m, lambda relaxed: replace(relaxed.only(0), planes={}), deadline)
 
     def attack(self, targets: Targets, options: PgdOptions) -> Witness | None:
         """Pairwise PGD, unless a witness is already known."""
-        if self.witness is None and "attack" not in self._done:
-            with self._timed("attack"):
+        if self.witness is None and not self._attacked:
+            with timed(self.stats, "attack"):
                 found = pgd(self.question, self.ball, targets, self.device, options)
-            self._done["attack"] = 0.0
+            self._attacked = True
             if found is not None:
                 self.found(found)
         return self.witness
@@ -145,47 +117,17 @@ class Ladder:
 
     # --- how -------------------------------------------------------------------------------------------------
 
-    def _pixelwise(self, name: str, bounds: Callable[[], Interval]) -> float:
-        if name not in self._done:
-            with self._timed(name):
-                low, high = (b.cpu() for b in bounds())
-            topk = self.question.topk
-            safety = FLOAT64_SAFETY * self.question.scale
-            own = low[topk.top][:, None] - high[topk.rest][None, :] - safety
-            own = torch.where(own.isnan(), -torch.inf, own)  # NaN proves nothing, and must not stick
-            self.lower = torch.maximum(self.lower, own)
-            self._done[name] = float(own.min())
-            self._check_order()
-        return self._done[name]
-
-    def _pair_crown(self) -> None:
-        assert self._intervals is not None  # crown() has just computed them
-        entries = self.undecided[:PAIRS_AT_ONCE]
-        if not entries:
-            return
-        pairs = torch.tensor([self._pair(e) for e in entries])
-        # pixels that share no input gain nothing from a joint objective
-        close = share_inputs(self._net, pairs)
-        entries = [e for e, c in zip(entries, close.tolist(), strict=True) if c]
-        if not entries:
-            return
-        known = pair_bounds(
-            self._net, self.ball, self.question.class_idx, self._intervals, pairs[close].to(self.device)
+    def _solve(
+        self, name: str, encoding: Encoding, given: Callable[[Relaxed], Bounded], deadline: Deadline
+    ) -> str:
+        self.bound("crown")
+        relaxed = self.margins.relaxed
+        assert relaxed is not None  # crown has just computed it
+        solver = PairSolver(
+            self.question.net, self.ball, self.question.class_idx, given(relaxed), encoding, Highs()
         )
-        for entry, value in zip(entries, known.tolist(), strict=True):
-            bound = value - FLOAT64_SAFETY * self.question.scale
-            self.crown_pairs[entry] = bound
-            self.lower[entry] = max(float(self.lower[entry]), bound)
-        self._check_order()
-
-    def _solve(self, name: str, encoding: Encoding, deadline: Deadline) -> str:
-        self.crown()
-        assert self._intervals is not None
-        on_cpu = {n: Interval(b.lower.cpu(), b.upper.cpu()) for n, b in self._intervals.items()}
-        net = self.question.net
-        solver = PairSolver(net, self.ball, self.question.class_idx, on_cpu, encoding, Highs())
         safety = SOLVER_SAFETY * self.question.scale
-        with self._timed(name):
+        with timed(self.stats, name):
             for entry in self.undecided:
                 if deadline.over:
                     return f"time limit reached with {len(self.undecided)} pairs undecided"
@@ -200,10 +142,11 @@ class Ladder:
 
     def _record(self, name: str, entry: tuple[int, int], answer: PairAnswer, safety: float) -> None:
         bound = answer.lower - safety
-        before = self.crown_pairs.get(entry, -torch.inf)
-        if name == "lp" and not answer.reason and bound < before - 2 * safety:
+        dual = float(self.margins.by_relaxed[0][entry])
+        if name == "lp" and not answer.reason and bound < dual - 2 * safety:
             raise BoundOrderError(
-                f"the LP bound {answer.lower:.9g} of pair {self._pair(entry)} is below CROWN's {before:.9g}"
+                f"the LP bound {answer.lower:.9g} of pair {self._pair(entry)} is below a dual bound {dual:.9g} on the "
+                "same relaxation"
             )
         if name == "milp" and answer.image is not None and answer.upper < float(self.lower[entry]) - 2 * safety:
             raise BoundOrderError(
@@ -246,15 +189,6 @@ class Ladder:
                 f"by {float(excess.max()):.3g}; nothing is certified, please report this"
             )
 
-    @contextmanager
-    def _timed(self, name: str) -> Iterator[None]:
-        start = time.monotonic()
-        try:
-            yield
-        finally:
-            key = f"seconds_{name}"
-            self.stats[key] = self.stats.get(key, 0.0) + time.monotonic() - start
-
 
 def _because(name: str, answer: PairAnswer) -> str:
     if answer.reason:
@@ -271,10 +205,10 @@ def climb(ladder: Ladder, method: str, attack: Callable[[], object] | None, dead
     """
     if method == "ibp":
         # alone on its ladder, so that the answer shows what intervals can do; CORGI beside it
-        ladder.ibp()
-        corgi = Ladder(ladder.question, ladder.ball.eps, ladder.device).corgi()
+        ladder.bound("ibp")
+        corgi = Ladder(ladder.question, ladder.ball.eps, ladder.device).bound("corgi")
     else:
-        corgi = ladder.corgi()
+        corgi = ladder.bound("corgi")
     if ladder.certified:
         return settle(ladder, "ibp" if method == "ibp" else "corgi", "", corgi)
     if attack is not None:
@@ -283,11 +217,13 @@ def climb(ladder: Ladder, method: str, attack: Callable[[], object] | None, dead
         return settle(ladder, "attack", "", corgi)
     if method in ("ibp", "corgi"):
         return settle(ladder, method, f"{method} is too weak here", corgi)
-    ladder.crown()
-    if ladder.certified:
-        return settle(ladder, "crown", "", corgi)
-    if method == "crown":
-        return settle(ladder, "crown", f"crown leaves {len(ladder.undecided)} pairs undecided", corgi)
+    relaxations: tuple[Relaxation, ...] = ("crown", "dual") if method == "dual" else ("crown",)
+    for name in relaxations:
+        ladder.bound(name)
+        if ladder.certified:
+            return settle(ladder, name, "", corgi)
+    if method in relaxations:
+        return settle(ladder, method, f"{method} leaves {len(ladder.undecided)} pairs undecided", corgi)
     rung = ladder.lp if method == "lp" else ladder.milp
     return settle(ladder, method, rung(deadline), corgi)
 
@@ -319,11 +255,18 @@ def settle(ladder: Ladder, method: str, reason: str, corgi: float) -> Verdict:
     )
 
 
-def check_method(method: str) -> str:
-    """The method's own name ("auto" is "milp"). Raises UnknownMethodError."""
+def check_method(method: str, norm: Norm) -> str:
+    """The method's own name ("auto" is the strongest that answers the norm).
+
+    Raises UnknownMethodError; InputError for a method that does not answer this norm.
+    """
     if not isinstance(method, str) or method not in METHODS:
         raise UnknownMethodError(method, METHODS)
-    return "milp" if method == "auto" else method
+    if method == "auto":
+        return "milp" if norm == "inf" else "dual"
+    if norm != "inf" and method in ("lp", "milp"):
+        raise InputError(f"method {method!r} answers norm 'inf' only so far, not {norm!r}; use method='dual'")
+    return method
 
 
 def check_time_limit(time_limit: float) -> Deadline:
@@ -340,7 +283,7 @@ def verify(
     k: int,
     method: str = "auto",
     class_idx: int | None = None,
-    norm: str = "inf",
+    norm: Norm = "inf",
     clip: Clip = (0.0, 1.0),
     time_limit: float = 300.0,
     tie_tol: float | None = None,
@@ -349,15 +292,17 @@ def verify(
 ) -> Verdict:
     """Whether the k brightest CAM pixels stay the same for every image within eps of x.
 
-    x (1, C, H, W) and eps are in the units of the network's input. ``method``: "ibp", "corgi", "crown" (bounds),
-    "lp" (triangle relaxation on the pairs left), "milp" (exact), "auto" (milp). ``clip``: the box images live in, or
-    None. ``time_limit``: total seconds; it bounds the solver, the bound passes before it always finish.
+    x (1, C, H, W) and eps are in the units of the network's input; ``norm``: "inf", "2" or "1". ``method``: "ibp",
+    "corgi", "crown", "dual" (bounds), "lp" (triangle relaxation on the pairs left), "milp" (exact); these two for norm
+    "inf" only; "auto": milp, or dual where that does not answer. ``clip``: the box images live in, or None.
+    ``time_limit``: total seconds; it bounds the solver, the bound passes before it always finish.
     ``tie_tol``: pixels k and k+1 closer than this are tied (default 1e-9 of ``sum_c |W_c A_c|``). Only a proven
     lower bound certifies, only a replayed witness falsifies; everything else is unknown with a reason.
 
     Raises InputError, UnknownMethodError, TieError; BoundOrderError if bounds contradict each other.
     """
-    chosen, deadline, where = check_method(method), check_time_limit(time_limit), resolve_device(device)
+    norm = canonical_norm(norm)
+    chosen, deadline, where = check_method(method, norm), check_time_limit(time_limit), resolve_device(device)
     question = Question.ask(net, x, k=k, class_idx=class_idx, norm=norm, clip=clip, tie_tol=tie_tol)
     ladder = Ladder(question, eps, where)
     return climb(ladder, chosen, lambda: ladder.attack(rank_pairs(question, where), PgdOptions(seed=seed)), deadline)

@@ -90,9 +90,9 @@ def test_a_contradiction_is_raised(pooled, monkeypatch):
     from corgi_opt.bounds.dual import Interval
 
     net, x = pooled
-    features = net.graph.forward(net.image(x), net.features)[0]
+    features = net.graph.forward(net.image(x), net.features)
     monkeypatch.setattr(
-        sys.modules["corgi_opt.verify"], "corgi_bounds", lambda *_: Interval(features - 1e-6, features + 1e-6)
+        sys.modules["corgi_opt.margins"], "corgi_bounds", lambda *_: Interval(features - 1e-6, features + 1e-6)
     )
     with pytest.raises(co.BoundOrderError):
         co.radius(net, x, k=2, class_idx=0, method="corgi")

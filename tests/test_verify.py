@@ -15,6 +15,7 @@ import corgi_opt as co
 from corgi_opt.results import Verdict
 
 VERIFY = sys.modules["corgi_opt.verify"]  # co.verify is the function of that name
+MARGINS = sys.modules["corgi_opt.margins"]
 METHODS = ("ibp", "corgi", "crown", "lp", "milp")
 
 
@@ -225,9 +226,9 @@ def test_nan_bounds_prove_nothing(gap, monkeypatch):
     from corgi_opt.bounds.dual import Interval
 
     net, x, _ = gap
-    nan = torch.full((net.cam(x).numel(),), float("nan"), dtype=torch.float64)
-    monkeypatch.setattr(VERIFY, "corgi_cam_bounds", lambda *_: Interval(nan, nan))
-    monkeypatch.setattr(VERIFY, "cam_bounds", lambda *_: Interval(nan, nan))
+    nan = torch.full((1, net.cam(x).numel()), float("nan"), dtype=torch.float64)
+    monkeypatch.setattr(MARGINS, "corgi_cam_bounds", lambda *_: Interval(nan, nan))
+    monkeypatch.setattr(MARGINS, "cam_bounds", lambda *_: Interval(nan, nan))
     v = co.verify(net, x, eps=1e-6, k=2, class_idx=0, method="corgi")
     assert v.status == "unknown"
     assert v.margin_lower == -float("inf")
@@ -245,9 +246,9 @@ def test_a_bound_above_a_replayed_image_is_raised(monkeypatch):
 
     x = image(1, 6, 6, seed=3)
     net = co.from_torch(seeded(Plain), x)
-    cam = net.cam(x).flatten()
+    cam = net.cam(x).flatten()[None]
     broken = co.radius(net, x, k=1, method="corgi").upper
-    monkeypatch.setattr(VERIFY, "cam_bounds", lambda *_: Interval(cam - 1e-3, cam + 1e-3))
+    monkeypatch.setattr(MARGINS, "cam_bounds", lambda *_: Interval(cam - 1e-3, cam + 1e-3))
     with pytest.raises(co.BoundOrderError, match="nothing is certified"):
         ladder_with_witness(net, x, 1.2 * broken)
 
@@ -261,7 +262,7 @@ def ladder_with_witness(net, x, eps):
     witness = co.attack(net, x, eps=eps, k=1)
     assert witness is not None
     ladder.found(witness)
-    ladder.crown()
+    ladder.bound("crown")
 
 
 def test_same_call_same_answer():

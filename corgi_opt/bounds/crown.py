@@ -1,129 +1,171 @@
-"""CROWN: the closed-form multipliers (Zhang et al. 2018), for pre-activations, CAM pixels and pairs of pixels.
+"""CROWN (Zhang et al. 2018) for all ReLU inputs of a network, screened.
 
-At a ReLU with l < 0 < u a positive coefficient takes the lower line through 0 with slope 1 if u > -l else 0, a
-negative one the chord with slope u / (u - l); a stable ReLU is linear and exact.
+A backward pass is spent on a neuron only when its sign is open after interval arithmetic, when it can still matter to
+the question (``matter``: the receptive field of the CAM pixels that are undecided), and when no larger region has
+settled it (``above``). All others keep their interval: nothing downstream depends on more of a stable neuron than its
+sign.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from corgi_opt.bounds.dual import Interval, Rows, Rules, lower_bounds, relu_rule
+from corgi_opt.bounds.dual import Interval, Relaxations, Rows, lower_bounds, rows_at_once
 from corgi_opt.bounds.interval import propagate
-from corgi_opt.network.cam import CamNetwork
-from corgi_opt.network.cone import windows_of
+from corgi_opt.bounds.relaxation import (
+    PoolChoice,
+    PoolPlanes,
+    ReluLines,
+    choose_planes,
+    from_windows,
+    tree_planes,
+    window_taps,
+)
 from corgi_opt.network.graph import LayerGraph
-from corgi_opt.network.ops import Input, ReLU, Window
-from corgi_opt.spec import Ball
+from corgi_opt.network.ops import MaxPool2d, ReLU, Shape
+from corgi_opt.region import Regions
+
+Bound = Callable[[Rows], Tensor]
+"""Lower bounds (R,) of R functionals of one node."""
 
 
-def crown_multipliers(lam: Tensor, l: Tensor, u: Tensor) -> Tensor:
-    """mu(lambda, l, u), elementwise."""
-    unstable = (l < 0) & (u > 0)
-    chord = u / torch.where(unstable, u - l, torch.ones_like(u))
-    flat_or_identity = (u > -l).to(lam.dtype)
-    slope = torch.where(lam >= 0, flat_or_identity, chord)
-    return lam * torch.where(unstable, slope, (l >= 0).to(lam.dtype))
+@dataclass(frozen=True, eq=False)
+class Bounded:
+    """What is proven about one region, on the CPU in float64, for encodings.
+
+    ``intervals`` (C, H, W) by node; ``planes`` (of one region) by the last node of a pool, where a direct plane is
+    tighter than the tree's lines.
+    """
+
+    intervals: Mapping[str, Interval]
+    planes: Mapping[str, PoolPlanes]
 
 
-RULES: Rules = {ReLU: relu_rule(crown_multipliers)}
+@dataclass(frozen=True, eq=False)
+class Relaxed:
+    """A network over B regions: proven bounds (B, C, H, W) of its nodes, and how a backward pass relaxes each.
+
+    ``lines``: of every ReLU; ``pools``: of every pooling window, by its last node.
+    """
+
+    graph: LayerGraph
+    regions: Regions
+    intervals: Mapping[str, Interval]
+    lines: Mapping[str, ReluLines]
+    pools: Mapping[str, PoolChoice]
+
+    @property
+    def relaxations(self) -> Relaxations:
+        return {**self.lines, **{name: pool.every for name, pool in self.pools.items()}}
+
+    @property
+    def direct(self) -> Relaxations:
+        """Pooling windows where the direct plane is the tighter one; the rest is left to the ReLUs of the tree."""
+        return self._direct()
+
+    def bound(self, node: str, rows: Rows) -> Tensor:
+        """CROWN's lower bounds (R,) of functionals of ``node``."""
+        return lower_bounds(self.graph, node, rows, self.regions, self.relaxations)
+
+    def _direct(self) -> dict[str, PoolPlanes]:
+        return {name: pool.direct for name, pool in self.pools.items() if pool.direct is not None}
+
+    def only(self, case: int) -> Bounded:
+        """What is proven about one region."""
+        intervals = {n: Interval(*(side[case].cpu().double() for side in b)) for n, b in self.intervals.items()}
+        return Bounded(intervals, {name: planes.only(case) for name, planes in self._direct().items()})
+
+    def to(self, dtype: torch.dtype) -> Relaxed:
+        """The same relaxation in another precision. From float64 to float32 it bounds nothing any more."""
+        if self.regions.eps.dtype == dtype:
+            return self
+        return Relaxed(
+            self.graph.to(dtype, self.regions.eps.device),
+            self.regions.to(dtype),
+            {name: Interval(b.lower.to(dtype), b.upper.to(dtype)) for name, b in self.intervals.items()},
+            {name: lines.to(dtype) for name, lines in self.lines.items()},
+            {name: pool.to(dtype) for name, pool in self.pools.items()},
+        )
+
+    @property
+    def unstable(self) -> int:
+        """How many ReLUs may be on or off."""
+        return sum(int(self.intervals[n].unstable.sum()) for n in self.graph.preactivations)
 
 
-def crown_bounds(graph: LayerGraph, ball: Ball, dtype: torch.dtype, device: torch.device) -> dict[str, Interval]:
-    """Bounds of all nodes over the region: CROWN for the ReLU inputs that intervals leave unstable, intervals else.
+def crown_pass(
+    graph: LayerGraph,
+    regions: Regions,
+    *,
+    matter: Mapping[str, Tensor] | None = None,
+    above: Mapping[str, Interval] | None = None,
+    wanted: Callable[[Interval], Tensor] = lambda found: found.unstable,
+    bounder: Callable[[Relaxed, str, Rows], Tensor] = Relaxed.bound,
+) -> Relaxed:
+    """Relaxes ``graph`` over ``regions``, node by node.
 
-    Every bound is the better of both; a neuron that intervals already decide keeps its (looser) interval, because
-    nothing downstream depends on more than its sign and its interval.
+    ``matter``: {node: (B or 1, 1, H, W)}, neurons that can still influence the question (default all). ``above``:
+    bounds (B or 1, C, H, W) over a region that holds this one; they hold here. ``wanted``: which neurons get a
+    backward pass, given their interval. ``bounder``: how each is bounded, by what is relaxed so far.
     """
     known: dict[str, Interval] = {}
+    lines: dict[str, ReluLines] = {}
+    pools: dict[str, PoolChoice] = {}
+    relaxed = Relaxed(graph, regions, known, lines, pools)  # grows with the loop
+
+    def settle(name: str, found: Interval, open_: Tensor) -> Interval:
+        if matter is not None:
+            open_ = open_ & matter[name] if name in matter else torch.zeros_like(open_)
+        return refine(graph, name, found, open_, partial(bounder, relaxed, name))
+
     for name in graph.order:
-        if isinstance(graph[name].op, Input):
-            known[name] = Interval(ball.lower.to(device, dtype), ball.upper.to(device, dtype))
-            continue
-        known[name] = propagate(graph, name, known)
-        if name in graph.preactivations:
-            known[name] = refine(graph, name, known[name], known[name].unstable, ball, known, RULES)
-    return known
+        node = graph[name]
+        if node.pooled is not None:
+            source, pool = node.pooled.source, node.pooled.pool
+            tree = tree_planes(graph, name, lines, known[source].lower)
+            known[source] = settle(source, known[source], _contested(pool, known[source], tree.open))
+            pools[name] = choose_planes(node.pooled, tree, known[source])
+        found = propagate(graph, name, known, regions)
+        if above is not None:
+            found = found.meet(above[name])
+        known[name] = settle(name, found, wanted(found)) if name in graph.preactivations else found
+        for relu in graph.consumers(name):
+            if isinstance(graph[relu].op, ReLU):
+                lines[relu] = ReluLines.crown(name, known[name])
+    return relaxed
 
 
-def refine(
-    graph: LayerGraph,
-    name: str,
-    found: Interval,
-    wanted: Tensor,
-    ball: Ball,
-    known: Mapping[str, Interval],
-    rules: Rules,
-) -> Interval:
-    """``found`` met with backward bounds of the neurons marked in ``wanted`` (C, H, W)."""
-    channel, y, x = torch.nonzero(wanted, as_tuple=True)
-    coefs = found.lower.new_zeros(len(channel), graph[name].shape[0], 1, 1)
-    coefs[torch.arange(len(channel), device=coefs.device), channel] = 1.0
-    rows = Rows(coefs, torch.stack([y, x], dim=1))
-    low = lower_bounds(graph, name, rows, ball, known, rules)
-    high = -lower_bounds(graph, name, rows.negated(), ball, known, rules)
+def refine(graph: LayerGraph, name: str, found: Interval, wanted: Tensor, bound: Bound) -> Interval:
+    """``found`` met with backward bounds of the neurons marked in ``wanted`` (B, C, H, W)."""
+    places = torch.nonzero(wanted)
+    if not len(places):
+        return found
     lower, upper = found.lower.clone(), found.upper.clone()
-    lower[wanted] = torch.maximum(lower[wanted], low)
-    upper[wanted] = torch.minimum(upper[wanted], high)
+    size = max(1, rows_at_once(graph, name, unit_rows(places[:1], graph[name].shape, lower)) // 2)
+    for start in range(0, len(places), size):
+        part = places[start : start + size]
+        rows = unit_rows(part, graph[name].shape, lower)
+        low, high = bound(rows.joined(rows.negated())).chunk(2)
+        at = tuple(part.T)
+        lower[at] = torch.maximum(lower[at], low)
+        upper[at] = torch.minimum(upper[at], -high)
     return Interval(lower, upper)
 
 
-def cam_bounds(
-    net: CamNetwork, ball: Ball, class_idx: int, known: Mapping[str, Interval], pixels: Tensor | None = None
-) -> Interval:
-    """Bounds (P,) of CAM pixels (flat indices, default all), the class weights fused into the backward pass."""
-    height, width = net.map_shape
-    weight = net.weight[class_idx]
-    if pixels is None:
-        pixels = torch.arange(height * width, device=weight.device)
-    origins = torch.stack([pixels // width, pixels % width], dim=1)
-    rows = Rows(weight[None, :, None, None].expand(len(pixels), -1, 1, 1), origins)
-    low = lower_bounds(net.graph, net.features, rows, ball, known, RULES)
-    high = -lower_bounds(net.graph, net.features, rows.negated(), ball, known, RULES)
-    return Interval(low, high)
+def unit_rows(places: Tensor, shape: Shape, like: Tensor) -> Rows:
+    """The neurons at ``places`` (R, 4: case, channel, row, column) as functionals of their node."""
+    coefs = like.new_zeros(len(places), shape[0], 1, 1)
+    coefs[torch.arange(len(places), device=coefs.device), places[:, 1]] = 1.0
+    return Rows(coefs, places[:, 2:], places[:, 0])
 
 
-def pair_bounds(net: CamNetwork, ball: Ball, class_idx: int, known: Mapping[str, Interval], pairs: Tensor) -> Tensor:
-    """Lower bounds (Q,) of ``CAM_i - CAM_j`` for pairs (Q, 2) of flat pixel indices, each as one objective.
-
-    A pair is a functional on the rectangle that spans both pixels. Pairs are passed in groups of like rectangle so
-    that each group is one batch; its common rectangle has zeros where a pair does not reach.
-    """
-    width = net.map_shape[1]
-    weight = net.weight[class_idx]
-    y, x = pairs // width, pairs % width
-    origins = torch.stack([y.min(dim=1).values, x.min(dim=1).values], dim=1)
-    span = torch.stack([(y[:, 0] - y[:, 1]).abs(), (x[:, 0] - x[:, 1]).abs()], dim=1)
-    size = _rounded(span + 1)
-    bounds = weight.new_empty(len(pairs))
-    for h, w in torch.unique(size, dim=0).tolist():
-        group = torch.nonzero((size == torch.tensor([h, w], device=size.device)).all(dim=1)).flatten()
-        coefs = weight.new_zeros(len(group), len(weight), h, w)
-        row = torch.arange(len(group), device=coefs.device)
-        for side, sign in ((0, 1.0), (1, -1.0)):
-            dy, dx = y[group, side] - origins[group, 0], x[group, side] - origins[group, 1]
-            coefs[row, :, dy, dx] = sign * weight
-        rows = Rows(coefs, origins[group])
-        bounds[group] = lower_bounds(net.graph, net.features, rows, ball, known, RULES)
-    return bounds
-
-
-def _rounded(size: Tensor) -> Tensor:
-    """Rectangle sides rounded up to a few values: fewer, larger batches."""
-    steps = torch.tensor([1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64], device=size.device)
-    index = torch.searchsorted(steps, size.contiguous())
-    return torch.where(index < len(steps), steps[index.clamp(max=len(steps) - 1)], size)
-
-
-def share_inputs(net: CamNetwork, pairs: Tensor) -> Tensor:
-    """Which pairs (Q, 2) have receptive fields that overlap (Q,); a pair that has none bounds pixel by pixel."""
-    width = net.map_shape[1]
-    field = windows_of(net.graph, net.features, Window(0, 0, 1, 1))[net.graph.input]
-    nxt = windows_of(net.graph, net.features, Window(1, 1, 1, 1))[net.graph.input]
-    stride_y, stride_x = nxt.y - field.y, nxt.x - field.x
-    dy = (pairs[:, 0] // width - pairs[:, 1] // width).abs() * stride_y
-    dx = (pairs[:, 0] % width - pairs[:, 1] % width).abs() * stride_x
-    return (dy < field.h) & (dx < field.w)
+def _contested(pool: MaxPool2d, x: Interval, windows: Tensor) -> Tensor:
+    """Which candidates (B, C, H, W) may be the maximum of a marked window that has more than one such."""
+    lower, upper = (window_taps(pool, side, float("-inf")) for side in x)
+    live = upper >= lower.amax(dim=0)
+    return from_windows(pool, live & (live.sum(dim=0) > 1) & windows, x.lower.shape[2], x.lower.shape[3])

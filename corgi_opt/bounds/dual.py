@@ -9,32 +9,34 @@ For a network of affine nodes and activations ``a = relu(z)`` with proven bounds
 
 gives a lower bound D(mu) on the objective (Wong & Kolter 2018; Zhang et al. 2018 (CROWN); Salman et al. 2019),
 where ``phi(lambda, mu) = min of lambda relu(z) - mu z over z in {l, u, and 0 if l < 0 < u}``, exact because the
-expression is piecewise linear in z. Producers of bounds differ only in where mu comes from: a *rule*.
+expression is piecewise linear in z. Producers of bounds differ only in where mu comes from: a *relaxation* per
+activation. One that relaxes by lines ``s z + t`` (relaxation.py) takes mu = s lambda and adds t lambda, which is phi.
 
 All coefficients live on windows (R rows, C, h, w) with a corner per row, so one pass bounds R objectives at R
-places of a layer at once. A row of coefficients is zero outside the image.
+places of a layer at once, over B regions: row r is about region ``case[r]``, and bounds are maps (B, C, H, W). A row
+of coefficients is zero outside the image.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from corgi_opt.network.graph import LayerGraph, Node
-from corgi_opt.network.ops import Affine, Input, Op, Shape, gather, inside
-from corgi_opt.spec import Ball
+from corgi_opt.network.graph import LayerGraph
+from corgi_opt.network.ops import Affine, Shape, inside
+from corgi_opt.region import Regions
 
 CHUNK_ELEMENTS = 2_000_000
 """Most coefficients of one node held at once in a backward pass (16 MB in float64)."""
 
 
 class Interval(NamedTuple):
-    """Elementwise bounds, both (C, H, W)."""
+    """Elementwise bounds, both (B, C, H, W) for B regions, or (C, H, W) for one."""
 
     lower: Tensor
     upper: Tensor
@@ -50,16 +52,31 @@ class Interval(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """R linear functionals of one node: coefficients (R, C, h, w) on windows with corners ``origins`` (R, 2)."""
+    """R linear functionals of one node: coefficients (R, C, h, w) on windows with corners ``origins`` (R, 2).
+
+    ``case`` (R,): the region each is about.
+    """
 
     coefs: Tensor
     origins: Tensor
+    case: Tensor
 
-    def __getitem__(self, part: slice) -> Rows:
-        return Rows(self.coefs[part], self.origins[part])
+    def __len__(self) -> int:
+        return len(self.origins)
+
+    def __getitem__(self, part: slice | Tensor) -> Rows:
+        return Rows(self.coefs[part], self.origins[part], self.case[part])
 
     def negated(self) -> Rows:
-        return Rows(-self.coefs, self.origins)
+        return replace(self, coefs=-self.coefs)
+
+    def joined(self, other: Rows) -> Rows:
+        """These rows and then those of ``other``, on windows of one size."""
+        mine, theirs = (self.coefs, self.origins, self.case), (other.coefs, other.origins, other.case)
+        return Rows(*(torch.cat(parts) for parts in zip(mine, theirs, strict=True)))
+
+    def to(self, dtype: torch.dtype) -> Rows:
+        return replace(self, coefs=self.coefs.to(dtype))
 
     def on(self, shape: Shape) -> Rows:
         """The same functionals where neurons exist: zero off the map, no axis longer than the map's."""
@@ -68,7 +85,7 @@ class Rows:
             if coefs.shape[2 + axis] > shape[1 + axis]:
                 coefs, origins = _cropped(coefs, origins, axis, shape[1 + axis])
         mask = inside(shape, origins, coefs.shape[2], coefs.shape[3])
-        return Rows(coefs if mask is None else coefs * mask, origins)
+        return Rows(coefs if mask is None else coefs * mask, origins, self.case)
 
     def merged(self, other: Rows, shape: Shape) -> Rows:
         """The sum of two functionals of one node of this shape."""
@@ -76,18 +93,18 @@ class Rows:
         if not bool((shift == shift[0]).all()):
             # one of them was cropped to the map on its way down: lay both out on the whole map
             mine, theirs = (_whole(r, shape) for r in (self, other))
-            return Rows(mine.coefs + theirs.coefs, mine.origins)
+            return replace(mine, coefs=mine.coefs + theirs.coefs)
         dy, dx = shift[0].tolist()
         mine, theirs = self._grown(min(dy, 0), min(dx, 0)), other._grown(min(-dy, 0), min(-dx, 0))
         h = max(mine.coefs.shape[2], theirs.coefs.shape[2])
         w = max(mine.coefs.shape[3], theirs.coefs.shape[3])
-        return Rows(_to_size(mine.coefs, h, w) + _to_size(theirs.coefs, h, w), mine.origins)
+        return replace(mine, coefs=_to_size(mine.coefs, h, w) + _to_size(theirs.coefs, h, w))
 
     def _grown(self, dy: int, dx: int) -> Rows:
         if dy == 0 and dx == 0:
             return self
         moved = self.origins + torch.tensor([dy, dx], device=self.origins.device)
-        return Rows(F.pad(self.coefs, (-dx, 0, -dy, 0)), moved)
+        return Rows(F.pad(self.coefs, (-dx, 0, -dy, 0)), moved, self.case)
 
 
 def _to_size(coefs: Tensor, h: int, w: int) -> Tensor:
@@ -99,7 +116,7 @@ def _whole(rows: Rows, shape: Shape) -> Rows:
     coefs, origins = rows.coefs, rows.origins
     for axis in (0, 1):
         coefs, origins = _cropped(coefs, origins, axis, shape[1 + axis])
-    return Rows(coefs, origins)
+    return Rows(coefs, origins, rows.case)
 
 
 def _cropped(coefs: Tensor, origins: Tensor, axis: int, length: int) -> tuple[Tensor, Tensor]:
@@ -116,28 +133,24 @@ def _cropped(coefs: Tensor, origins: Tensor, axis: int, length: int) -> tuple[Te
 
 
 class Step(NamedTuple):
-    """What a rule gives back for an activation node: multipliers on its input, and its share of D (R,)."""
+    """What a relaxation gives back: mu as functionals of earlier nodes, and their share of D (R,).
 
-    mu: Tensor
+    ``rest``: coefficients that it leaves to the node's own operation (None: it took all of them).
+    """
+
+    passed: tuple[tuple[str, Rows], ...]
     constant: Tensor | None
+    rest: Rows | None = None
 
 
-Rule = Callable[[Node, Rows, Mapping[str, Interval]], Step]
-Rules = Mapping[type[Op], Rule]
-Multipliers = Callable[[Tensor, Tensor, Tensor], Tensor]
+class Relaxation(Protocol):
+    """Multipliers for one node: of an activation always, of the maximum of a pooling window optionally."""
+
+    def step(self, rows: Rows) -> Step: ...
 
 
-def relu_rule(multipliers: Multipliers) -> Rule:
-    """A rule for ReLU from a choice of multipliers ``mu(lambda, l, u)``; sound whatever that choice is."""
-
-    def rule(node: Node, rows: Rows, intervals: Mapping[str, Interval]) -> Step:
-        h, w = rows.coefs.shape[2:]
-        bounds = intervals[node.inputs[0]]
-        l, u = gather(bounds.lower, rows.origins, h, w), gather(bounds.upper, rows.origins, h, w)
-        mu = multipliers(rows.coefs, l, u)
-        return Step(mu, phi(rows.coefs, mu, l, u).sum(dim=(1, 2, 3)))
-
-    return rule
+Relaxations = Mapping[str, Relaxation]
+"""By node name; every ReLU below the objective's node has one."""
 
 
 def phi(lam: Tensor, mu: Tensor, l: Tensor, u: Tensor) -> Tensor:
@@ -148,57 +161,54 @@ def phi(lam: Tensor, mu: Tensor, l: Tensor, u: Tensor) -> Tensor:
     return torch.where((l < 0) & (u > 0), ends.clamp(max=0), ends)
 
 
-def lower_bounds(
-    graph: LayerGraph, node: str, rows: Rows, ball: Ball, intervals: Mapping[str, Interval], rules: Rules
-) -> Tensor:
-    """D for each row (R,): proven lower bounds of R functionals of ``node``, over the region of ``ball``.
-
-    ``intervals`` holds proven bounds for the inputs of all activations below ``node``.
-    """
-    box = Interval(ball.lower.to(rows.coefs), ball.upper.to(rows.coefs))
-    size = max(1, CHUNK_ELEMENTS // _largest_window(graph, node, rows))
-    parts = [
-        _descend(graph, node, rows[start : start + size], box, intervals, rules)
-        for start in range(0, len(rows.origins), size)
-    ]
+def lower_bounds(graph: LayerGraph, node: str, rows: Rows, regions: Regions, relaxations: Relaxations) -> Tensor:
+    """D for each row (R,): proven lower bounds of R functionals of ``node``, each over its region."""
+    size = rows_at_once(graph, node, rows)
+    parts = [descend(graph, node, rows[i : i + size], regions, relaxations) for i in range(0, len(rows), size)]
     return torch.cat(parts) if parts else rows.coefs.new_zeros(0)
 
 
-def _descend(
-    graph: LayerGraph,
-    node: str,
-    rows: Rows,
-    box: Interval,
-    intervals: Mapping[str, Interval],
-    rules: Rules,
-) -> Tensor:
-    total = rows.coefs.new_zeros(len(rows.origins))
+def descend(graph: LayerGraph, node: str, rows: Rows, regions: Regions, relaxations: Relaxations) -> Tensor:
+    """One pass over all rows at once; differentiable where the relaxations are."""
+    total = rows.coefs.new_zeros(len(rows))
     pending = {node: rows}
+
+    def add(operand: str, below: Rows) -> None:
+        merge = operand in pending
+        pending[operand] = pending[operand].merged(below, graph[operand].shape) if merge else below
+
     for name in reversed(graph.ancestors(node)):
         if name not in pending:
             continue
-        current = graph[name]
-        here = pending.pop(name).on(current.shape)
-        h, w = here.coefs.shape[2:]
-        op = current.op
-        if isinstance(op, Input):
-            low, high = gather(box.lower, here.origins, h, w), gather(box.upper, here.origins, h, w)
-            total += (here.coefs.clamp(min=0) * low + here.coefs.clamp(max=0) * high).sum(dim=(1, 2, 3))
-            continue
-        if isinstance(op, Affine):
-            constant = op.constant(here.coefs, here.origins, current.shape)
-            operands = op.adjoint(here.coefs, here.origins, current.shape)
-        else:
-            step = rules[type(op)](current, here, intervals)
-            constant, operands = step.constant, [step.mu]
-        if constant is not None:
-            total += constant
-        origins = op.geometry.origins(here.origins)
-        for operand, coefs in zip(current.inputs, operands, strict=True):
-            below = Rows(coefs, origins)
-            shape = graph[operand].shape
-            pending[operand] = pending[operand].merged(below, shape) if operand in pending else below
-    return total
+        here: Rows | None = pending.pop(name).on(graph[name].shape)
+        assert here is not None
+        if name == graph.input:
+            return total + regions.minimum(here.coefs, here.origins, here.case)
+        if name in relaxations:
+            step = relaxations[name].step(here)
+            total = total if step.constant is None else total + step.constant
+            for operand, below in step.passed:
+                add(operand, below)
+            here = step.rest
+        if here is not None:
+            total = total + _through(graph, name, here, add)
+    return total  # the objective reads no input at all
+
+
+def _through(graph: LayerGraph, name: str, rows: Rows, add: Callable[[str, Rows], None]) -> Tensor:
+    """Passes rows through an affine node; returns the bias' share of D (R,)."""
+    node, op = graph[name], graph[name].op
+    assert isinstance(op, Affine), f"{name} has no relaxation"
+    origins = op.geometry.origins(rows.origins)
+    for operand, coefs in zip(node.inputs, op.adjoint(rows.coefs, rows.origins, node.shape), strict=True):
+        add(operand, Rows(coefs, origins, rows.case))
+    constant = op.constant(rows.coefs, rows.origins, node.shape)
+    return rows.coefs.new_zeros(len(rows)) if constant is None else constant
+
+
+def rows_at_once(graph: LayerGraph, node: str, rows: Rows) -> int:
+    """How many of these rows keep within CHUNK_ELEMENTS at every node on the way down."""
+    return max(1, CHUNK_ELEMENTS // _largest_window(graph, node, rows))
 
 
 def _largest_window(graph: LayerGraph, node: str, rows: Rows) -> int:

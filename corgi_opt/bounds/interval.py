@@ -11,26 +11,31 @@ from torch import Tensor
 from corgi_opt.bounds.dual import Interval
 from corgi_opt.network.graph import LayerGraph
 from corgi_opt.network.ops import Combine, Conv2d, Input, MaxPool2d, Op, ReLU
-from corgi_opt.spec import Ball
+from corgi_opt.region import Regions
 
 
-def propagate(graph: LayerGraph, name: str, known: Mapping[str, Interval]) -> Interval:
-    """One node's interval from its operands'. A node that is a pool's maximum is also bounded as one."""
+def propagate(graph: LayerGraph, name: str, known: Mapping[str, Interval], regions: Regions) -> Interval:
+    """One node's interval (B, C, H, W) from its operands'.
+
+    A node that is a pool's maximum is also bounded as one; a convolution of the image is bounded by the region's own
+    norm and not only by the box around it.
+    """
     node = graph[name]
+    if isinstance(node.op, Input):
+        return Interval(regions.lower, regions.upper)
     found = _image(node.op, [known[i] for i in node.inputs])
     if node.pooled is not None and node.pooled.source in known:
         found = found.meet(_image(node.pooled.pool, [known[node.pooled.source]]))
+    if isinstance(node.op, Conv2d) and node.inputs == (graph.input,) and regions.norm != "inf":
+        found = found.meet(_convolve_image(node.op, regions))
     return found
 
 
-def interval_bounds(graph: LayerGraph, ball: Ball, dtype: torch.dtype, device: torch.device) -> dict[str, Interval]:
-    """Intervals of all nodes over the region, by name; graph must be on the same device in the same dtype."""
+def interval_bounds(graph: LayerGraph, regions: Regions) -> dict[str, Interval]:
+    """Intervals (B, C, H, W) of all nodes over B regions, by name; graph must be on their device in their dtype."""
     known: dict[str, Interval] = {}
     for name in graph.order:
-        if isinstance(graph[name].op, Input):
-            known[name] = Interval(ball.lower.to(device, dtype), ball.upper.to(device, dtype))
-        else:
-            known[name] = propagate(graph, name, known)
+        known[name] = propagate(graph, name, known, regions)
     return known
 
 
@@ -41,14 +46,26 @@ def _image(op: Op, inputs: list[Interval]) -> Interval:
         return _combine(op, inputs)
     # Taps, ReLU and max pooling are monotone in every operand.
     assert isinstance(op, (ReLU, MaxPool2d)) or op.geometry.extent == (1, 1)
-    lower, upper = (op.apply([_batched(i[side]) for i in inputs])[0] for side in (0, 1))
+    lower, upper = (op.apply([i[side] for i in inputs]) for side in (0, 1))
     return Interval(lower, upper)
 
 
 def _convolve(op: Conv2d, x: Interval) -> Interval:
     center, radius = (x.lower + x.upper) / 2, (x.upper - x.lower) / 2
-    middle = op.apply([_batched(center)])[0]
-    spread = replace(op, weight=op.weight.abs(), bias=None).apply([_batched(radius)])[0]
+    middle = op.apply([center])
+    spread = replace(op, weight=op.weight.abs(), bias=None).apply([radius])
+    return Interval(middle - spread, middle + spread)
+
+
+def _convolve_image(op: Conv2d, regions: Regions) -> Interval:
+    """``w' c -+ eps * (dual norm of w)``: the L2 norm of a filter for an L2 ball, its largest weight for an L1 ball.
+
+    Looser than the exact minimum at the border and near the box, which the other bound knows.
+    """
+    middle = op.apply([regions.center])
+    size = op.weight.abs().flatten(1)
+    dual_norm = size.amax(dim=1) if regions.norm == "1" else size.norm(dim=1)
+    spread = regions.eps[:, None, None, None] * dual_norm[None, :, None, None]
     return Interval(middle - spread, middle + spread)
 
 
@@ -61,7 +78,3 @@ def _combine(op: Combine, inputs: list[Interval]) -> Interval:
         lower = lower + plus * x.lower + minus * x.upper
         upper = upper + plus * x.upper + minus * x.lower
     return Interval(lower, upper)
-
-
-def _batched(x: Tensor) -> Tensor:
-    return x[None]

@@ -21,8 +21,10 @@ from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor
 
+from corgi_opt.bounds.crown import Bounded
 from corgi_opt.bounds.dual import Interval
-from corgi_opt.network.cone import Cone
+from corgi_opt.bounds.relaxation import PoolPlanes, tap_places
+from corgi_opt.network.cone import Cone, place
 from corgi_opt.network.ops import Input, ReLU, crop
 from corgi_opt.spec import Ball
 
@@ -41,6 +43,7 @@ class Program:
 
     rows (U, n+U) csr and constants (U,): pre-activations in units of ``u - l``; lower, upper (U,): their proven
     bounds in the same units (upper - lower = 1); slack (U,): what clearing tiny coefficients may have moved a row.
+    cuts (M, n+U) csr, cut_upper (M,): rows ``cuts @ [t, s] <= cut_upper`` that hold besides (direct pooling planes).
     ``places`` (n, 3): channel, row, column of each input in the image.
     """
 
@@ -52,6 +55,8 @@ class Program:
     slack: Vector
     lower: Vector
     upper: Vector
+    cuts: sparse.csr_array
+    cut_upper: Vector
     objective: Vector
     offset: float
 
@@ -95,29 +100,33 @@ def expression_bytes(cone: Cone, intervals: Mapping[str, Interval]) -> int:
     return 2 * 8 * variables * widest
 
 
-def compile_cone(cone: Cone, ball: Ball, intervals: Mapping[str, Interval]) -> Program:
+def compile_cone(cone: Cone, ball: Ball, bounded: Bounded) -> Program:
     """Eliminates everything but the inputs and the unstable ReLUs of a cone, in float64.
 
-    ``intervals`` holds proven bounds of every ReLU input, over the region of ``ball``.
+    ``bounded`` holds proven bounds of every ReLU input, over the region of ``ball``.
     """
-    return _Compiler(cone, ball, intervals).run()
+    return _Compiler(cone, ball, bounded).run()
 
 
 class _Compiler:
     """Carries expressions (1 + variables so far, C, h, w) of every node up the cone; entry 0 is the constant."""
 
-    def __init__(self, cone: Cone, ball: Ball, intervals: Mapping[str, Interval]) -> None:
-        self.cone, self.intervals = cone, intervals
+    def __init__(self, cone: Cone, ball: Ball, bounded: Bounded) -> None:
+        self.cone, self.intervals = cone, bounded.intervals
+        self.planes = {n: p for n, p in bounded.planes.items() if n in cone.windows}
         self.low, self.high = ball.lower, ball.upper
         self.values: dict[str, Tensor] = {}
         self.variables = 0
         self.rows: list[Tensor] = []
         self.bounds: list[Tensor] = []
+        self.cuts: list[Tensor] = []
 
     def run(self) -> Program:
         remaining = {
             n: len([c for c in self.cone.graph.consumers(n) if c in self.cone.windows]) for n in self.cone.order
         }
+        for planes in self.planes.values():
+            remaining[planes.source] += 1
         for name in self.cone.order:
             node = self.cone.graph[name]
             if isinstance(node.op, Input):
@@ -126,7 +135,11 @@ class _Compiler:
                 self.values[name] = self._relu(name, node.inputs[0])
             else:
                 self.values[name] = self._affine(name, node.inputs)
-            for operand in set(node.inputs):
+            read = {*node.inputs}
+            if name in self.planes:
+                self._cut(name, self.planes[name])
+                read.add(self.planes[name].source)
+            for operand in read:
                 remaining[operand] -= 1
                 if remaining[operand] == 0 and operand != self.cone.node:
                     del self.values[operand]  # expressions are large; keep only what is still read
@@ -170,6 +183,23 @@ class _Compiler:
         self.variables += len(c)
         return out
 
+    def _cut(self, name: str, planes: PoolPlanes) -> None:
+        """Rows ``maximum - plane above <= 0`` and ``plane below - maximum <= 0``, where those planes are used."""
+        window, reach = self.cone.windows[name], self.cone.reach[name]
+        assert planes.used is not None
+        maximum = _widened(self.values[name], 1 + self.variables)
+        source = _widened(self.values[planes.source], 1 + self.variables)
+        source = place(source, self.cone.windows[planes.source], planes.pool.geometry.window(window))
+        for plane, used, sign in zip((planes.planes.lower, planes.planes.upper), planes.used, (-1, 1), strict=True):
+            gap = maximum.clone()
+            gap[0] -= crop(plane.shift[0], window)
+            for slopes, (dy, dx) in zip(plane.slopes, tap_places(planes.pool), strict=True):
+                stride = planes.pool.stride
+                tap = source[..., dy :: stride[0], dx :: stride[1]][..., : window.h, : window.w]
+                gap -= crop(slopes[0], window) * tap
+            c, y, x = torch.nonzero(crop(used[0], window) & reach, as_tuple=True)
+            self.cuts.append(sign * gap[:, c, y, x].T)
+
     def _program(self) -> Program:
         final = _widened(self.values[self.cone.node], 1 + self.variables)
         objective = (final * self.cone.objective).sum(dim=(1, 2, 3)).numpy()
@@ -184,8 +214,13 @@ class _Compiler:
         residue = np.abs(costs) < 1e-12 * np.abs(costs).max(initial=0.0)
         offset -= float(np.abs(costs[residue]).sum())
         costs[residue] = 0.0
-        used = _used(coefs, costs, inputs)
+        cuts = torch.cat([_padded(r, 1 + self.variables) for r in self.cuts]).numpy() if self.cuts else table[:0]
+        used = _used(coefs, costs[None], inputs)
+        cuts = cuts[(cuts[:, 1 + inputs :][:, used] != 0).any(axis=1)]  # the others say nothing of the objective
+        used = _used(coefs, np.concatenate([costs[None], cuts[:, 1:]]), inputs)
         columns = np.concatenate([np.ones(inputs, dtype=bool), used])
+        size = np.abs(cuts).max(axis=1, initial=np.finfo(float).tiny, keepdims=True)
+        kept, cut_upper = cleared(sparse.csr_array((cuts / size)[:, 1:][:, columns]), (-cuts / size)[:, 0])
         return Program(
             places=self.places,
             middle=self.middle,
@@ -195,18 +230,20 @@ class _Compiler:
             slack=slack[used],
             lower=bounds[0][used],
             upper=bounds[1][used],
+            cuts=kept,
+            cut_upper=cut_upper,
             objective=costs[columns],
             offset=offset,
         )
 
 
-def _used(coefs: Vector, costs: Vector, inputs: int) -> NDArray[np.bool_]:
-    """Which unstable ReLUs (U,) the objective depends on at all.
+def _used(coefs: Vector, functionals: Vector, inputs: int) -> NDArray[np.bool_]:
+    """Which unstable ReLUs (U,) any of some functionals (F, n+U) depend on at all.
 
     A candidate of a pool may feed only units proven inactive, or cancel out of a maximum that is proven to be its
     rival: in ``a + relu(b - a)`` with b >= a nothing of a is left.
     """
-    used: NDArray[np.bool_] = costs[inputs:] != 0
+    used: NDArray[np.bool_] = (functionals[:, inputs:] != 0).any(axis=0)
     for unit in reversed(range(len(used))):
         if used[unit]:
             used |= coefs[unit, inputs:] != 0

@@ -3,6 +3,8 @@
 With z in units of its width, l <= z <= u, u - l = 1, and s = relu(z):
 
     s >= 0,   s >= z,   s <= u (z - l)
+
+Where a direct plane for a whole pooling window is tighter than the triangles of its differences, it is a row as well.
 """
 
 from __future__ import annotations
@@ -22,11 +24,12 @@ def triangle(program: Program) -> Problem:
     above_z = program.rows - s  # z - s <= -constant
     below_chord = s - scaled  # s - u z <= u (constant - l)
     rows, upper = cleared(
-        sparse.csr_array(sparse.vstack([above_z, below_chord])),
+        sparse.csr_array(sparse.vstack([above_z, below_chord, program.cuts])),
         np.concatenate(
             [
                 program.slack - program.constants,
                 program.upper * (program.constants - program.lower + program.slack),
+                program.cut_upper,
             ]
         ),
     )
@@ -34,7 +37,7 @@ def triangle(program: Program) -> Problem:
         c=program.objective,
         offset=program.offset,
         A=rows,
-        row_lower=np.full(2 * units, -np.inf),
+        row_lower=np.full(len(upper), -np.inf),
         row_upper=upper,
         col_lower=np.concatenate([-np.ones(inputs), np.zeros(units)]),
         col_upper=np.concatenate([np.ones(inputs), program.upper]),

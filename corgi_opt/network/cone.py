@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from corgi_opt.network.graph import LayerGraph
-from corgi_opt.network.ops import Affine, ReLU, Window, crop, inside
+from corgi_opt.network.ops import POINTWISE, Affine, Geometry, ReLU, Shape, Window, crop, inside
 
 
 def windows_of(graph: LayerGraph, node: str, window: Window) -> dict[str, Window]:
@@ -98,15 +98,42 @@ def _on_image(graph: LayerGraph, name: str, window: Window, device: torch.device
     return torch.ones(1, 1, 1, dtype=torch.bool, device=device) if mask is None else mask[0]
 
 
+def reach_of(graph: LayerGraph, node: str, mask: Tensor) -> dict[str, Tensor]:
+    """Which neurons of each ancestor can influence the positions of ``node`` marked in ``mask``.
+
+    ``mask`` (B, H, W) marks positions, in B questions at once; the result too: {name: (B, 1, H, W)}, as all channels of
+    a position share their receptive field (but for grouped convolutions, where this is an upper bound).
+    """
+    reach = {node: mask[:, None]}
+    for name in reversed(graph.ancestors(node)):
+        if name not in reach:
+            continue
+        for operand in graph[name].inputs:
+            seen = _positions_below(graph[name].op.geometry, reach[name], graph[operand].shape)
+            reach[operand] = reach[operand] | seen if operand in reach else seen
+    return reach
+
+
+def _positions_below(geometry: Geometry, mask: Tensor, shape: Shape) -> Tensor:
+    """Positions (B, 1, H, W) of an operand of this shape that marked positions of its reader read."""
+    if geometry == POINTWISE and mask.shape[2:] == shape[1:]:
+        return mask
+    read = _read_by(geometry, mask)
+    at = Window(-geometry.offset[0], -geometry.offset[1], shape[1], shape[2])
+    return crop(read, at)
+
+
+def _read_by(geometry: Geometry, mask: Tensor) -> Tensor:
+    """Positions that marked positions (B, 1, h, w) read, on the window that ``geometry`` gives for theirs."""
+    ones = torch.ones(1, 1, *geometry.extent, device=mask.device)
+    return torch.nn.functional.conv_transpose2d(mask.float(), ones, stride=geometry.stride) > 0.5
+
+
 def _spread(graph: LayerGraph, name: str, reach: Tensor) -> list[Tensor]:
     """Which entries of each operand's needed window feed the True entries of ``reach`` (C, h, w)."""
     node = graph[name]
     if not isinstance(node.op, Affine):
         return [reach]
     # The positions only: a zero weight still counts as reached, which is sound and keeps the rule one line.
-    columns = reach.any(dim=0, keepdim=True).double()[None]
-    ey, ex = node.op.geometry.extent
-    seen = torch.nn.functional.conv_transpose2d(
-        columns, torch.ones(1, 1, ey, ex, dtype=torch.float64), stride=node.op.geometry.stride
-    )
-    return [(seen[0] > 0.5).expand(graph[i].shape[0], -1, -1) for i in node.inputs]
+    seen = _read_by(node.op.geometry, reach.any(dim=0, keepdim=True)[None])[0]
+    return [seen.expand(graph[i].shape[0], -1, -1) for i in node.inputs]

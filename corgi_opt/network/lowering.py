@@ -163,8 +163,8 @@ def _axis_max(builder: GraphBuilder, node: Node, name: str, source: str, pool: M
         start = tap * d - p
         position = torch.arange(out) * s + start
         valid = ((position >= 0) & (position < length)).double()
-        offset = (start, 0) if axis == 0 else (0, start)
-        tap_op = Tap(stride, offset, size)
+        offset, place = ((start, 0), (tap * d, 0)) if axis == 0 else ((0, start), (0, tap * d))
+        tap_op = Tap(stride, offset, size, place)
         level.append((builder.add(f"{name}.tap{tap}", tap_op, (source,), (shape[0], *size), node.module), valid))
     while len(level) > 1:
         pairs = list(zip(level[::2], level[1::2], strict=False))

@@ -82,20 +82,28 @@ def inside(shape: Shape, origins: Tensor, h: int, w: int) -> Tensor | None:
     return (row_ok[:, :, None] & col_ok[:, None, :])[:, None]
 
 
-def gather(values: Tensor, origins: Tensor, h: int, w: int) -> Tensor:
-    """Windows (R, C, h, w) of a map (C, H, W) at these corners (R, 2); zero outside the image."""
+def gather(values: Tensor, origins: Tensor, h: int, w: int, case: Tensor | None = None) -> Tensor:
+    """Windows (R, C, h, w) of maps (B, C, H, W) at these corners (R, 2); zero outside the image.
+
+    Window r is cut from map ``case[r]``; None: there is one map. One window the size of the map for all rows comes
+    back as (1, C, h, w), to broadcast.
+    """
     height, width = values.shape[-2:]
+    if len(values) == 1 and (h, w) == (height, width) and not bool(origins.any()):
+        return values
+    if case is None or len(values) == 1:
+        case = torch.zeros_like(origins[:, 0])
     if h == 1 and w == 1:
         y, x = origins[:, 0].clamp(0, height - 1), origins[:, 1].clamp(0, width - 1)
-        picked = values[:, y, x].T[:, :, None, None]
-        mask = inside((values.shape[0], height, width), origins, 1, 1)
+        picked = values[case, :, y, x][:, :, None, None]
+        mask = inside((values.shape[1], height, width), origins, 1, 1)
         return picked if mask is None else picked * mask
     low, high = origins.min(dim=0).values.tolist(), origins.max(dim=0).values.tolist()
     top, left = max(0, -low[0]), max(0, -low[1])
     bottom, right = max(0, high[0] + h - height), max(0, high[1] + w - width)
     padded = F.pad(values, (left, right, top, bottom))
-    windows = padded.unfold(1, h, 1).unfold(2, w, 1)
-    return windows[:, origins[:, 0] + top, origins[:, 1] + left].transpose(0, 1)
+    windows = padded.unfold(2, h, 1).unfold(3, w, 1)
+    return windows[case, :, origins[:, 0] + top, origins[:, 1] + left]
 
 
 def crop(values: Tensor, window: Window) -> Tensor:
@@ -224,11 +232,15 @@ class Conv2d(Affine):
 
 @dataclass(frozen=True, eq=False)
 class Tap(Affine):
-    """One tap of a pooling window: ``out[r, c] = in[stride*r + offset]`` per axis, zero outside the image."""
+    """One tap of a pooling window: ``out[r, c] = in[stride*r + offset]`` per axis, zero outside the image.
+
+    ``place``: its row and column from the corner of the window.
+    """
 
     stride: tuple[int, int]
     offset: tuple[int, int]
     size: tuple[int, int]
+    place: tuple[int, int] = (0, 0)
 
     @property
     def geometry(self) -> Geometry:
@@ -290,7 +302,7 @@ class Combine(Affine):
     def _windows(c: Tensor, origins: Tensor, lam: Tensor) -> Tensor:
         if c.shape[-2:] == (1, 1):
             return c
-        return gather(c, origins, *lam.shape[-2:])
+        return gather(c[None], origins, *lam.shape[-2:])
 
     def to(self, dtype: torch.dtype, device: torch.device) -> Combine:
         shift = None if self.shift is None else self.shift.to(device, dtype)

@@ -1,12 +1,15 @@
 """Pairwise PGD: looks for an image inside the region where some rest pixel passes some top pixel.
 
 Pushing the sum of the top pixels down (the paper's attack) lowers their rivals with them. Here each batch row
-drives one pair apart: ascend ``CAM_j - CAM_i`` for the pairs with the smallest ``gap / ||gradient||_1`` (the radius
-at which the linearised pair ties), from an FGSM start, by sign steps that shrink from eps to 0.1 eps.
+drives one pair apart: ascend ``CAM_j - CAM_i`` for the pairs with the smallest ``gap / ||gradient||_dual`` (the radius
+at which the linearised pair ties; the dual norm of the ball's), from an FGSM start, by steps that shrink tenfold: sign
+steps for an L-inf ball (Madry et al. 2018), for the others steps towards the linearised optimum over the region (Frank
+and Wolfe 1956), which never leave it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -14,14 +17,18 @@ from torch import Tensor
 
 from corgi_opt.arguments import integer
 from corgi_opt.question import Question
+from corgi_opt.region import Regions, least
 from corgi_opt.results import Witness
 from corgi_opt.search.deadline import Deadline
-from corgi_opt.spec import Ball
+from corgi_opt.spec import Ball, Norm, distance
 
 TOP_CANDIDATES, REST_CANDIDATES = 64, 256
 """How many of the dimmest top pixels and brightest rest pixels are linearised."""
 
 GRADIENT_BATCH = 64
+
+DUAL: Mapping[Norm, float] = {"inf": 1.0, "2": 2.0, "1": float("inf")}
+"""Exponent of the dual norm."""
 
 WITHIN, FEWEST = 3.0, 4
 """A pair is attacked at eps when its linearised radius is within this factor of eps; at least this many are."""
@@ -50,16 +57,16 @@ class Targets:
 
 
 def rank_pairs(question: Question, device: torch.device) -> Targets:
-    """The pairs by ``gap / ||grad CAM_i - grad CAM_j||_1`` at the image."""
+    """The pairs by ``gap / ||grad CAM_i - grad CAM_j||`` at the image, in the dual of the question's norm."""
     flat = question.cam.flatten()
     top = question.topk.top.flip(0)[:TOP_CANDIDATES]
     rest = question.topk.rest[:REST_CANDIDATES]
     gradients = _gradients(question, torch.cat([top, rest]), device)
     rows = []
     for i in range(len(top)):
-        norm = (gradients[i] - gradients[len(top) :]).abs().sum(dim=1).cpu().double()
+        slope = (gradients[i] - gradients[len(top) :]).norm(p=DUAL[question.norm], dim=1).cpu().double()
         gap = flat[top[i]] - flat[rest]
-        rows.append(gap / norm.clamp(min=1e-30))
+        rows.append(gap / slope.clamp(min=1e-30))
     radii = torch.stack(rows)
     order = torch.argsort(radii.flatten(), stable=True)
     pairs = torch.stack([top[order // len(rest)], rest[order % len(rest)]], dim=1)
@@ -95,7 +102,7 @@ def pgd(question: Question, ball: Ball, targets: Targets, device: torch.device, 
 @torch.enable_grad()
 def polish(question: Question, ball: Ball, image: Tensor, pair: tuple[int, int], steps: int = 20) -> Witness | None:
     """PGD for one pair from a given image (1, C, H, W), in float64: turns a near miss into a witness, or None."""
-    low, high = ball.lower[None], ball.upper[None]
+    region = Regions.of([ball], torch.float64, torch.device("cpu"))
     x = ball.project(image)
     for step in range(steps):
         witness = replay(question, ball, x)
@@ -104,8 +111,18 @@ def polish(question: Question, ball: Ball, image: Tensor, pair: tuple[int, int],
         x = x.clone().requires_grad_(True)
         cam = question.net.cams(x, question.class_idx).flatten()
         (gradient,) = torch.autograd.grad(cam[pair[1]] - cam[pair[0]], x)
-        x = (x.detach() + 0.2 * ball.eps * 0.8**step * gradient.sign()).clamp(low, high)
+        x = _moved(region, x.detach(), gradient, 0.2 * 0.8**step)
     return replay(question, ball, x)
+
+
+def _moved(region: Regions, x: Tensor, gradient: Tensor, size: float) -> Tensor:
+    """Images (N, C, H, W) of one region after a step of this size, relative to it, up the gradient."""
+    if region.norm == "inf":
+        stepped = x + size * region.eps * gradient.sign()
+        return torch.minimum(torch.maximum(stepped, region.lower), region.upper)
+    low, high = (side.expand_as(x).flatten(1) for side in (region.lower - region.center, region.upper - region.center))
+    best = least(region.norm, -gradient.flatten(1), low, high, region.eps.expand(len(x))).offset.view_as(x)
+    return x + size * (region.center + best - x)
 
 
 def replay(question: Question, ball: Ball, image: Tensor) -> Witness | None:
@@ -120,7 +137,7 @@ def replay(question: Question, ball: Ball, image: Tensor) -> Witness | None:
     flat = cam.flatten()
     i = int(question.topk.top[flat[question.topk.top].argmin()])
     j = int(question.topk.rest[flat[question.topk.rest].argmax()])
-    return Witness(x, cam, (i, j), margin, float((x - question.x).abs().max()))
+    return Witness(x, cam, (i, j), margin, ball.distance(x))
 
 
 @torch.enable_grad()
@@ -132,12 +149,10 @@ def _ascend(
     options: PgdOptions,
     generator: torch.Generator | None,
 ) -> Witness | None:
-    low, high = (b[None].to(device, torch.float32) for b in (ball.lower, ball.upper))
-    center = question.x.to(device, torch.float32)
-    x = center.expand(len(pairs), -1, -1, -1).clone()
+    region = Regions.of([ball], torch.float32, device)
+    x = region.center.expand(len(pairs), -1, -1, -1).clone()
     if generator is not None:
-        noise = torch.rand(x.shape, generator=generator).to(device)
-        x = low + noise * (high - low)
+        x = _scattered(region, len(pairs), generator)
     row = torch.arange(len(pairs), device=device)
     i, j = pairs[:, 0].to(device), pairs[:, 1].to(device)
     for step in range(options.steps + 1):
@@ -153,10 +168,18 @@ def _ascend(
             return None
         flat = cams.flatten(1)
         (gradient,) = torch.autograd.grad((flat[row, j] - flat[row, i]).sum(), x)
-        # the first step is FGSM's full eps; later ones shrink geometrically to a tenth of it
-        size = ball.eps * 0.1 ** (step / options.steps)
-        x = torch.minimum(torch.maximum(x.detach() + size * gradient.sign(), low), high)
+        # the first step is FGSM's, across the whole region; later ones shrink geometrically to a tenth of it
+        x = _moved(region, x.detach(), gradient, 0.1 ** (step / options.steps))
     return None
+
+
+def _scattered(region: Regions, count: int, generator: torch.Generator) -> Tensor:
+    """Random images (N, C, H, W) of one region."""
+    shape = (count, *region.center.shape[1:])
+    noise = torch.rand(shape, generator=generator).to(region.center)
+    if region.norm == "inf":
+        return region.lower + noise * (region.upper - region.lower)
+    return _moved(region, region.center.expand(shape), noise - 0.5, 0.5)
 
 
 def attack_radius(
@@ -198,7 +221,7 @@ def shrink(question: Question, witness: Witness) -> Witness:
     for _ in range(12):
         middle = (low + high) / 2
         image = question.x + middle * (witness.image - question.x)
-        closer = replay(question, question.ball(float((image - question.x).abs().max())), image)
+        closer = replay(question, question.ball(distance(question.norm, image - question.x)), image)
         if closer is None:
             low = middle
         else:

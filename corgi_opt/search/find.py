@@ -10,7 +10,7 @@ from corgi_opt.network.cam import CamNetwork
 from corgi_opt.question import Question, resolve_device
 from corgi_opt.results import Witness
 from corgi_opt.search.attack import PgdOptions, pgd, rank_pairs
-from corgi_opt.spec import Clip
+from corgi_opt.spec import Clip, Norm
 
 
 def attack(
@@ -20,7 +20,7 @@ def attack(
     eps: float,
     k: int,
     class_idx: int | None = None,
-    norm: str = "inf",
+    norm: Norm = "inf",
     clip: Clip = (0.0, 1.0),
     tie_tol: float | None = None,
     device: str | torch.device = "auto",

@@ -7,15 +7,15 @@ pixel is solved in its own, smaller cone.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from corgi_solvers import Highs, Problem, Solution, Status
 from torch import Tensor
 
-from corgi_opt.bounds.crown import share_inputs
-from corgi_opt.bounds.dual import Interval
+from corgi_opt.bounds.crown import Bounded
+from corgi_opt.bounds.objective import share_inputs
 from corgi_opt.encode.program import Program, compile_cone, expression_bytes
 from corgi_opt.network.cam import CamNetwork
 from corgi_opt.network.cone import Cone
@@ -48,13 +48,13 @@ class PairAnswer:
 class PairSolver:
     """Solves pairs of one question at one eps with one encoding: ``triangle`` (LP bound) or ``big_m`` (exact).
 
-    ``net`` is the float64 CPU network, ``intervals`` the proven bounds of its ReLU inputs over the region.
+    ``net`` is the float64 CPU network, ``bounded`` what is proven about it over the region.
     """
 
     net: CamNetwork
     ball: Ball
     class_idx: int
-    intervals: Mapping[str, Interval]
+    bounded: Bounded
     encoding: Encoding
     solver: Highs
 
@@ -80,11 +80,11 @@ class PairSolver:
         self, terms: list[tuple[int, float]], background: Tensor, threshold: float | None, deadline: Deadline
     ) -> PairAnswer:
         cone = self._cone(terms)
-        needed = expression_bytes(cone, self.intervals)
+        needed = expression_bytes(cone, self.bounded.intervals)
         if needed > MOST_BYTES:
             reason = f"its cone takes about {needed / 2**30:.0f} GiB to encode, more than {MOST_BYTES / 2**30:g}"
             return PairAnswer(-math.inf, math.inf, None, 0, 0, reason)
-        program = compile_cone(cone, self.ball, self.intervals)
+        program = compile_cone(cone, self.ball, self.bounded)
         solution = self.solver.solve(self.encoding(program), time_limit=deadline.left, decide_at=threshold)
         image = None if solution.x is None else program.image(solution.x, background)
         # The image itself satisfies every row, so "infeasible" is a failure of the solver and proves nothing.

@@ -6,16 +6,14 @@ import pytest
 import torch
 from nets import Deep, Everything, Plain, Pooled, Residual, image, seeded
 from oracles import points_in
+from relaxing import corgi_pixels, ibp_pixels, pairs, pixels, relaxed
 
 import corgi_opt as co
-from corgi_opt.bounds import corgi as corgi_module
-from corgi_opt.bounds.corgi import corgi_bounds, corgi_cam_bounds
-from corgi_opt.bounds.crown import cam_bounds, crown_bounds, pair_bounds, share_inputs
 from corgi_opt.bounds.dual import Interval
-from corgi_opt.bounds.interval import interval_bounds
+from corgi_opt.bounds.objective import share_inputs
+from corgi_opt.bounds.relaxation import direct_planes, window_taps
 from corgi_opt.network.ops import MaxPool2d
 
-CPU = torch.device("cpu")
 CASES = [
     (Plain, {}, (1, 6, 6)),
     (Everything, {}, (3, 20, 22)),
@@ -62,9 +60,8 @@ def test_cam_bounds_contain_sampled_cams(model, kwargs, shape, clip):
     for seed, eps in ((0, 0.01), (1, 0.2)):
         net, ball = setting(model, kwargs, shape, seed, eps, clip)
         cams = net.cams(points_in(ball.lower, ball.upper, 400, seed), 1).flatten(1)
-        crown = cam_bounds(net, ball, 1, crown_bounds(net.graph, ball, torch.float64, CPU))
-        corgi = corgi_cam_bounds(net, 1, corgi_bounds(net, ball, torch.float64, CPU))
-        ibp = corgi_cam_bounds(net, 1, interval_bounds(net.graph, ball, torch.float64, CPU)[net.features])
+        crown = pixels(net, relaxed(net, ball), 1)
+        corgi, ibp = corgi_pixels(net, ball, 1), ibp_pixels(net, ball, 1)
         for bound in (crown, corgi, ibp):
             assert bool((cams >= bound.lower - 1e-9).all())
             assert bool((cams <= bound.upper + 1e-9).all())
@@ -74,19 +71,18 @@ def test_cam_bounds_contain_sampled_cams(model, kwargs, shape, clip):
 @pytest.mark.parametrize(("model", "kwargs", "shape"), CASES)
 def test_pair_bounds_contain_and_beat_single_pixels(model, kwargs, shape):
     net, ball = setting(model, kwargs, shape, 0, 0.05)
-    known = crown_bounds(net.graph, ball, torch.float64, CPU)
-    pixels = net.map_shape[0] * net.map_shape[1]
+    known = relaxed(net, ball)
     generator = torch.Generator().manual_seed(0)
-    pairs = torch.randint(0, pixels, (60, 2), generator=generator)
-    pairs = pairs[pairs[:, 0] != pairs[:, 1]]
-    bound = pair_bounds(net, ball, 0, known, pairs)
-    single = cam_bounds(net, ball, 0, known)
+    wanted = torch.randint(0, net.map_shape[0] * net.map_shape[1], (60, 2), generator=generator)
+    wanted = wanted[wanted[:, 0] != wanted[:, 1]]
+    bound = pairs(net, known, 0, wanted)
+    single = pixels(net, known, 0)
     cams = net.cams(points_in(ball.lower, ball.upper, 400, 1), 0).flatten(1)
-    gaps = cams[:, pairs[:, 0]] - cams[:, pairs[:, 1]]
+    gaps = cams[:, wanted[:, 0]] - cams[:, wanted[:, 1]]
     assert bool((gaps >= bound - 1e-9).all())
-    apart = single.lower[pairs[:, 0]] - single.upper[pairs[:, 1]]
+    apart = single.lower[wanted[:, 0]] - single.upper[wanted[:, 1]]
     assert bool((bound >= apart - 1e-9).all())
-    far = ~share_inputs(net, pairs)
+    far = ~share_inputs(net, wanted)
     torch.testing.assert_close(bound[far], apart[far], rtol=1e-9, atol=1e-9)
 
 
@@ -94,8 +90,7 @@ def test_a_larger_region_is_never_tighter():
     net, ball = setting(Pooled, {}, (1, 8, 8), 3, 0.01)
     last: Interval | None = None
     for eps in (0.01, 0.03, 0.09):
-        known = crown_bounds(net.graph, ball.with_eps(eps), torch.float64, CPU)
-        now = cam_bounds(net, ball.with_eps(eps), 0, known)
+        now = pixels(net, relaxed(net, ball.with_eps(eps)), 0)
         if last is not None:
             assert bool((now.lower <= last.lower + 1e-9).all())
         last = now
@@ -107,13 +102,12 @@ def test_pooling_planes_hold(pool):
     low = torch.randn(4, 8, 8, generator=generator, dtype=torch.float64)
     high = low + torch.rand(4, 8, 8, generator=generator, dtype=torch.float64) ** 3
     high[0] = low[0]  # a channel that is known exactly
-    plane = corgi_module._planes(pool, Interval(low, high))
-    for point in points_in(low, high, 400, 0):
-        taps = corgi_module._taps(pool, point, float("-inf"))
-        linear = torch.where(plane.slopes > 0, plane.slopes * taps, torch.zeros_like(taps)).sum(dim=0)
-        best = taps.max(dim=0).values
-        assert bool((linear + plane.upper >= best - 1e-9).all())
-        assert bool((linear + plane.lower <= best + 1e-9).all())
+    planes = direct_planes(pool, Interval(low[None], high[None]))
+    points = points_in(low, high, 400, 0)
+    best = pool.apply([points])
+    taps = window_taps(pool, points, 0.0)
+    assert bool((planes.upper.at(taps) >= best - 1e-9).all())
+    assert bool((planes.lower.at(taps) <= best + 1e-9).all())
 
 
 def test_float32_bounds_are_close_and_device_auto_works():
@@ -135,7 +129,7 @@ def test_cuda_equals_cpu():
 
 def test_bad_arguments():
     net, ball = setting(Plain, {}, (1, 6, 6), 0, 0.05)
-    with pytest.raises(co.UnknownMethodError, match="'ibp', 'crown'"):
+    with pytest.raises(co.UnknownMethodError, match="'ibp', 'crown', 'dual'"):
         co.bounds(net, ball, method="magic")
     with pytest.raises(co.InputError, match="dtype"):
         co.bounds(net, ball, dtype=torch.float16)

@@ -6,13 +6,12 @@ import pytest
 import torch
 from nets import Deep, Everything, Pooled, Residual, image, seeded
 from oracles import points_in
+from relaxing import relaxed
 
 import corgi_opt as co
-from corgi_opt.bounds.crown import RULES, crown_bounds
-from corgi_opt.bounds.dual import Interval, Rows, lower_bounds, phi, relu_rule
-from corgi_opt.network.ops import ReLU
+from corgi_opt.bounds.dual import Interval, Rows, Step, lower_bounds, phi
+from corgi_opt.network.ops import gather
 
-CPU = torch.device("cpu")
 CASES = [
     (Everything, {}, (3, 20, 22)),
     (Residual, {}, (1, 7, 5)),
@@ -37,24 +36,34 @@ def test_phi_is_the_minimum_over_the_interval():
 def test_any_multipliers_give_a_lower_bound(model, kwargs, shape, seed):
     net = co.from_torch(seeded(model, seed, **kwargs), image(*shape))
     ball = co.Ball(image(*shape, seed=seed + 10), 0.05)
-    known = crown_bounds(net.graph, ball, torch.float64, CPU)
+    known = relaxed(net, ball)
     generator = torch.Generator().manual_seed(seed)
 
-    def garbage(lam, l, u):
-        return lam * torch.rand(lam.shape, generator=generator, dtype=lam.dtype) + 0.1 * torch.randn(
-            lam.shape, generator=generator, dtype=lam.dtype
-        )
+    class Garbage:
+        """Multipliers of no sense, with the share of D that phi says they have."""
+
+        def __init__(self, source):
+            self.source = source
+
+        def step(self, rows):
+            h, w = rows.coefs.shape[2:]
+            l, u = (gather(side, rows.origins, h, w, rows.case) for side in known.intervals[self.source])
+            noise = torch.randn(2, *rows.coefs.shape, generator=generator, dtype=torch.float64)
+            mu = rows.coefs * noise[0] + 0.1 * noise[1]
+            constant = phi(rows.coefs, mu, l, u).sum(dim=(1, 2, 3))
+            return Step(((self.source, Rows(mu, rows.origins, rows.case)),), constant)
 
     channels, height, width = net.graph[net.features].shape
     coefs = torch.randn(6, channels, 2, 2, generator=generator, dtype=torch.float64)
     origins = torch.stack([torch.randint(-1, n, (6,), generator=generator) for n in (height, width)], dim=1)
-    rows = Rows(coefs, origins)
+    rows = Rows(coefs, origins, torch.zeros(6, dtype=torch.long))
     points = net.graph.forward(points_in(ball.lower, ball.upper, 300, seed), net.features)
     padded = torch.nn.functional.pad(points, (1, 2, 1, 2))
     windows = [padded[:, :, y + 1 : y + 3, x + 1 : x + 3] for y, x in origins.tolist()]
     smallest = torch.stack([(w * q).sum(dim=(1, 2, 3)).min() for w, q in zip(windows, coefs, strict=True)])
-    for rules in (RULES, {ReLU: relu_rule(garbage)}):
-        bound = lower_bounds(net.graph, net.features, rows, ball, known, rules)
+    garbage = {name: Garbage(lines.source) for name, lines in known.lines.items()}
+    for relaxations in (known.relaxations, known.lines, garbage):
+        bound = lower_bounds(net.graph, net.features, rows, known.regions, relaxations)
         assert bool((bound <= smallest + 1e-9).all())
 
 
@@ -64,12 +73,12 @@ def test_bounds_are_exact_where_no_relu_changes_sign(model, kwargs, shape):
     net = co.from_torch(seeded(model, 1, **kwargs), image(*shape))
     x = image(*shape, seed=4).double()
     ball = co.Ball(x, 1e-9, clip=None)
-    known = crown_bounds(net.graph, ball, torch.float64, CPU)
+    known = relaxed(net, ball)
     channels, height, width = net.graph[net.features].shape
     generator = torch.Generator().manual_seed(2)
     coefs = torch.randn(channels, height, width, generator=generator, dtype=torch.float64)
-    rows = Rows(coefs[None], torch.zeros(1, 2, dtype=torch.int64))
-    bound = lower_bounds(net.graph, net.features, rows, ball, known, RULES)[0]
+    rows = Rows(coefs[None], torch.zeros(1, 2, dtype=torch.int64), torch.zeros(1, dtype=torch.int64))
+    bound = known.bound(net.features, rows)[0]
     point = x.clone().requires_grad_(True)
     value = (net.graph.forward(point, net.features)[0] * coefs).sum()
     (gradient,) = torch.autograd.grad(value, point)
@@ -82,9 +91,9 @@ def test_chunking_changes_nothing(monkeypatch):
 
     net = co.from_torch(seeded(Residual), image(1, 7, 5))
     ball = co.Ball(image(1, 7, 5), 0.1)
-    whole = crown_bounds(net.graph, ball, torch.float64, CPU)
+    whole = co.bounds(net, ball)
     monkeypatch.setattr(dual, "CHUNK_ELEMENTS", 40)
-    parts = crown_bounds(net.graph, ball, torch.float64, CPU)
+    parts = co.bounds(net, ball)
     for name in whole:
         torch.testing.assert_close(whole[name].lower, parts[name].lower, rtol=1e-12, atol=1e-12)
         torch.testing.assert_close(whole[name].upper, parts[name].upper, rtol=1e-12, atol=1e-12)

@@ -8,17 +8,16 @@ import torch
 from corgi_solvers import Highs, Problem, Status
 from nets import Everything, Plain, Pooled, Residual, image, seeded
 from oracles import points_in
+from relaxing import pairs, relaxed
 from scipy.optimize import Bounds, LinearConstraint, linprog, milp
 
 import corgi_opt as co
-from corgi_opt.bounds.crown import crown_bounds, pair_bounds
 from corgi_opt.encode.big_m import big_m
 from corgi_opt.encode.program import Program, cleared, compile_cone
 from corgi_opt.encode.triangle import triangle
 from corgi_opt.network.cone import Cone
 from corgi_opt.network.ops import ReLU, Window, crop
 
-CPU = torch.device("cpu")
 CASES = [
     (Plain, {}, (1, 6, 6), 0.05),
     (Residual, {}, (1, 7, 5), 0.02),
@@ -31,7 +30,7 @@ CASES = [
 def setting(model, kwargs, shape, eps, seed=0):
     net = co.from_torch(seeded(model, seed, **kwargs), image(*shape))
     ball = co.Ball(image(*shape, seed=seed + 7), eps)
-    known = crown_bounds(net.graph, ball, torch.float64, CPU)
+    known = relaxed(net, ball).only(0)
     channels, height, width = net.graph[net.features].shape
     objective = torch.zeros(channels, height, width, dtype=torch.float64)
     objective[:, height // 2, width // 2] += net.weight[0]
@@ -50,7 +49,7 @@ def variables_at(net, program: Program, cone: Cone, known, x: torch.Tensor) -> n
         node = net.graph[name]
         if isinstance(node.op, ReLU):
             window, source = cone.windows[name], node.inputs[0]
-            lower, upper = (crop(b, window) for b in known[source])
+            lower, upper = (crop(b, window) for b in known.intervals[source])
             open_ = (lower < 0) & (upper > 0) & cone.reach[name]
             z.append((crop(values[source][0], window)[open_] / (upper - lower)[open_]).numpy())
     every = np.concatenate(z)
@@ -85,7 +84,7 @@ def test_pruned_encodings_keep_their_optima_and_order(model, kwargs, shape, eps,
     assert exact.status is Status.OPTIMAL
     height, width = net.map_shape
     pair = torch.tensor([[(height // 2) * width + width // 2, (height // 2 - 1) * width]])
-    crown = float(pair_bounds(net, ball, 0, known, pair)[0])
+    crown = float(pairs(net, relaxed(net, ball), 0, pair)[0])
     sampled = float(cone.forward(points_in(ball.lower, ball.upper, 500, 4)).min())
     assert crown - 1e-6 <= lp.bound <= exact.bound + 1e-6
     assert exact.objective <= sampled + 1e-6
@@ -137,8 +136,8 @@ def test_units_that_cancel_or_die_are_not_encoded():
     unstable = sum(
         int(
             (
-                (crop(known[net.graph[n].inputs[0]].lower, cone.windows[n]) < 0)
-                & (crop(known[net.graph[n].inputs[0]].upper, cone.windows[n]) > 0)
+                (crop(known.intervals[net.graph[n].inputs[0]].lower, cone.windows[n]) < 0)
+                & (crop(known.intervals[net.graph[n].inputs[0]].upper, cone.windows[n]) > 0)
                 & cone.reach[n]
             ).sum()
         )
@@ -152,7 +151,7 @@ def test_eps_zero_gives_the_value_at_the_image():
     _, ball, _, cone = setting(Plain, {}, (1, 6, 6), 0.05)
     net = co.from_torch(seeded(Plain), image(1, 6, 6))
     point = ball.with_eps(0.0)
-    known = crown_bounds(net.graph, point, torch.float64, CPU)
+    known = relaxed(net, point).only(0)
     program = compile_cone(Cone.of(net.graph, cone.node, cone.windows[cone.node], cone.objective), point, known)
     assert program.units == 0
     value = Highs().solve(big_m(program)).objective

@@ -57,11 +57,20 @@ def test_a_window_of_the_output_is_what_apply_window_says(name):
 
 
 def test_gather_is_crop_row_by_row():
-    values = random(3, 5, 6)
+    values = random(2, 3, 5, 6)
     origins = torch.tensor([[0, 0], [-2, 3], [4, 5], [-9, -9], [2, 20]])
+    case = torch.tensor([0, 1, 1, 0, 1])
     for h, w in ((1, 1), (2, 3), (7, 8)):
-        rows = torch.stack([crop(values, Window(y, x, h, w)) for y, x in origins.tolist()])
-        assert torch.equal(gather(values, origins, h, w), rows)
+        for maps, of in ((values, case), (values[:1], None)):
+            which = [0] * 5 if of is None else of.tolist()
+            windows = [crop(maps[c], Window(y, x, h, w)) for c, (y, x) in zip(which, origins.tolist(), strict=True)]
+            assert torch.equal(gather(maps, origins, h, w, of), torch.stack(windows))
+
+
+def test_gather_of_whole_maps_broadcasts():
+    values, origins = random(1, 3, 5, 6), torch.zeros(4, 2, dtype=torch.long)
+    assert torch.equal(gather(values, origins, 5, 6), values)
+    assert gather(values, origins + 1, 5, 6).shape == (4, 3, 5, 6)
 
 
 def test_windows():

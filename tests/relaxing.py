@@ -1,0 +1,49 @@
+"""Bounds of one region on the CPU, as the tests ask for them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+import corgi_opt as co
+from corgi_opt.bounds.corgi import corgi_bounds, corgi_cam_bounds
+from corgi_opt.bounds.crown import Relaxed, crown_pass
+from corgi_opt.bounds.dual import Interval
+from corgi_opt.bounds.interval import interval_bounds
+from corgi_opt.bounds.objective import cam_bounds, pair_bounds
+from corgi_opt.region import Regions
+
+CPU = torch.device("cpu")
+
+
+def regions(*balls: co.Ball, dtype: torch.dtype = torch.float64) -> Regions:
+    return Regions.of(balls, dtype, CPU)
+
+
+def relaxed(net: co.CamNetwork, *balls: co.Ball) -> Relaxed:
+    return crown_pass(net.graph, regions(*balls))
+
+
+def only(bounds: Interval) -> Interval:
+    """Those of the one region there is."""
+    lower, upper = bounds
+    return Interval(lower[0], upper[0])
+
+
+def pixels(net: co.CamNetwork, known: Relaxed, class_idx: int, bound=None) -> Interval:
+    """All CAM pixels' bounds (P,)."""
+    every = torch.ones(len(known.regions), net.map_shape[0] * net.map_shape[1], dtype=torch.bool)
+    return only(cam_bounds(net, class_idx, bound or known.bound, every))
+
+
+def pairs(net: co.CamNetwork, known: Relaxed, class_idx: int, wanted: Tensor, bound=None) -> Tensor:
+    """Pairs' lower bounds (Q,)."""
+    return pair_bounds(net, class_idx, bound or known.bound, wanted, torch.zeros(len(wanted), dtype=torch.long))
+
+
+def corgi_pixels(net: co.CamNetwork, ball: co.Ball, class_idx: int) -> Interval:
+    return only(corgi_cam_bounds(net, class_idx, corgi_bounds(net, regions(ball))))
+
+
+def ibp_pixels(net: co.CamNetwork, ball: co.Ball, class_idx: int) -> Interval:
+    return only(corgi_cam_bounds(net, class_idx, interval_bounds(net.graph, regions(ball))[net.features]))
