@@ -31,8 +31,9 @@ from corgi_opt.network.graph import LayerGraph
 from corgi_opt.network.ops import Affine, Shape, inside
 from corgi_opt.region import Regions
 
-CHUNK_ELEMENTS = 2_000_000
-"""Most coefficients of one node held at once in a backward pass (16 MB in float64)."""
+CHUNK_BYTES = 5_000_000
+"""Memory for the coefficients of one node at once in a backward pass, which holds a few dozen times this in all. Larger
+chunks were not faster on a CPU (they leave its caches)."""
 
 
 class Interval(NamedTuple):
@@ -207,8 +208,8 @@ def _through(graph: LayerGraph, name: str, rows: Rows, add: Callable[[str, Rows]
 
 
 def rows_at_once(graph: LayerGraph, node: str, rows: Rows) -> int:
-    """How many of these rows keep within CHUNK_ELEMENTS at every node on the way down."""
-    return max(1, CHUNK_ELEMENTS // _largest_window(graph, node, rows))
+    """How many of these rows keep within CHUNK_BYTES at every node on the way down."""
+    return max(1, CHUNK_BYTES // (_largest_window(graph, node, rows) * rows.coefs.element_size()))
 
 
 def _largest_window(graph: LayerGraph, node: str, rows: Rows) -> int:

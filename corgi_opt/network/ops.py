@@ -98,12 +98,17 @@ def gather(values: Tensor, origins: Tensor, h: int, w: int, case: Tensor | None 
         picked = values[case, :, y, x][:, :, None, None]
         mask = inside((values.shape[1], height, width), origins, 1, 1)
         return picked if mask is None else picked * mask
+    # many rows are about one place (its channels, from below and above): windows are cut once and then copied whole
     low, high = origins.min(dim=0).values.tolist(), origins.max(dim=0).values.tolist()
     top, left = max(0, -low[0]), max(0, -low[1])
     bottom, right = max(0, high[0] + h - height), max(0, high[1] + w - width)
     padded = F.pad(values, (left, right, top, bottom))
     windows = padded.unfold(2, h, 1).unfold(3, w, 1)
-    return windows[case, :, origins[:, 0] + top, origins[:, 1] + left]
+    rows, columns = windows.shape[2:4]
+    flat = (case * rows + origins[:, 0] + top) * columns + origins[:, 1] + left
+    place, row = torch.unique(flat, return_inverse=True)
+    cut = windows[place // (rows * columns), :, place // columns % rows, place % columns]
+    return cut if len(place) == len(flat) and bool((place == flat).all()) else cut.index_select(0, row)
 
 
 def crop(values: Tensor, window: Window) -> Tensor:

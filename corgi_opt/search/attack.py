@@ -27,6 +27,9 @@ TOP_CANDIDATES, REST_CANDIDATES = 64, 256
 
 GRADIENT_BATCH = 64
 
+STALL = 8
+"""Steps within which the best margin must fall by a tenth, or PGD gives up."""
+
 DUAL: Mapping[Norm, float] = {"inf": 1.0, "2": 2.0, "1": float("inf")}
 """Exponent of the dual norm."""
 
@@ -155,6 +158,7 @@ def _ascend(
         x = _scattered(region, len(pairs), generator)
     row = torch.arange(len(pairs), device=device)
     i, j = pairs[:, 0].to(device), pairs[:, 1].to(device)
+    nearest: list[float] = []
     for step in range(options.steps + 1):
         x.requires_grad_(True)
         cams = question.net.cams(x, question.class_idx)
@@ -164,13 +168,19 @@ def _ascend(
             witness = replay(question, ball, x.detach()[best : best + 1])
             if witness is not None:
                 return witness
-        if step == options.steps:
+        nearest.append(min(float(margins[best]), nearest[-1] if nearest else float("inf")))
+        if step == options.steps or _stalled(nearest):
             return None
         flat = cams.flatten(1)
         (gradient,) = torch.autograd.grad((flat[row, j] - flat[row, i]).sum(), x)
         # the first step is FGSM's, across the whole region; later ones shrink geometrically to a tenth of it
         x = _moved(region, x.detach(), gradient, 0.1 ** (step / options.steps))
     return None
+
+
+def _stalled(margins: list[float]) -> bool:
+    """Whether the best margin has stopped falling fast enough to reach zero in the steps that are left."""
+    return len(margins) > STALL and margins[-1] > 0.9 * margins[-1 - STALL]
 
 
 def _scattered(region: Regions, count: int, generator: torch.Generator) -> Tensor:

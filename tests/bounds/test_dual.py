@@ -92,7 +92,7 @@ def test_chunking_changes_nothing(monkeypatch):
     net = co.from_torch(seeded(Residual), image(1, 7, 5))
     ball = co.Ball(image(1, 7, 5), 0.1)
     whole = co.bounds(net, ball)
-    monkeypatch.setattr(dual, "CHUNK_ELEMENTS", 40)
+    monkeypatch.setattr(dual, "CHUNK_BYTES", 320)
     parts = co.bounds(net, ball)
     for name in whole:
         torch.testing.assert_close(whole[name].lower, parts[name].lower, rtol=1e-12, atol=1e-12)
