@@ -32,6 +32,7 @@ from corgi_opt.network.cam import CamNetwork, from_torch
 from corgi_opt.plots import check_picture
 from corgi_opt.radius import radius
 from corgi_opt.results import Radius
+from corgi_opt.spec import canonical_norm
 from corgi_opt.verify import verify
 
 EXIT = {"certified": 0, "falsified": 1, "unknown": 2}
@@ -66,6 +67,7 @@ Image = Annotated[
 ]
 K = Annotated[int, typer.Option("--k", help="how many brightest CAM pixels")]
 Class = Annotated[int | None, typer.Option("--class", help="class index; default: the predicted class")]
+NormText = Annotated[str, typer.Option("--norm", help="inf, 2 or 1")]
 ClipText = Annotated[str, typer.Option("--clip", help="the box images live in, 'low,high', or 'none'")]
 Size = Annotated[int | None, typer.Option("--size", min=1, help="resize an image file to SIZE x SIZE pixels")]
 Seconds = Annotated[float, typer.Option("--time-limit", help="total seconds")]
@@ -78,10 +80,11 @@ Json = Annotated[bool, typer.Option("--json", help="print one machine-readable o
 def verify_command(
     model: Model,
     image: Image,
-    eps: Annotated[float, typer.Option("--eps", help="L-inf distance, in units of the input")],
+    eps: Annotated[float, typer.Option("--eps", help="distance in the norm, in units of the input")],
     k: K,
-    method: Annotated[str, typer.Option("--method", help="ibp, corgi, crown, lp, milp or auto")] = "auto",
+    method: Annotated[str, typer.Option("--method", help="ibp, corgi, crown, dual, lp, milp or auto")] = "auto",
     class_idx: Class = None,
+    norm: NormText = "inf",
     clip: ClipText = "0,1",
     size: Size = None,
     time_limit: Seconds = 300.0,
@@ -98,6 +101,7 @@ def verify_command(
         k=k,
         method=method,
         class_idx=class_idx,
+        norm=canonical_norm(norm),
         clip=parse_clip(clip),
         time_limit=time_limit,
         device=device,
@@ -118,9 +122,10 @@ def radius_command(
     model: Model,
     image: Image,
     k: K,
-    method: Annotated[str, typer.Option("--method", help="ibp, corgi, crown, lp, milp or auto")] = "auto",
+    method: Annotated[str, typer.Option("--method", help="ibp, corgi, crown, dual, lp, milp or auto")] = "auto",
     rtol: Annotated[float, typer.Option("--rtol", help="relative resolution of the bracket")] = 0.01,
     class_idx: Class = None,
+    norm: NormText = "inf",
     clip: ClipText = "0,1",
     size: Size = None,
     time_limit: Seconds = 600.0,
@@ -137,6 +142,7 @@ def radius_command(
         method=method,
         rtol=rtol,
         class_idx=class_idx,
+        norm=canonical_norm(norm),
         clip=parse_clip(clip),
         time_limit=time_limit,
         device=device,
@@ -155,9 +161,10 @@ def compare_command(
     model: Model,
     image: Image,
     k: K,
-    methods: Annotated[str, typer.Option("--methods", help="comma-separated")] = "corgi,crown,lp,milp",
+    methods: Annotated[str | None, typer.Option("--methods", help="comma-separated; default: all for the norm")] = None,
     rtol: Annotated[float, typer.Option("--rtol", help="relative resolution of each radius")] = 0.01,
     class_idx: Class = None,
+    norm: NormText = "inf",
     clip: ClipText = "0,1",
     size: Size = None,
     plot: Annotated[Path | None, typer.Option("--plot", help="save the picture here")] = None,
@@ -174,9 +181,10 @@ def compare_command(
         net,
         x,
         k=k,
-        methods=[m.strip() for m in methods.split(",") if m.strip()],
+        methods=None if methods is None else [m.strip() for m in methods.split(",") if m.strip()],
         rtol=rtol,
         class_idx=class_idx,
+        norm=canonical_norm(norm),
         clip=parse_clip(clip),
         time_limit=time_limit,
         device=device,

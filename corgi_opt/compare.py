@@ -68,7 +68,7 @@ def compare(
     x: Tensor,
     *,
     k: int,
-    methods: Sequence[str] = ("corgi", "crown", "lp", "milp"),
+    methods: Sequence[str] | None = None,
     rtol: float = 0.01,
     class_idx: int | None = None,
     norm: Norm = "inf",
@@ -80,12 +80,15 @@ def compare(
 ) -> Comparison:
     """The certified radius of every method on one question; arguments as in :func:`corgi_opt.radius`.
 
+    ``methods``: names; None means corgi, crown and dual, and for norm "inf" lp and milp as well.
     ``time_limit`` is the total for each method. Raises TieError for a tied image, BoundOrderError if bounds
     contradict each other or a certified eps reaches a broken one.
     """
-    if isinstance(methods, str) or not isinstance(methods, Sequence) or not methods:
-        raise InputError(f"methods must be a non-empty sequence of names, got {methods!r}")
     norm = canonical_norm(norm)
+    if methods is None:
+        methods = ("corgi", "crown", "dual", "lp", "milp") if norm == "inf" else ("corgi", "crown", "dual")
+    if isinstance(methods, str) or not isinstance(methods, Sequence) or not methods:
+        raise InputError(f"methods must be a non-empty sequence of names or None, got {methods!r}")
     chosen = sorted({check_method(m, norm) for m in methods}, key=LADDER_ORDER.index)
     where, tolerance = resolve_device(device), check_rtol(rtol)
     check_time_limit(time_limit)

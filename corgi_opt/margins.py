@@ -161,6 +161,11 @@ class Margins:
             )
         self.stats["pairs_after_dual"] = int(self.open.sum())
 
+    def open_pairs(self) -> list[tuple[int, int]]:
+        """Flat pixel indices of the open pairs of the first region that share an input, the most doubtful first."""
+        pairs = self._pixel_pairs(self._doubtful())
+        return [(int(i), int(j)) for i, j in pairs[share_inputs(self._net, pairs)]]
+
     def _pairs(self, bound: Callable[[str, Rows], Tensor]) -> None:
         """Bounds the most doubtful open pairs that share an input (others gain nothing), each as one objective."""
         entries = self._doubtful()

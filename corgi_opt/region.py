@@ -24,7 +24,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from corgi_opt.network.ops import gather
+from corgi_opt.network.ops import Places, gather
 from corgi_opt.spec import Ball, Norm
 
 
@@ -55,19 +55,19 @@ class Regions:
     def to(self, dtype: torch.dtype) -> Regions:
         return Regions(self.norm, *(t.to(dtype) for t in (self.center, self.lower, self.upper, self.eps)))
 
-    def minimum(self, coefs: Tensor, origins: Tensor, case: Tensor) -> Tensor:
-        """``min of coefs' x`` (R,) for coefficients (R, C, h, w) on windows with corners (R, 2) of region case (R,).
+    def minimum(self, coefs: Tensor, places: Places) -> Tensor:
+        """``min of coefs' x`` (R,) over their regions, for coefficients (R, C, h, w) on windows at these places.
 
         Differentiable in ``coefs``.
         """
         h, w = coefs.shape[2:]
         if self.norm == "inf":
-            low, high = gather(self.lower, origins, h, w, case), gather(self.upper, origins, h, w, case)
+            low, high = gather(self.lower, places, h, w), gather(self.upper, places, h, w)
             return (coefs * torch.where(coefs.detach() > 0, low, high)).flatten(1).sum(dim=1)
-        center = gather(self.center, origins, h, w, case)
-        low = gather(self.lower - self.center, origins, h, w, case).expand_as(coefs)
-        high = gather(self.upper - self.center, origins, h, w, case).expand_as(coefs)
-        move = least(self.norm, coefs.detach().flatten(1), low.flatten(1), high.flatten(1), self.eps[case])
+        center = gather(self.center, places, h, w)
+        low = gather(self.lower - self.center, places, h, w).expand_as(coefs)
+        high = gather(self.upper - self.center, places, h, w).expand_as(coefs)
+        move = least(self.norm, coefs.detach().flatten(1), low.flatten(1), high.flatten(1), self.eps[places.case])
         return (coefs * (center + move.offset.view_as(coefs))).flatten(1).sum(dim=1) + move.slack
 
 

@@ -27,11 +27,11 @@ def digit(index: int) -> torch.Tensor:
 def test_the_ordering_holds(net, index, k):
     x = digit(index)
     try:
-        radii = co.compare(net, x, k=k, methods=["ibp", "corgi", "crown", "lp", "milp"]).radii
+        radii = co.compare(net, x, k=k, methods=["ibp", "corgi", "crown", "dual", "lp", "milp"]).radii
     except co.TieError:
         assert co.radius(net, x, k=k).lower == 0.0
         return
-    ladder = [radii[m].lower for m in ("ibp", "corgi", "crown", "lp", "milp")]
+    ladder = [radii[m].lower for m in ("ibp", "corgi", "crown", "dual", "lp", "milp")]
     assert all(a <= b for a, b in pairwise(ladder))
     assert ladder[-1] <= radii["milp"].upper <= radii["milp"].attack
     assert radii["milp"].upper <= 1.01 * radii["milp"].lower
@@ -45,6 +45,6 @@ def test_the_ordering_holds(net, index, k):
 def test_each_method_alone_agrees_with_the_comparison(net, index):
     """Compared radii share work; asked one by one they must come out the same, to the search's resolution."""
     x = digit(index)
-    together = co.compare(net, x, k=3, methods=["corgi", "crown", "lp", "milp"]).radii
+    together = co.compare(net, x, k=3, methods=["corgi", "crown", "dual", "lp", "milp"]).radii
     for method, radius in together.items():
         assert co.radius(net, x, k=3, method=method).lower == pytest.approx(radius.lower, rel=0.011)

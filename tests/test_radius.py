@@ -73,8 +73,8 @@ def test_time_limit_is_reported():
 
 def test_compare_frame_and_order(pooled):
     net, x = pooled
-    c = co.compare(net, x, k=2, class_idx=0, methods=["milp", "ibp", "crown", "corgi", "lp"])
-    assert list(c.radii) == ["ibp", "corgi", "crown", "lp", "milp"]
+    c = co.compare(net, x, k=2, class_idx=0, methods=["milp", "ibp", "crown", "corgi", "lp", "dual"])
+    assert list(c.radii) == ["ibp", "corgi", "crown", "dual", "lp", "milp"]
     assert all(a.lower <= b.lower for a, b in pairwise(c.radii.values()))
     frame = c.to_frame()
     assert frame.loc["milp", "ratio"] <= 1.01

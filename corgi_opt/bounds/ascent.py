@@ -18,7 +18,6 @@ from torch import Tensor
 from corgi_opt.bounds.crown import Relaxed
 from corgi_opt.bounds.dual import Interval, Relaxation, Rows, Step, descend, phi, rows_at_once
 from corgi_opt.bounds.relaxation import ReluLines, lines_step
-from corgi_opt.network.ops import gather
 
 STEPS, RATE, LAST_RATE = 10, 0.5, 0.1
 """Ascent steps; Adam's rate at the first, falling geometrically to the last. Ten steps recover nine tenths of the
@@ -34,7 +33,7 @@ def ascend(relaxed: Relaxed, node: str, rows: Rows, enough: float = torch.inf, s
     A row stops as soon as its bound exceeds ``enough`` (its sign is decided).
     """
     size = max(1, rows_at_once(relaxed.graph, node, rows) // TAPE)
-    parts = [_ascend(relaxed, node, rows[i : i + size], enough, steps) for i in range(0, len(rows), size)]
+    parts = [_ascend(relaxed, node, rows.part(i, size), enough, steps) for i in range(0, len(rows), size)]
     return torch.cat(parts) if parts else rows.coefs.new_zeros(0)
 
 
@@ -127,9 +126,8 @@ class _Chosen:
     below: Tensor
 
     def step(self, rows: Rows) -> Step:
-        h, w = rows.coefs.shape[2:]
         below, above, shift = self.lines.at(rows)
-        l, u = (gather(side, rows.origins, h, w, rows.case) for side in self.intervals[self.lines.source])
+        l, u = (rows.gather(side) for side in self.intervals[self.lines.source])
         slope = torch.where(shift > 0, self.below.to(below.dtype), below)
         mu = torch.where(rows.coefs > 0, slope, above) * rows.coefs
         constant = phi(rows.coefs, mu, l, u).flatten(1).sum(dim=1)

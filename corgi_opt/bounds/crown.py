@@ -150,7 +150,7 @@ def refine(graph: LayerGraph, name: str, found: Interval, wanted: Tensor, bound:
     for start in range(0, len(places), size):
         part = places[start : start + size]
         rows = unit_rows(part, graph[name].shape, lower)
-        low, high = bound(rows.joined(rows.negated())).chunk(2)
+        low, high = bound(rows.with_negatives()).chunk(2)
         at = tuple(part.T)
         lower[at] = torch.maximum(lower[at], low)
         upper[at] = torch.minimum(upper[at], -high)
@@ -161,7 +161,7 @@ def unit_rows(places: Tensor, shape: Shape, like: Tensor) -> Rows:
     """The neurons at ``places`` (R, 4: case, channel, row, column) as functionals of their node."""
     coefs = like.new_zeros(len(places), shape[0], 1, 1)
     coefs[torch.arange(len(places), device=coefs.device), places[:, 1]] = 1.0
-    return Rows(coefs, places[:, 2:], places[:, 0])
+    return Rows.at(coefs, places[:, 2:], places[:, 0])
 
 
 def _contested(pool: MaxPool2d, x: Interval, windows: Tensor) -> Tensor:

@@ -12,8 +12,8 @@ where ``phi(lambda, mu) = min of lambda relu(z) - mu z over z in {l, u, and 0 if
 expression is piecewise linear in z. Producers of bounds differ only in where mu comes from: a *relaxation* per
 activation. One that relaxes by lines ``s z + t`` (relaxation.py) takes mu = s lambda and adds t lambda, which is phi.
 
-All coefficients live on windows (R rows, C, h, w) with a corner per row, so one pass bounds R objectives at R
-places of a layer at once, over B regions: row r is about region ``case[r]``, and bounds are maps (B, C, H, W). A row
+All coefficients live on windows (R rows, C, h, w), each at a place of its own, so one pass bounds R objectives at R
+places of a layer at once, over B regions: a place says which region it is in, and bounds are maps (B, C, H, W). A row
 of coefficients is zero outside the image.
 """
 
@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from corgi_opt.network.graph import LayerGraph
-from corgi_opt.network.ops import Affine, Shape, inside
+from corgi_opt.network.ops import Affine, Places, Shape, gather, inside
 from corgi_opt.region import Regions
 
 CHUNK_BYTES = 5_000_000
@@ -53,49 +53,59 @@ class Interval(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """R linear functionals of one node: coefficients (R, C, h, w) on windows with corners ``origins`` (R, 2).
-
-    ``case`` (R,): the region each is about.
-    """
+    """R linear functionals of one node: coefficients (R, C, h, w) on windows at ``places`` (a case is a region)."""
 
     coefs: Tensor
-    origins: Tensor
-    case: Tensor
+    places: Places
+
+    @classmethod
+    def at(cls, coefs: Tensor, corners: Tensor, case: Tensor) -> Rows:
+        """On windows with these corners (R, 2), about these regions (R,)."""
+        return cls(coefs, Places.of(corners, case))
 
     def __len__(self) -> int:
-        return len(self.origins)
+        return len(self.coefs)
 
     def __getitem__(self, part: slice | Tensor) -> Rows:
-        return Rows(self.coefs[part], self.origins[part], self.case[part])
+        return Rows(self.coefs[part], self.places[part])
+
+    def part(self, start: int, count: int) -> Rows:
+        """Some of these rows, for a pass of their own: places know their extent anew."""
+        one = slice(start, start + count)
+        return Rows.at(self.coefs[one], self.places.corners[one], self.places.case[one])
+
+    def gather(self, values: Tensor) -> Tensor:
+        """Maps (B, C, H, W) on the windows of these rows (R or 1, C, h, w)."""
+        return gather(values, self.places, self.coefs.shape[2], self.coefs.shape[3])
 
     def negated(self) -> Rows:
         return replace(self, coefs=-self.coefs)
 
-    def joined(self, other: Rows) -> Rows:
-        """These rows and then those of ``other``, on windows of one size."""
-        mine, theirs = (self.coefs, self.origins, self.case), (other.coefs, other.origins, other.case)
-        return Rows(*(torch.cat(parts) for parts in zip(mine, theirs, strict=True)))
+    def with_negatives(self) -> Rows:
+        """These rows and then their negatives (2R)."""
+        twice = replace(self.places, corners=self.places.corners.repeat(2, 1), case=self.places.case.repeat(2))
+        return Rows(torch.cat([self.coefs, -self.coefs]), twice)
 
     def to(self, dtype: torch.dtype) -> Rows:
         return replace(self, coefs=self.coefs.to(dtype))
 
     def on(self, shape: Shape) -> Rows:
         """The same functionals where neurons exist: zero off the map, no axis longer than the map's."""
-        coefs, origins = self.coefs, self.origins
+        rows = self
         for axis in (0, 1):
-            if coefs.shape[2 + axis] > shape[1 + axis]:
-                coefs, origins = _cropped(coefs, origins, axis, shape[1 + axis])
-        mask = inside(shape, origins, coefs.shape[2], coefs.shape[3])
-        return Rows(coefs if mask is None else coefs * mask, origins, self.case)
+            if rows.coefs.shape[2 + axis] > shape[1 + axis]:
+                rows = rows._laid_out(axis, shape[1 + axis])
+        mask = inside(shape, rows.places, rows.coefs.shape[2], rows.coefs.shape[3])
+        return rows if mask is None else replace(rows, coefs=rows.coefs * mask)
 
     def merged(self, other: Rows, shape: Shape) -> Rows:
         """The sum of two functionals of one node of this shape."""
-        shift = other.origins - self.origins
-        if not bool((shift == shift[0]).all()):
-            # one of them was cropped to the map on its way down: lay both out on the whole map
-            mine, theirs = (_whole(r, shape) for r in (self, other))
+        span = [(p.high[0] - p.low[0], p.high[1] - p.low[1]) for p in (self.places, other.places)]
+        if span[0] != span[1]:
+            # one of them was laid out on the map on its way down (corners move alike otherwise): so are both now
+            mine, theirs = (r._laid_out(0, shape[1])._laid_out(1, shape[2]) for r in (self, other))
             return replace(mine, coefs=mine.coefs + theirs.coefs)
-        dy, dx = shift[0].tolist()
+        dy, dx = other.places.low[0] - self.places.low[0], other.places.low[1] - self.places.low[1]
         mine, theirs = self._grown(min(dy, 0), min(dx, 0)), other._grown(min(-dy, 0), min(-dx, 0))
         h = max(mine.coefs.shape[2], theirs.coefs.shape[2])
         w = max(mine.coefs.shape[3], theirs.coefs.shape[3])
@@ -104,33 +114,22 @@ class Rows:
     def _grown(self, dy: int, dx: int) -> Rows:
         if dy == 0 and dx == 0:
             return self
-        moved = self.origins + torch.tensor([dy, dx], device=self.origins.device)
-        return Rows(F.pad(self.coefs, (-dx, 0, -dy, 0)), moved, self.case)
+        return Rows(F.pad(self.coefs, (-dx, 0, -dy, 0)), self.places.moved((1, 1), (dy, dx)))
+
+    def _laid_out(self, axis: int, length: int) -> Rows:
+        """On windows that hold positions 0 .. length-1 of one axis (0 rows, 1 columns) of the map."""
+        source = torch.arange(length, device=self.coefs.device) - self.places.corners[:, axis, None]
+        found = (source >= 0) & (source < self.coefs.shape[2 + axis])
+        along = (slice(None), None, slice(None), None) if axis == 0 else (slice(None), None, None, slice(None))
+        size = [*self.coefs.shape]
+        size[2 + axis] = length
+        index = source.clamp(0, self.coefs.shape[2 + axis] - 1)[along].expand(size)
+        return Rows(self.coefs.gather(2 + axis, index) * found[along], self.places.on_border(axis))
 
 
 def _to_size(coefs: Tensor, h: int, w: int) -> Tensor:
     extra = (0, w - coefs.shape[3], 0, h - coefs.shape[2])
     return F.pad(coefs, extra) if any(extra) else coefs
-
-
-def _whole(rows: Rows, shape: Shape) -> Rows:
-    coefs, origins = rows.coefs, rows.origins
-    for axis in (0, 1):
-        coefs, origins = _cropped(coefs, origins, axis, shape[1 + axis])
-    return Rows(coefs, origins, rows.case)
-
-
-def _cropped(coefs: Tensor, origins: Tensor, axis: int, length: int) -> tuple[Tensor, Tensor]:
-    """Windows laid out on positions 0 .. length-1 of one axis (0 rows, 1 columns) of the map, and their corners."""
-    source = torch.arange(length, device=coefs.device) - origins[:, axis, None]
-    found = (source >= 0) & (source < coefs.shape[2 + axis])
-    along = (slice(None), None, slice(None), None) if axis == 0 else (slice(None), None, None, slice(None))
-    size = [*coefs.shape]
-    size[2 + axis] = length
-    index = source.clamp(0, coefs.shape[2 + axis] - 1)[along].expand(size)
-    moved = origins.clone()
-    moved[:, axis] = 0
-    return coefs.gather(2 + axis, index) * found[along], moved
 
 
 class Step(NamedTuple):
@@ -165,7 +164,7 @@ def phi(lam: Tensor, mu: Tensor, l: Tensor, u: Tensor) -> Tensor:
 def lower_bounds(graph: LayerGraph, node: str, rows: Rows, regions: Regions, relaxations: Relaxations) -> Tensor:
     """D for each row (R,): proven lower bounds of R functionals of ``node``, each over its region."""
     size = rows_at_once(graph, node, rows)
-    parts = [descend(graph, node, rows[i : i + size], regions, relaxations) for i in range(0, len(rows), size)]
+    parts = [descend(graph, node, rows.part(i, size), regions, relaxations) for i in range(0, len(rows), size)]
     return torch.cat(parts) if parts else rows.coefs.new_zeros(0)
 
 
@@ -184,7 +183,7 @@ def descend(graph: LayerGraph, node: str, rows: Rows, regions: Regions, relaxati
         here: Rows | None = pending.pop(name).on(graph[name].shape)
         assert here is not None
         if name == graph.input:
-            return total + regions.minimum(here.coefs, here.origins, here.case)
+            return total + regions.minimum(here.coefs, here.places)
         if name in relaxations:
             step = relaxations[name].step(here)
             total = total if step.constant is None else total + step.constant
@@ -200,10 +199,10 @@ def _through(graph: LayerGraph, name: str, rows: Rows, add: Callable[[str, Rows]
     """Passes rows through an affine node; returns the bias' share of D (R,)."""
     node, op = graph[name], graph[name].op
     assert isinstance(op, Affine), f"{name} has no relaxation"
-    origins = op.geometry.origins(rows.origins)
-    for operand, coefs in zip(node.inputs, op.adjoint(rows.coefs, rows.origins, node.shape), strict=True):
-        add(operand, Rows(coefs, origins, rows.case))
-    constant = op.constant(rows.coefs, rows.origins, node.shape)
+    places = op.geometry.below(rows.places)
+    for operand, coefs in zip(node.inputs, op.adjoint(rows.coefs, rows.places, node.shape), strict=True):
+        add(operand, Rows(coefs, places))
+    constant = op.constant(rows.coefs, rows.places, node.shape)
     return rows.coefs.new_zeros(len(rows)) if constant is None else constant
 
 

@@ -23,14 +23,14 @@ def pixel_rows(net: CamNetwork, class_idx: int, pixels: Tensor, case: Tensor) ->
     """CAM pixels (R,), flat indices, of regions ``case`` (R,)."""
     width = net.map_shape[1]
     coefs = net.weight[class_idx][None, :, None, None].expand(len(pixels), -1, 1, 1)
-    return Rows(coefs, torch.stack([pixels // width, pixels % width], dim=1), case)
+    return Rows.at(coefs, torch.stack([pixels // width, pixels % width], dim=1), case)
 
 
 def cam_bounds(net: CamNetwork, class_idx: int, bound: Bound, wanted: Tensor) -> Interval:
     """Bounds (B, P) of the CAM pixels marked in ``wanted`` (B, P); infinite elsewhere."""
     case, pixels = torch.nonzero(wanted, as_tuple=True)
     rows = pixel_rows(net, class_idx, pixels, case)
-    low, high = bound(net.features, rows.joined(rows.negated())).chunk(2)
+    low, high = bound(net.features, rows.with_negatives()).chunk(2)
     unknown = torch.full(wanted.shape, torch.inf, dtype=low.dtype, device=low.device)
     return Interval((-unknown).index_put((case, pixels), low), unknown.index_put((case, pixels), -high))
 
@@ -52,7 +52,7 @@ def pair_rows(net: CamNetwork, class_idx: int, pairs: Tensor, case: Tensor) -> I
     width = net.map_shape[1]
     weight = net.weight[class_idx]
     y, x = pairs // width, pairs % width
-    origins = torch.stack([y.min(dim=1).values, x.min(dim=1).values], dim=1)
+    corners = torch.stack([y.min(dim=1).values, x.min(dim=1).values], dim=1)
     span = torch.stack([(y[:, 0] - y[:, 1]).abs(), (x[:, 0] - x[:, 1]).abs()], dim=1)
     size = _rounded(span + 1)
     for h, w in torch.unique(size, dim=0).tolist():
@@ -60,9 +60,9 @@ def pair_rows(net: CamNetwork, class_idx: int, pairs: Tensor, case: Tensor) -> I
         coefs = weight.new_zeros(len(group), len(weight), h, w)
         row = torch.arange(len(group), device=coefs.device)
         for side, sign in ((0, 1.0), (1, -1.0)):
-            dy, dx = y[group, side] - origins[group, 0], x[group, side] - origins[group, 1]
+            dy, dx = y[group, side] - corners[group, 0], x[group, side] - corners[group, 1]
             coefs[row, :, dy, dx] = sign * weight
-        yield group, Rows(coefs, origins[group], case[group])
+        yield group, Rows.at(coefs, corners[group], case[group])
 
 
 def _rounded(size: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from corgi_opt.bounds.dual import Interval, Rows, Step
 from corgi_opt.network.graph import LayerGraph, Pooled
-from corgi_opt.network.ops import Combine, MaxPool2d, ReLU, Tap, gather
+from corgi_opt.network.ops import Combine, MaxPool2d, ReLU, Tap
 
 
 class ReluLines:
@@ -50,8 +50,7 @@ class ReluLines:
 
     def at(self, rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
         """The three on the windows of these rows."""
-        h, w = rows.coefs.shape[2:]
-        below, above, shift = gather(self._lines, rows.origins, h, w, rows.case).chunk(3, dim=1)
+        below, above, shift = rows.gather(self._lines).chunk(3, dim=1)
         return below, above, shift
 
     def step(self, rows: Rows) -> Step:
@@ -128,7 +127,7 @@ class PoolPlanes:
 
     def step(self, rows: Rows) -> Step:
         h, w = rows.coefs.shape[2:]
-        maps = gather(self._maps, rows.origins, h, w, rows.case).chunk(self._count, dim=1)
+        maps = rows.gather(self._maps).chunk(self._count, dim=1)
         positive = rows.coefs.clamp(min=0)
         negative = rows.coefs - positive
         rest = None
@@ -144,7 +143,7 @@ class PoolPlanes:
             mu[..., dy : stop_y : self.pool.stride[0], dx : stop_x : self.pool.stride[1]] += (
                 positive * maps[tap] + negative * maps[taps + tap]
             )
-        below = Rows(mu, geometry.origins(rows.origins), rows.case)
+        below = Rows(mu, geometry.below(rows.places))
         return Step(((self.source, below),), constant, rest)
 
 

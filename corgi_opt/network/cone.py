@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from corgi_opt.network.graph import LayerGraph
-from corgi_opt.network.ops import POINTWISE, Affine, Geometry, ReLU, Shape, Window, crop, inside
+from corgi_opt.network.ops import POINTWISE, Affine, Geometry, Places, ReLU, Shape, Window, crop, inside
 
 
 def windows_of(graph: LayerGraph, node: str, window: Window) -> dict[str, Window]:
@@ -93,8 +93,8 @@ def _nothing(graph: LayerGraph, name: str, window: Window) -> Tensor:
 
 
 def _on_image(graph: LayerGraph, name: str, window: Window, device: torch.device) -> Tensor:
-    origin = torch.tensor([[window.y, window.x]], device=device)
-    mask = inside(graph[name].shape, origin, window.h, window.w)
+    place_ = Places.of(torch.tensor([[window.y, window.x]], device=device))
+    mask = inside(graph[name].shape, place_, window.h, window.w)
     return torch.ones(1, 1, 1, dtype=torch.bool, device=device) if mask is None else mask[0]
 
 

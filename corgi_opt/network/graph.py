@@ -48,6 +48,7 @@ class LayerGraph:
                 self._graph.add_edge(operand, name)
         self.order: tuple[str, ...] = tuple(nx.topological_sort(self._graph))
         self.output = output
+        self._moved: dict[tuple[torch.dtype, torch.device], LayerGraph] = {}
         (self.input,) = (n for n in self.order if isinstance(self[n].op, Input))
         self.relus: tuple[str, ...] = tuple(n for n in self.order if isinstance(self[n].op, ReLU))
         # dict.fromkeys: two ReLUs may read one node; it is bounded once.
@@ -89,8 +90,12 @@ class LayerGraph:
         return values
 
     def to(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> LayerGraph:
-        moved = [replace(self[n], op=self[n].op.to(dtype, torch.device(device))) for n in self.order]
-        return LayerGraph(moved, self.output)
+        """This graph in another precision or on another device (kept for reuse)."""
+        key = (dtype, torch.device(device))
+        if key not in self._moved:
+            moved = [replace(self[n], op=self[n].op.to(*key)) for n in self.order]
+            self._moved[key] = LayerGraph(moved, self.output)
+        return self._moved[key]
 
     def to_networkx(self) -> nx.DiGraph:
         """A plain copy for analysis and drawing; editing it does not touch this network."""

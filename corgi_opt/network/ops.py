@@ -56,10 +56,9 @@ class Geometry(NamedTuple):
         (sy, sx), (ey, ex) = self.stride, self.extent
         return (h - 1) * sy + ey, (w - 1) * sx + ex
 
-    def origins(self, origins: Tensor) -> Tensor:
-        """Top-left corners (R, 2) of the input windows of output windows with these corners."""
-        stride = torch.tensor(self.stride, device=origins.device)
-        return origins * stride + torch.tensor(self.offset, device=origins.device)
+    def below(self, places: Places) -> Places:
+        """Where the input windows of output windows at these places lie."""
+        return places.moved(self.stride, self.offset)
 
     def window(self, out: Window) -> Window:
         return Window(
@@ -72,43 +71,94 @@ class Geometry(NamedTuple):
 POINTWISE = Geometry()
 
 
-def inside(shape: Shape, origins: Tensor, h: int, w: int) -> Tensor | None:
+@dataclass(frozen=True, eq=False)
+class Places:
+    """Where R windows lie: top-left corners (R, 2), and the map of a batch that each is about, ``case`` (R,).
+
+    ``low`` and ``high``: a box that the corners lie in, ``cases``: the first and last case, known to the host: whether
+    windows overhang an image must not be asked of the device in every step of a pass.
+    """
+
+    corners: Tensor
+    case: Tensor
+    low: tuple[int, int]
+    high: tuple[int, int]
+    cases: tuple[int, int]
+
+    @classmethod
+    def of(cls, corners: Tensor, case: Tensor | None = None) -> Places:
+        case = torch.zeros_like(corners[:, 0]) if case is None else case
+        if not len(corners):
+            return cls(corners, case, (0, 0), (0, 0), (0, 0))
+        known = torch.cat([corners, case[:, None]], dim=1)
+        (y, x, first), (bottom, right, last) = torch.stack([known.amin(dim=0), known.amax(dim=0)]).tolist()
+        return cls(corners, case, (y, x), (bottom, right), (first, last))
+
+    def __len__(self) -> int:
+        return len(self.case)
+
+    def __getitem__(self, part: slice | Tensor) -> Places:
+        return replace(self, corners=self.corners[part], case=self.case[part])
+
+    def moved(self, stride: tuple[int, int], offset: tuple[int, int]) -> Places:
+        """Corners times a stride plus an offset."""
+        if stride == (1, 1) and offset == (0, 0):
+            return self
+        factor, shift = (torch.tensor(v, device=self.corners.device) for v in (stride, offset))
+        low, high = (
+            (v[0] * stride[0] + offset[0], v[1] * stride[1] + offset[1]) for v in (self.low, self.high)
+        )
+        return replace(self, corners=self.corners * factor + shift, low=low, high=high)
+
+    def on_border(self, axis: int) -> Places:
+        """With all corners at 0 along one axis (0 rows, 1 columns)."""
+        corners = self.corners.clone()
+        corners[:, axis] = 0
+        low, high = ((0, v[1]) if axis == 0 else (v[0], 0) for v in (self.low, self.high))
+        return replace(self, corners=corners, low=low, high=high)
+
+    def fit(self, shape: Shape, h: int, w: int) -> bool:
+        """Whether all windows of this size lie on the image."""
+        return min(self.low) >= 0 and self.high[0] + h <= shape[1] and self.high[1] + w <= shape[2]
+
+
+def inside(shape: Shape, places: Places, h: int, w: int) -> Tensor | None:
     """Mask (R, 1, h, w) of window positions that lie on the image, or None when all do."""
-    rows = origins[:, :1] + torch.arange(h, device=origins.device)
-    cols = origins[:, 1:] + torch.arange(w, device=origins.device)
-    row_ok, col_ok = (rows >= 0) & (rows < shape[1]), (cols >= 0) & (cols < shape[2])
-    if bool(row_ok.all()) and bool(col_ok.all()):
+    if places.fit(shape, h, w):
         return None
+    rows = places.corners[:, :1] + torch.arange(h, device=places.corners.device)
+    cols = places.corners[:, 1:] + torch.arange(w, device=places.corners.device)
+    row_ok, col_ok = (rows >= 0) & (rows < shape[1]), (cols >= 0) & (cols < shape[2])
     return (row_ok[:, :, None] & col_ok[:, None, :])[:, None]
 
 
-def gather(values: Tensor, origins: Tensor, h: int, w: int, case: Tensor | None = None) -> Tensor:
-    """Windows (R, C, h, w) of maps (B, C, H, W) at these corners (R, 2); zero outside the image.
+def gather(values: Tensor, places: Places, h: int, w: int) -> Tensor:
+    """Windows (R, C, h, w) of maps (B, C, H, W); zero outside the image. One map (B = 1) serves every case.
 
-    Window r is cut from map ``case[r]``; None: there is one map. One window the size of the map for all rows comes
-    back as (1, C, h, w), to broadcast.
+    One window the size of the map for all rows comes back as (1, C, h, w), to broadcast.
     """
-    height, width = values.shape[-2:]
-    if len(values) == 1 and (h, w) == (height, width) and not bool(origins.any()):
+    maps, _, height, width = values.shape
+    if maps == 1 and (h, w) == (height, width) and places.low == places.high == (0, 0):
         return values
-    if case is None or len(values) == 1:
-        case = torch.zeros_like(origins[:, 0])
-    if h == 1 and w == 1:
-        y, x = origins[:, 0].clamp(0, height - 1), origins[:, 1].clamp(0, width - 1)
-        picked = values[case, :, y, x][:, :, None, None]
-        mask = inside((values.shape[1], height, width), origins, 1, 1)
-        return picked if mask is None else picked * mask
-    # many rows are about one place (its channels, from below and above): windows are cut once and then copied whole
-    low, high = origins.min(dim=0).values.tolist(), origins.max(dim=0).values.tolist()
-    top, left = max(0, -low[0]), max(0, -low[1])
-    bottom, right = max(0, high[0] + h - height), max(0, high[1] + w - width)
-    padded = F.pad(values, (left, right, top, bottom))
+    top, left = max(0, -places.low[0]), max(0, -places.low[1])
+    bottom, right = max(0, places.high[0] + h - height), max(0, places.high[1] + w - width)
+    first, last = places.cases if maps > 1 else (0, 0)
+    values = values[first : last + 1]
+    padded = F.pad(values, (left, right, top, bottom)) if top or left or bottom or right else values
     windows = padded.unfold(2, h, 1).unfold(3, w, 1)
     rows, columns = windows.shape[2:4]
-    flat = (case * rows + origins[:, 0] + top) * columns + origins[:, 1] + left
-    place, row = torch.unique(flat, return_inverse=True)
+    y, x = places.corners[:, 0] + top, places.corners[:, 1] + left
+    case = places.case - first if maps > 1 else torch.zeros_like(y)
+    if h * w == 1 or len(places) < FEW:
+        return windows[case, :, y, x]
+    # many rows are about one place (its channels, from below and above): windows are cut once and then copied whole
+    place, row = torch.unique((case * rows + y) * columns + x, return_inverse=True)
     cut = windows[place // (rows * columns), :, place // columns % rows, place % columns]
-    return cut if len(place) == len(flat) and bool((place == flat).all()) else cut.index_select(0, row)
+    return cut.index_select(0, row)
+
+
+FEW = 16
+"""Fewer windows than this are cut one by one."""
 
 
 def crop(values: Tensor, window: Window) -> Tensor:
@@ -145,14 +195,14 @@ class Affine(Op):
     """An operation of the form ``sum_i M_i x_i + b``."""
 
     @abstractmethod
-    def adjoint(self, lam: Tensor, origins: Tensor, shape: Shape) -> list[Tensor]:
+    def adjoint(self, lam: Tensor, places: Places, shape: Shape) -> list[Tensor]:
         """``M_i' lam`` for each input i, for windows of coefficients lam (R, C, h, w) on this node's output.
 
         The result lives on the input windows that ``geometry`` gives. ``lam`` is zero outside the image.
         """
 
     @abstractmethod
-    def constant(self, lam: Tensor, origins: Tensor, shape: Shape) -> Tensor | None:
+    def constant(self, lam: Tensor, places: Places, shape: Shape) -> Tensor | None:
         """``b' lam`` (R,), or None when there is no bias."""
 
     @abstractmethod
@@ -218,12 +268,12 @@ class Conv2d(Affine):
     def apply(self, inputs: Sequence[Tensor]) -> Tensor:
         return F.conv2d(inputs[0], self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
 
-    def adjoint(self, lam: Tensor, origins: Tensor, shape: Shape) -> list[Tensor]:
+    def adjoint(self, lam: Tensor, places: Places, shape: Shape) -> list[Tensor]:
         return [
             F.conv_transpose2d(lam, self.weight, None, self.stride, 0, 0, groups=self.groups, dilation=self.dilation)
         ]
 
-    def constant(self, lam: Tensor, origins: Tensor, shape: Shape) -> Tensor | None:
+    def constant(self, lam: Tensor, places: Places, shape: Shape) -> Tensor | None:
         return None if self.bias is None else lam.sum(dim=(2, 3)) @ self.bias
 
     def apply_window(self, inputs: Sequence[Tensor], window: Window, shape: Shape, bias: bool) -> Tensor:
@@ -259,13 +309,13 @@ class Tap(Affine):
             bias=False,
         )
 
-    def adjoint(self, lam: Tensor, origins: Tensor, shape: Shape) -> list[Tensor]:
+    def adjoint(self, lam: Tensor, places: Places, shape: Shape) -> list[Tensor]:
         h, w = lam.shape[-2:]
         out = lam.new_zeros(*lam.shape[:2], *self.geometry.size(h, w))
         out[..., :: self.stride[0], :: self.stride[1]] = lam
         return [out]
 
-    def constant(self, lam: Tensor, origins: Tensor, shape: Shape) -> Tensor | None:
+    def constant(self, lam: Tensor, places: Places, shape: Shape) -> Tensor | None:
         return None
 
     def apply_window(self, inputs: Sequence[Tensor], window: Window, shape: Shape, bias: bool) -> Tensor:
@@ -287,13 +337,13 @@ class Combine(Affine):
         assert isinstance(total, Tensor)  # there is at least one input
         return total if self.shift is None else total + self.shift
 
-    def adjoint(self, lam: Tensor, origins: Tensor, shape: Shape) -> list[Tensor]:
-        return [lam * self._windows(c, origins, lam) for c in self.coefs]
+    def adjoint(self, lam: Tensor, places: Places, shape: Shape) -> list[Tensor]:
+        return [lam * self._windows(c, places, lam) for c in self.coefs]
 
-    def constant(self, lam: Tensor, origins: Tensor, shape: Shape) -> Tensor | None:
+    def constant(self, lam: Tensor, places: Places, shape: Shape) -> Tensor | None:
         if self.shift is None:
             return None
-        return (lam * self._windows(self.shift, origins, lam)).sum(dim=(1, 2, 3))
+        return (lam * self._windows(self.shift, places, lam)).sum(dim=(1, 2, 3))
 
     def apply_window(self, inputs: Sequence[Tensor], window: Window, shape: Shape, bias: bool) -> Tensor:
         def local(c: Tensor) -> Tensor:
@@ -304,10 +354,10 @@ class Combine(Affine):
         return total + local(self.shift) if bias and self.shift is not None else total
 
     @staticmethod
-    def _windows(c: Tensor, origins: Tensor, lam: Tensor) -> Tensor:
+    def _windows(c: Tensor, places: Places, lam: Tensor) -> Tensor:
         if c.shape[-2:] == (1, 1):
             return c
-        return gather(c[None], origins, *lam.shape[-2:])
+        return gather(c[None], places, *lam.shape[-2:])
 
     def to(self, dtype: torch.dtype, device: torch.device) -> Combine:
         shift = None if self.shift is None else self.shift.to(device, dtype)

@@ -10,7 +10,6 @@ from relaxing import relaxed
 
 import corgi_opt as co
 from corgi_opt.bounds.dual import Interval, Rows, Step, lower_bounds, phi
-from corgi_opt.network.ops import gather
 
 CASES = [
     (Everything, {}, (3, 20, 22)),
@@ -46,17 +45,16 @@ def test_any_multipliers_give_a_lower_bound(model, kwargs, shape, seed):
             self.source = source
 
         def step(self, rows):
-            h, w = rows.coefs.shape[2:]
-            l, u = (gather(side, rows.origins, h, w, rows.case) for side in known.intervals[self.source])
+            l, u = (rows.gather(side) for side in known.intervals[self.source])
             noise = torch.randn(2, *rows.coefs.shape, generator=generator, dtype=torch.float64)
             mu = rows.coefs * noise[0] + 0.1 * noise[1]
             constant = phi(rows.coefs, mu, l, u).sum(dim=(1, 2, 3))
-            return Step(((self.source, Rows(mu, rows.origins, rows.case)),), constant)
+            return Step(((self.source, Rows(mu, rows.places)),), constant)
 
     channels, height, width = net.graph[net.features].shape
     coefs = torch.randn(6, channels, 2, 2, generator=generator, dtype=torch.float64)
     origins = torch.stack([torch.randint(-1, n, (6,), generator=generator) for n in (height, width)], dim=1)
-    rows = Rows(coefs, origins, torch.zeros(6, dtype=torch.long))
+    rows = Rows.at(coefs, origins, torch.zeros(6, dtype=torch.long))
     points = net.graph.forward(points_in(ball.lower, ball.upper, 300, seed), net.features)
     padded = torch.nn.functional.pad(points, (1, 2, 1, 2))
     windows = [padded[:, :, y + 1 : y + 3, x + 1 : x + 3] for y, x in origins.tolist()]
@@ -77,7 +75,7 @@ def test_bounds_are_exact_where_no_relu_changes_sign(model, kwargs, shape):
     channels, height, width = net.graph[net.features].shape
     generator = torch.Generator().manual_seed(2)
     coefs = torch.randn(channels, height, width, generator=generator, dtype=torch.float64)
-    rows = Rows(coefs[None], torch.zeros(1, 2, dtype=torch.int64), torch.zeros(1, dtype=torch.int64))
+    rows = Rows.at(coefs[None], torch.zeros(1, 2, dtype=torch.int64), torch.zeros(1, dtype=torch.int64))
     bound = known.bound(net.features, rows)[0]
     point = x.clone().requires_grad_(True)
     value = (net.graph.forward(point, net.features)[0] * coefs).sum()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from corgi_opt.network.ops import Combine, Conv2d, Geometry, MaxPool2d, Tap, Window, crop, gather, inside
+from corgi_opt.network.ops import Combine, Conv2d, Geometry, MaxPool2d, Places, Tap, Window, crop, gather, inside
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -30,12 +30,12 @@ def test_adjoint_and_constant_are_the_transpose(name):
     out = op.apply(xs)
     shape = tuple(out.shape[1:])
     for seed, (y, x) in enumerate([(0, 0), (1, 1), (-2, -1), (shape[1] - 1, shape[2] - 2)]):
-        lam, origin = random(1, shape[0], 3, 2, seed=seed), torch.tensor([[y, x]])
+        lam, origin = random(1, shape[0], 3, 2, seed=seed), Places.of(torch.tensor([[y, x]]))
         mask = inside(shape, origin, 3, 2)
         lam = lam if mask is None else lam * mask
         expected = float((crop(out, Window(y, x, 3, 2)) * lam).sum())
         below = op.geometry.window(Window(y, x, 3, 2))
-        assert op.geometry.origins(origin).tolist() == [[below.y, below.x]]
+        assert op.geometry.below(origin).corners.tolist() == [[below.y, below.x]]
         parts = op.adjoint(lam, origin, shape)
         total = sum(float((crop(v, below) * p).sum()) for v, p in zip(xs, parts, strict=True))
         constant = op.constant(lam, origin, shape)
@@ -51,7 +51,7 @@ def test_a_window_of_the_output_is_what_apply_window_says(name):
     for window in (Window(0, 0, 2, 2), Window(1, 1, 2, 1), Window(-1, -1, 3, 3)):
         inputs = [crop(v, op.geometry.window(window)) for v in xs]
         got = op.apply_window(inputs, window, shape, bias=True)
-        mask = inside(shape, torch.tensor([[window.y, window.x]]), window.h, window.w)
+        mask = inside(shape, Places.of(torch.tensor([[window.y, window.x]])), window.h, window.w)
         got = got if mask is None else got * mask
         torch.testing.assert_close(got, crop(out, window))
 
@@ -64,13 +64,13 @@ def test_gather_is_crop_row_by_row():
         for maps, of in ((values, case), (values[:1], None)):
             which = [0] * 5 if of is None else of.tolist()
             windows = [crop(maps[c], Window(y, x, h, w)) for c, (y, x) in zip(which, origins.tolist(), strict=True)]
-            assert torch.equal(gather(maps, origins, h, w, of), torch.stack(windows))
+            assert torch.equal(gather(maps, Places.of(origins, of), h, w), torch.stack(windows))
 
 
 def test_gather_of_whole_maps_broadcasts():
     values, origins = random(1, 3, 5, 6), torch.zeros(4, 2, dtype=torch.long)
-    assert torch.equal(gather(values, origins, 5, 6), values)
-    assert gather(values, origins + 1, 5, 6).shape == (4, 3, 5, 6)
+    assert torch.equal(gather(values, Places.of(origins), 5, 6), values)
+    assert gather(values, Places.of(origins + 1), 5, 6).shape == (4, 3, 5, 6)
 
 
 def test_windows():
