@@ -37,7 +37,7 @@ from torch import Tensor, nn
 import corgi_opt as co
 from corgi_opt.bounds.ascent import ascend
 from corgi_opt.bounds.corgi import corgi_bounds, corgi_cam_bounds
-from corgi_opt.bounds.crown import Relaxed, crown_pass
+from corgi_opt.bounds.crown import Relaxed, crown_pass, settle, unscreened
 from corgi_opt.bounds.dual import Interval, lower_bounds
 from corgi_opt.bounds.interval import interval_bounds
 from corgi_opt.bounds.objective import cam_bounds, pair_rows
@@ -90,8 +90,7 @@ def ours(net: co.CamNetwork, x: Tensor, class_idx: int) -> dict[str, Bounds]:
 
     def crown(eps: float, dtype: torch.dtype, screened: bool = True) -> tuple[Tensor, Tensor]:
         here, regions = setting(eps, dtype)
-        wanted = open_neurons if screened else every_neuron
-        relaxed = crown_pass(here.graph, regions, wanted=wanted)
+        relaxed = crown_pass(here.graph, regions, refiner=settle if screened else unscreened)
         return one(cam_bounds(here, class_idx, relaxed.bound, every_pixel(here)))
 
     def dual(eps: float) -> tuple[Tensor, Tensor]:
@@ -108,14 +107,6 @@ def ours(net: co.CamNetwork, x: Tensor, class_idx: int) -> dict[str, Bounds]:
         "ours: corgi, float64": partial(corgi, dtype=torch.float64),
         "ours: dual, float64": dual,
     }
-
-
-def open_neurons(found: Interval) -> Tensor:
-    return found.unstable
-
-
-def every_neuron(found: Interval) -> Tensor:
-    return torch.ones_like(found.lower, dtype=torch.bool)
 
 
 def every_pixel(net: co.CamNetwork, images: int = 1) -> Tensor:

@@ -229,7 +229,7 @@ def test_demo_prints_a_table_that_fits_and_saves_a_picture(corgi, tmp_path, monk
     assert [(int(i), int(k)) for i, _, k, _ in rows] == [(i, k) for i in range(4) for k in (1, 3, 5)]
     for _, _, _, cells in rows:
         corgi_eps, crown, lp, milp, attack, gain, gap = map(float, cells.split())
-        assert corgi_eps < crown <= lp <= milp < attack
+        assert corgi_eps < crown <= lp <= milp <= attack  # to three digits
         assert gain == pytest.approx(milp / corgi_eps, rel=0.01)
         assert gap == pytest.approx(attack / milp, rel=0.01)
     table = ran.out[ran.out.index("image ") : ran.out.index("certified: proven")]

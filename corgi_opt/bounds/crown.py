@@ -33,6 +33,9 @@ from corgi_opt.region import Regions
 Bound = Callable[[Rows], Tensor]
 """Lower bounds (R,) of R functionals of one node."""
 
+Refiner = Callable[[LayerGraph, str, Interval, Tensor, Bound], Interval]
+"""Better bounds of a node's neurons that matter (a mask (B or 1, 1, H, W)), from backward passes."""
+
 
 @dataclass(frozen=True, eq=False)
 class Bounded:
@@ -104,56 +107,84 @@ def crown_pass(
     *,
     matter: Mapping[str, Tensor] | None = None,
     above: Mapping[str, Interval] | None = None,
-    wanted: Callable[[Interval], Tensor] = lambda found: found.unstable,
+    refiner: Refiner | None = None,
     bounder: Callable[[Relaxed, str, Rows], Tensor] = Relaxed.bound,
 ) -> Relaxed:
     """Relaxes ``graph`` over ``regions``, node by node.
 
     ``matter``: {node: (B or 1, 1, H, W)}, neurons that can still influence the question (default all). ``above``:
-    bounds (B or 1, C, H, W) over a region that holds this one; they hold here. ``wanted``: which neurons get a
-    backward pass, given their interval. ``bounder``: how each is bounded, by what is relaxed so far.
+    bounds (B or 1, C, H, W) over a region that holds this one; they hold here. ``refiner``: which ReLU inputs get
+    backward bounds (default: :func:`settle`). ``bounder``: how those are had from what is relaxed so far.
     """
+    refiner = refiner or settle
     known: dict[str, Interval] = {}
     lines: dict[str, ReluLines] = {}
     pools: dict[str, PoolChoice] = {}
     relaxed = Relaxed(graph, regions, known, lines, pools)  # grows with the loop
+    everywhere = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=regions.eps.device)
 
-    def settle(name: str, found: Interval, open_: Tensor) -> Interval:
-        if matter is not None:
-            open_ = open_ & matter[name] if name in matter else torch.zeros_like(open_)
-        return refine(graph, name, found, open_, partial(bounder, relaxed, name))
+    def mattering(name: str) -> Tensor:
+        return everywhere if matter is None else matter.get(name, ~everywhere)
 
     for name in graph.order:
         node = graph[name]
         if node.pooled is not None:
             source, pool = node.pooled.source, node.pooled.pool
             tree = tree_planes(graph, name, lines, known[source].lower)
-            known[source] = settle(source, known[source], _contested(pool, known[source], tree.open))
+            contested = _contested(pool, known[source], tree.open) & mattering(source)
+            known[source] = refine(graph, source, known[source], contested, partial(bounder, relaxed, source))
             pools[name] = choose_planes(node.pooled, tree, known[source])
         found = propagate(graph, name, known, regions)
         if above is not None:
             found = found.meet(above[name])
-        known[name] = settle(name, found, wanted(found)) if name in graph.preactivations else found
+        if name in graph.preactivations:
+            found = refiner(graph, name, found, mattering(name), partial(bounder, relaxed, name))
+        known[name] = found
         for relu in graph.consumers(name):
             if isinstance(graph[relu].op, ReLU):
-                lines[relu] = ReluLines.crown(name, known[name])
+                lines[relu] = ReluLines.crown(name, found)
     return relaxed
 
 
+def settle(graph: LayerGraph, name: str, found: Interval, matter: Tensor, bound: Bound) -> Interval:
+    """Bounds the neurons whose sign is open, first from the side that is likelier to settle it (the nearer to zero).
+
+    The other side is bounded only where that did not.
+    """
+    open_, nearer_above = matter & found.unstable, found.upper < -found.lower
+    found = _tightened(graph, name, found, open_ & ~nearer_above, open_ & nearer_above, bound)
+    open_ = open_ & found.unstable
+    return _tightened(graph, name, found, open_ & nearer_above, open_ & ~nearer_above, bound)
+
+
+def unscreened(graph: LayerGraph, name: str, found: Interval, matter: Tensor, bound: Bound) -> Interval:
+    """Bounds every neuron from both sides, whatever its interval says."""
+    return refine(graph, name, found, matter.expand_as(found.lower), bound)
+
+
 def refine(graph: LayerGraph, name: str, found: Interval, wanted: Tensor, bound: Bound) -> Interval:
-    """``found`` met with backward bounds of the neurons marked in ``wanted`` (B, C, H, W)."""
-    places = torch.nonzero(wanted)
+    """``found`` met with backward bounds, from both sides, of the neurons marked in ``wanted`` (B, C, H, W)."""
+    return _tightened(graph, name, found, wanted, wanted, bound)
+
+
+def _tightened(
+    graph: LayerGraph, name: str, found: Interval, from_below: Tensor, from_above: Tensor, bound: Bound
+) -> Interval:
+    """``found`` with better lower bounds of some neurons and better upper bounds of some."""
+    below, above = torch.nonzero(from_below), torch.nonzero(from_above)
+    places = torch.cat([below, above])
     if not len(places):
         return found
     lower, upper = found.lower.clone(), found.upper.clone()
-    size = max(1, rows_at_once(graph, name, unit_rows(places[:1], graph[name].shape, lower)) // 2)
+    size = rows_at_once(graph, name, unit_rows(places[:1], graph[name].shape, lower))
     for start in range(0, len(places), size):
-        part = places[start : start + size]
+        part, lows = places[start : start + size], max(0, len(below) - start)
         rows = unit_rows(part, graph[name].shape, lower)
-        low, high = bound(rows.with_negatives()).chunk(2)
-        at = tuple(part.T)
-        lower[at] = torch.maximum(lower[at], low)
-        upper[at] = torch.minimum(upper[at], -high)
+        rows.coefs[lows:] *= -1.0
+        values = bound(rows)
+        at_lower, at_upper = tuple(part[:lows].T), tuple(part[lows:].T)
+        lower[at_lower] = torch.maximum(lower[at_lower], values[:lows])
+        upper[at_upper] = torch.minimum(upper[at_upper], -values[lows:])
     return Interval(lower, upper)
 
 
