@@ -28,6 +28,9 @@ from corgi_opt.region import Regions
 FLOAT64_SAFETY = 1e-9
 """Subtracted from every bound computed in float64, relative to the question's scale."""
 
+SETTLED = 1e-6
+"""A bound this far above zero, relative to the question's scale, in float32 is positive in float64 as well."""
+
 PAIRS_AT_ONCE = 256
 """Most pairs that get a bound of their own at one eps, the most doubtful first."""
 
@@ -151,14 +154,12 @@ class Margins:
 
     def _dual(self) -> None:
         assert self.relaxed is not None  # dual() has just computed it
-        self._pairs(partial(ascend, self.relaxed, enough=self._safety))
+        self._pairs(partial(ascend, self.relaxed, enough=SETTLED * self.question.scale))
         entries = torch.nonzero(self.open)
         apart = entries[~share_inputs(self._net, self._pixel_pairs(entries))]
         if len(apart):
             pixels = self._pixels_of(torch.zeros_like(self.open).index_put(tuple(apart.T), torch.tensor(True)))
-            self._take(
-                cam_bounds(self._net, self.question.class_idx, partial(ascend, self.relaxed), pixels.flatten(1))
-            )
+            self._take(cam_bounds(self._net, self.question.class_idx, partial(ascend, self.relaxed), pixels.flatten(1)))
         self.stats["pairs_after_dual"] = int(self.open.sum())
 
     def open_pairs(self) -> list[tuple[int, int]]:

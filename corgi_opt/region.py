@@ -110,4 +110,3 @@ def _least_l2(lam: Tensor, room: Tensor, eps: Tensor) -> Move:
     nu = torch.where(t > 0, 1 / t, torch.zeros_like(t))[:, 0]
     slack = torch.where(nu.isfinite(), nu / 2 * ((offset**2).sum(dim=1) - eps**2), torch.zeros_like(nu))
     return Move(offset, slack)
-

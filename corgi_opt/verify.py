@@ -117,15 +117,11 @@ class Ladder:
 
     # --- how -------------------------------------------------------------------------------------------------
 
-    def _solve(
-        self, name: str, encoding: Encoding, given: Callable[[Relaxed], Bounded], deadline: Deadline
-    ) -> str:
+    def _solve(self, name: str, encoding: Encoding, given: Callable[[Relaxed], Bounded], deadline: Deadline) -> str:
         self.bound("crown")
         relaxed = self.margins.relaxed
         assert relaxed is not None  # crown has just computed it
-        solver = PairSolver(
-            self.question.net, self.ball, self.question.class_idx, given(relaxed), encoding, Highs()
-        )
+        solver = PairSolver(self.question.net, self.ball, self.question.class_idx, given(relaxed), encoding, Highs())
         safety = SOLVER_SAFETY * self.question.scale
         with timed(self.stats, name):
             for entry in self.undecided:

@@ -67,21 +67,18 @@ class Relaxed:
         return {**self.lines, **{name: pool.every for name, pool in self.pools.items()}}
 
     @property
-    def direct(self) -> Relaxations:
+    def direct(self) -> Mapping[str, PoolPlanes]:
         """Pooling windows where the direct plane is the tighter one; the rest is left to the ReLUs of the tree."""
-        return self._direct()
+        return {name: pool.direct for name, pool in self.pools.items() if pool.direct is not None}
 
     def bound(self, node: str, rows: Rows) -> Tensor:
         """CROWN's lower bounds (R,) of functionals of ``node``."""
         return lower_bounds(self.graph, node, rows, self.regions, self.relaxations)
 
-    def _direct(self) -> dict[str, PoolPlanes]:
-        return {name: pool.direct for name, pool in self.pools.items() if pool.direct is not None}
-
     def only(self, case: int) -> Bounded:
         """What is proven about one region."""
         intervals = {n: Interval(*(side[case].cpu().double() for side in b)) for n, b in self.intervals.items()}
-        return Bounded(intervals, {name: planes.only(case) for name, planes in self._direct().items()})
+        return Bounded(intervals, {name: planes.only(case) for name, planes in self.direct.items()})
 
     def to(self, dtype: torch.dtype) -> Relaxed:
         """The same relaxation in another precision. From float64 to float32 it bounds nothing any more."""
@@ -94,56 +91,6 @@ class Relaxed:
             {name: lines.to(dtype) for name, lines in self.lines.items()},
             {name: pool.to(dtype) for name, pool in self.pools.items()},
         )
-
-    @property
-    def unstable(self) -> int:
-        """How many ReLUs may be on or off."""
-        return sum(int(self.intervals[n].unstable.sum()) for n in self.graph.preactivations)
-
-
-def crown_pass(
-    graph: LayerGraph,
-    regions: Regions,
-    *,
-    matter: Mapping[str, Tensor] | None = None,
-    above: Mapping[str, Interval] | None = None,
-    refiner: Refiner | None = None,
-    bounder: Callable[[Relaxed, str, Rows], Tensor] = Relaxed.bound,
-) -> Relaxed:
-    """Relaxes ``graph`` over ``regions``, node by node.
-
-    ``matter``: {node: (B or 1, 1, H, W)}, neurons that can still influence the question (default all). ``above``:
-    bounds (B or 1, C, H, W) over a region that holds this one; they hold here. ``refiner``: which ReLU inputs get
-    backward bounds (default: :func:`settle`). ``bounder``: how those are had from what is relaxed so far.
-    """
-    refiner = refiner or settle
-    known: dict[str, Interval] = {}
-    lines: dict[str, ReluLines] = {}
-    pools: dict[str, PoolChoice] = {}
-    relaxed = Relaxed(graph, regions, known, lines, pools)  # grows with the loop
-    everywhere = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=regions.eps.device)
-
-    def mattering(name: str) -> Tensor:
-        return everywhere if matter is None else matter.get(name, ~everywhere)
-
-    for name in graph.order:
-        node = graph[name]
-        if node.pooled is not None:
-            source, pool = node.pooled.source, node.pooled.pool
-            tree = tree_planes(graph, name, lines, known[source].lower)
-            contested = _contested(pool, known[source], tree.open) & mattering(source)
-            known[source] = refine(graph, source, known[source], contested, partial(bounder, relaxed, source))
-            pools[name] = choose_planes(node.pooled, tree, known[source])
-        found = propagate(graph, name, known, regions)
-        if above is not None:
-            found = found.meet(above[name])
-        if name in graph.preactivations:
-            found = refiner(graph, name, found, mattering(name), partial(bounder, relaxed, name))
-        known[name] = found
-        for relu in graph.consumers(name):
-            if isinstance(graph[relu].op, ReLU):
-                lines[relu] = ReluLines.crown(name, found)
-    return relaxed
 
 
 def settle(graph: LayerGraph, name: str, found: Interval, matter: Tensor, bound: Bound) -> Interval:
@@ -193,6 +140,50 @@ def unit_rows(places: Tensor, shape: Shape, like: Tensor) -> Rows:
     coefs = like.new_zeros(len(places), shape[0], 1, 1)
     coefs[torch.arange(len(places), device=coefs.device), places[:, 1]] = 1.0
     return Rows.at(coefs, places[:, 2:], places[:, 0])
+
+
+def crown_pass(
+    graph: LayerGraph,
+    regions: Regions,
+    *,
+    matter: Mapping[str, Tensor] | None = None,
+    above: Mapping[str, Interval] | None = None,
+    refiner: Refiner = settle,
+    bounder: Callable[[Relaxed, str, Rows], Tensor] = Relaxed.bound,
+) -> Relaxed:
+    """Relaxes ``graph`` over ``regions``, node by node.
+
+    ``matter``: {node: (B or 1, 1, H, W)}, neurons that can still influence the question (default all). ``above``:
+    bounds (B or 1, C, H, W) over a region that holds this one; they hold here. ``refiner``: which ReLU inputs get
+    backward bounds (default: :func:`settle`). ``bounder``: how those are had from what is relaxed so far.
+    """
+    known: dict[str, Interval] = {}
+    lines: dict[str, ReluLines] = {}
+    pools: dict[str, PoolChoice] = {}
+    relaxed = Relaxed(graph, regions, known, lines, pools)  # grows with the loop
+    everywhere = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=regions.eps.device)
+
+    def mattering(name: str) -> Tensor:
+        return everywhere if matter is None else matter.get(name, ~everywhere)
+
+    for name in graph.order:
+        node = graph[name]
+        if node.pooled is not None:
+            source, pool = node.pooled.source, node.pooled.pool
+            tree = tree_planes(graph, name, lines, known[source].lower)
+            contested = _contested(pool, known[source], tree.open) & mattering(source)
+            known[source] = refine(graph, source, known[source], contested, partial(bounder, relaxed, source))
+            pools[name] = choose_planes(node.pooled, tree, known[source])
+        found = propagate(graph, name, known, regions)
+        if above is not None:
+            found = found.meet(above[name])
+        if name in graph.preactivations:
+            found = refiner(graph, name, found, mattering(name), partial(bounder, relaxed, name))
+        known[name] = found
+        for relu in graph.consumers(name):
+            if isinstance(graph[relu].op, ReLU):
+                lines[relu] = ReluLines.crown(name, found)
+    return relaxed
 
 
 def _contested(pool: MaxPool2d, x: Interval, windows: Tensor) -> Tensor:

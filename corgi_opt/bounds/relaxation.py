@@ -103,9 +103,7 @@ class PoolPlanes:
     network's own tree. None: everywhere.
     """
 
-    def __init__(
-        self, source: str, pool: MaxPool2d, planes: Planes, used: tuple[Tensor, Tensor] | None = None
-    ) -> None:
+    def __init__(self, source: str, pool: MaxPool2d, planes: Planes, used: tuple[Tensor, Tensor] | None = None) -> None:
         self.source, self.pool, self.planes, self.used = source, pool, planes, used
         lower, upper = planes.lower, planes.upper
         maps = [*lower.slopes, *upper.slopes, lower.shift, upper.shift]

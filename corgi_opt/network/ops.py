@@ -104,11 +104,10 @@ class Places:
         """Corners times a stride plus an offset."""
         if stride == (1, 1) and offset == (0, 0):
             return self
-        factor, shift = (torch.tensor(v, device=self.corners.device) for v in (stride, offset))
-        low, high = (
-            (v[0] * stride[0] + offset[0], v[1] * stride[1] + offset[1]) for v in (self.low, self.high)
-        )
-        return replace(self, corners=self.corners * factor + shift, low=low, high=high)
+        # spelt out per axis: a tensor of constants would be a copy to the device
+        axes = [self.corners[:, axis] * stride[axis] + offset[axis] for axis in (0, 1)]
+        low, high = ((v[0] * stride[0] + offset[0], v[1] * stride[1] + offset[1]) for v in (self.low, self.high))
+        return replace(self, corners=torch.stack(axes, dim=1), low=low, high=high)
 
     def on_border(self, axis: int) -> Places:
         """With all corners at 0 along one axis (0 rows, 1 columns)."""
