@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from corgi_opt.network.ops import Places, gather
@@ -103,10 +104,16 @@ def _least_l2(lam: Tensor, room: Tensor, eps: Tensor) -> Move:
     at_box = full.cumsum(dim=1) - full
     moving = free.flip(1).cumsum(dim=1).flip(1)
     t = ((eps[:, None] ** 2 - at_box).clamp(min=0) / moving.clamp(min=torch.finfo(lam.dtype).tiny)).sqrt()
-    reached = t <= full_at.gather(1, order)
+    until = full_at.gather(1, order)
+    t = torch.maximum(t, F.pad(until, (1, -1)))  # rounding must not take t below where the last input reached the box
+    reached = t <= until
     first = reached.to(torch.uint8).argmax(dim=1, keepdim=True)
     t = torch.where(reached.any(dim=1, keepdim=True), t.gather(1, first), torch.inf)
     offset = -lam.sign() * torch.minimum(room, torch.where(size > 0, t * size, torch.zeros_like(size)))
-    nu = torch.where(t > 0, 1 / t, torch.zeros_like(t))[:, 0]
-    slack = torch.where(nu.isfinite(), nu / 2 * ((offset**2).sum(dim=1) - eps**2), torch.zeros_like(nu))
-    return Move(offset, slack)
+    nu = 1 / t[:, 0]
+    slack = nu / 2 * ((offset**2).sum(dim=1) - eps**2)
+    # no nu for a ball too small to be squared: Cauchy and Schwarz instead
+    exact = nu.isfinite() & slack.isfinite()
+    return Move(
+        torch.where(exact[:, None], offset, torch.zeros_like(offset)), torch.where(exact, slack, -eps * lam.norm(dim=1))
+    )
