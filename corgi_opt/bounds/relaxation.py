@@ -184,7 +184,7 @@ def direct_planes(pool: MaxPool2d, x: Interval) -> Planes:
     (1 - G) min l where G <= 1, else (1 - G) max u.
     """
     l, u = window_taps(pool, x.lower, float("-inf")), window_taps(pool, x.upper, float("-inf"))
-    best = l.max(dim=0).values
+    best = torch.minimum(l.amax(dim=0), u.amax(dim=0))  # rounding may leave a known candidate with l > u
     live = u >= best
     exact = live & (u <= l)  # a candidate known exactly and never below the others: gamma is its value
     open_ = live & ~exact

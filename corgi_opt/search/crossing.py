@@ -28,19 +28,12 @@ def crossing(margins: Batch, low: Point, high: Point, rtol: float) -> tuple[Poin
     for _ in range(MOST_ROUNDS):
         if low.eps > 0 and high.eps <= low.eps * (1 + rtol):
             break
-        for eps, margin in sorted(zip(*_batch(margins, low, high, rtol), strict=True)):
-            if margin > 0 and eps > low.eps:
-                low = Point(eps, margin)  # also above one that failed: what counts is the largest that holds
-            elif not margin > 0 and low.eps < eps < high.eps:
-                high = Point(eps, margin)
-        if high.eps <= low.eps:
-            raise AssertionError("a bracket cannot turn around: probes lie inside it")
+        epses = probes(low, high, rtol)
+        points = [Point(eps, margin) for eps, margin in zip(epses, margins(epses), strict=True)]
+        # margins need not fall everywhere: what counts is the largest eps that holds, and the next above that does not
+        low = max([low, *(p for p in points if p.margin > 0)], key=lambda p: p.eps)
+        high = min([high, *(p for p in points if not p.margin > 0 and p.eps > low.eps)], key=lambda p: p.eps)
     return low, high
-
-
-def _batch(margins: Batch, low: Point, high: Point, rtol: float) -> tuple[list[float], Sequence[float]]:
-    epses = probes(low, high, rtol)
-    return epses, margins(epses)
 
 
 def probes(low: Point, high: Point, rtol: float) -> list[float]:
@@ -48,8 +41,7 @@ def probes(low: Point, high: Point, rtol: float) -> list[float]:
     root = secant_root(low, high)
     if root is None:
         return [_middle(low.eps, high.eps)]
-    # margins are nearly concave in eps, so that the true root lies between the secant's and high
-    wanted = [root / (1 + rtol / 3), root * (1 + rtol / 3), _middle(max(root, low.eps), high.eps)]
+    wanted = [root / (1 + rtol / 3), root * (1 + rtol / 3), _middle(low.eps, high.eps)]
     least, most = low.eps * (1 + rtol / 4), high.eps / (1 + rtol / 4)
     inside = sorted({e for e in wanted if least < e < most})
     return inside or [_middle(low.eps, high.eps)]
