@@ -1,0 +1,352 @@
+"""Radii and verdicts in L2 and L1 balls: what is certified, what is broken, and how the norms order each other."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from nets import Deep, Plain, Pooled, Residual, Tiny, image, seeded
+from oracles import conv_matrix
+from scipy.optimize import linprog
+from torch import Tensor, nn
+
+import corgi_opt as co
+
+BOUNDS = ("ibp", "corgi", "crown", "dual")
+HARD = co.PgdOptions(rows=64, steps=60, restarts=3, seed=5)
+CASES = {
+    "plain": (functools.partial(seeded, Plain, 2, channels=4), (1, 6, 6)),
+    "residual": (functools.partial(seeded, Residual, 1), (1, 6, 5)),
+    "deep": (functools.partial(seeded, Deep, 1), (1, 8, 6)),
+    "pooled": (functools.partial(seeded, Pooled, 1), (1, 8, 8)),
+}
+ORDER = {"inf": np.inf, "2": 2, "1": 1}
+
+
+@functools.cache
+def question(case: str) -> tuple[nn.Module, co.CamNetwork, Tensor]:
+    build, shape = CASES[case]
+    model, x = build(), image(*shape, seed=4)
+    return model, co.from_torch(model, x), x
+
+
+@functools.cache
+def radii(case: str, norm: str, clip=(0.0, 1.0)) -> co.Comparison:
+    _, net, x = question(case)
+    methods = [*BOUNDS, "lp", "milp"] if norm == "inf" else BOUNDS
+    return co.compare(net, x, k=2, class_idx=0, norm=norm, clip=clip, methods=methods, rtol=0.02, device="cpu")
+
+
+def length(norm: str, image: Tensor, x: Tensor) -> float:
+    """By numpy, in the plainest way."""
+    return float(np.linalg.norm((image.double() - x.double()).numpy().ravel(), ORDER[norm]))
+
+
+def cam_of(model: nn.Module, x: Tensor, class_idx: int) -> np.ndarray:
+    """The CAM (pixels,) by the user's own model: the input of its global mean, weighted by its last layer."""
+    seen: list[Tensor] = []
+    heads = [m for m in model.modules() if isinstance(m, nn.Linear)]
+    handle = heads[-1].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    double = model.double()
+    try:
+        # the head reads the mean over the map: d mean / d map is even, so the map itself is what is wanted
+        maps: list[Tensor] = []
+        mean, pool = torch.Tensor.mean, torch.nn.functional.adaptive_avg_pool2d
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch.Tensor, "mean", lambda t, *a, **k: (maps.append(t), mean(t, *a, **k))[1])
+            patch.setattr(torch.nn.functional, "adaptive_avg_pool2d", lambda t, *a: (maps.append(t), pool(t, *a))[1])
+            with torch.no_grad():
+                double(x.double())
+    finally:
+        handle.remove()
+    assert torch.allclose(maps[-1].mean((2, 3)), seen[-1].flatten(1))
+    return torch.einsum("c,chw->hw", heads[-1].weight[class_idx].detach(), maps[-1][0]).flatten().numpy()
+
+
+def changes_the_top(model: nn.Module, x: Tensor, broken: Tensor, k: int, class_idx: int) -> bool:
+    before, after = cam_of(model, x, class_idx), cam_of(model, broken, class_idx)
+    order = np.argsort(-before, kind="stable")
+    return bool(after[order[:k]].min() <= after[order[k:]].max())
+
+
+@pytest.mark.parametrize("norm", ["2", "1"])
+@pytest.mark.parametrize("case", CASES)
+def test_bounds_are_ordered_and_below_the_attack(case, norm):
+    found = radii(case, norm).radii
+    assert list(found) == list(BOUNDS)
+    certified = [found[m].lower for m in ("corgi", "crown", "dual")]
+    assert all(a <= b for a, b in pairwise(certified))
+    assert found["ibp"].lower <= found["dual"].lower
+    for method, radius in found.items():
+        assert 0 < radius.lower < radius.upper == radius.attack < math.inf
+        assert radius.proof == "float64"
+        assert radius.method == method
+    assert found["dual"].upper / found["dual"].lower < 4  # bounds that are of use
+
+
+@pytest.mark.parametrize("norm", ["2", "1"])
+@pytest.mark.parametrize("case", CASES)
+def test_the_nearest_witness_is_in_the_ball_and_breaks_the_model(case, norm):
+    model, _, x = question(case)
+    found = radii(case, norm).radii["dual"]
+    witness = found.counterexample
+    assert witness is not None
+    assert witness.distance == found.upper
+    assert length(norm, witness.image, x) == pytest.approx(witness.distance, rel=1e-12)
+    assert 0 <= float(witness.image.min()) <= float(witness.image.max()) <= 1
+    assert changes_the_top(model, x, witness.image, 2, 0)
+
+
+@pytest.mark.parametrize("norm", ["2", "1"])
+@pytest.mark.parametrize("case", CASES)
+def test_verdicts_agree_with_radii(case, norm):
+    model, net, x = question(case)
+    ask = functools.partial(co.verify, net, x, k=2, class_idx=0, norm=norm, device="cpu")
+    found = radii(case, norm).radii
+    for method in BOUNDS:
+        v = ask(eps=found[method].lower, method=method)
+        assert v.status == "certified" and v.margin_lower > 0 and v.proof == "float64"
+        above = ask(eps=found[method].lower * 1.03, method=method)
+        assert above.status != "certified" or above.method != method
+    broken = ask(eps=found["dual"].upper, method="dual")
+    assert broken.status != "certified"
+    far = ask(eps=1.5 * found["dual"].upper, method="dual")
+    assert far.status == "falsified"
+    w = far.counterexample
+    assert w is not None
+    assert length(norm, w.image, x) <= 1.5 * found["dual"].upper * (1 + 1e-12)
+    assert changes_the_top(model, x, w.image, 2, 0)
+    assert far.margin_upper == pytest.approx(w.margin)
+
+
+@pytest.mark.parametrize("norm", ["2", "1"])
+@pytest.mark.parametrize("case", CASES)
+def test_a_hard_attack_does_not_break_what_is_certified(case, norm):
+    _, net, x = question(case)
+    certified = radii(case, norm).radii["dual"].lower
+    assert co.attack(net, x, eps=certified, k=2, class_idx=0, norm=norm, options=HARD, device="cpu") is None
+
+
+@pytest.mark.parametrize("norm", ["2", "1"])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_public_attack_finds_images_in_its_ball(norm, seed):
+    model, net, x = question("pooled")
+    eps = (1.3 + 0.5 * seed) * radii("pooled", norm).radii["dual"].upper
+    w = co.attack(net, x, eps=eps, k=2, class_idx=0, norm=norm, options=co.PgdOptions(seed=seed), device="cpu")
+    assert w is not None
+    assert length(norm, w.image, x) <= eps * (1 + 1e-12)
+    assert w.distance == pytest.approx(length(norm, w.image, x), rel=1e-12)
+    assert changes_the_top(model, x, w.image, 2, 0)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("clip", [(0.0, 1.0), None])
+def test_balls_inside_balls(case, clip):
+    """The L1 ball of eps lies in the L2 ball of eps, and that in the Linf ball; the other way round they grow."""
+    _, net, x = question(case)
+    norms = ("inf", "2", "1")
+    certified = {n: radii(case, n, clip).radii["milp" if n == "inf" else "dual"].lower for n in norms}
+    broken = {n: radii(case, n, clip).radii["dual"].attack for n in norms}
+    size = x.numel()
+    # how many times larger a ball of the second norm must be to hold one of the first
+    growth = {("inf", "2"): math.sqrt(size), ("inf", "1"): size, ("2", "1"): math.sqrt(size)}
+    for small, large in itertools.combinations(norms, 2):  # small: the norm whose radius is the smaller
+        assert certified[small] <= broken[large]
+        assert certified[large] <= growth[small, large] * broken[small]
+        inner = co.attack(
+            net, x, eps=certified[small], k=2, class_idx=0, norm=large, clip=clip, options=HARD, device="cpu"
+        )
+        assert inner is None
+    # for the same method the bounds order as the radii do, up to their looseness
+    for method in ("crown", "dual"):
+        at = [radii(case, n, clip).radii[method].lower for n in norms]
+        assert at[0] <= 1.02 * at[1] <= 1.02**2 * at[2]
+
+
+@pytest.mark.parametrize("norm", ["2", "1"])
+def test_clipping_only_helps(norm):
+    """A box takes images away from a ball: what is broken in the box is broken without it."""
+    boxed, free = (radii("pooled", norm, clip).radii["dual"] for clip in ((0.0, 1.0), None))
+    assert free.lower <= boxed.upper
+    assert free.lower <= 1.02 * boxed.lower
+
+
+@pytest.mark.parametrize("norm", ["1", 1, "2", 2, 2.0])
+@pytest.mark.parametrize("method", ["lp", "milp"])
+def test_solvers_are_refused(norm, method):
+    _, net, x = question("plain")
+    for call in (
+        lambda: co.verify(net, x, eps=0.1, k=2, norm=norm, method=method),
+        lambda: co.radius(net, x, k=2, norm=norm, method=method),
+        lambda: co.compare(net, x, k=2, norm=norm, methods=["crown", method]),
+    ):
+        with pytest.raises(co.InputError, match=rf"'{method}' answers norm 'inf' only"):
+            call()
+    with pytest.raises(co.InputError, match="answers norm 'inf' only"):
+        co.compare(net, x, k=2, norm=norm)  # its default methods hold the solvers
+
+
+@pytest.mark.parametrize("norm", ["3", 0, None, True])
+def test_unknown_norms_are_refused_everywhere(norm):
+    _, net, x = question("plain")
+    for call in (
+        lambda: co.verify(net, x, eps=0.1, k=2, norm=norm),
+        lambda: co.radius(net, x, k=2, norm=norm),
+        lambda: co.compare(net, x, k=2, norm=norm),
+        lambda: co.attack(net, x, eps=0.1, k=2, norm=norm),
+    ):
+        with pytest.raises(co.InputError, match="norm must be"):
+            call()
+
+
+@pytest.mark.parametrize("norm", [2, "1"])
+def test_auto_is_dual_ascent(norm):
+    _, net, x = question("pooled")
+    name = str(norm)
+    r = co.radius(net, x, k=2, class_idx=0, norm=norm, rtol=0.02, device="cpu")
+    assert r.method == "dual"
+    assert r.lower == pytest.approx(radii("pooled", name).radii["dual"].lower, rel=0.021)
+    between = math.sqrt(radii("pooled", name).radii["crown"].lower * r.lower)
+    v = co.verify(net, x, eps=between, k=2, class_idx=0, norm=norm, device="cpu")
+    assert v.status == "certified"
+    gap = math.sqrt(r.lower * 1.03 * r.upper)
+    undecided = co.verify(net, x, eps=gap, k=2, class_idx=0, norm=norm, device="cpu")
+    assert undecided.status in ("unknown", "falsified")
+    assert undecided.method in ("dual", "attack")
+
+
+@pytest.mark.parametrize("spelling", [math.inf, float("inf"), np.inf])
+def test_infinity_is_the_default(spelling):
+    _, net, x = question("pooled")
+    plain, spelled = (co.radius(net, x, k=2, class_idx=0, device="cpu", **kw) for kw in ({}, {"norm": spelling}))
+    assert (plain.lower, plain.upper, plain.corgi, plain.attack) == (
+        spelled.lower,
+        spelled.upper,
+        spelled.corgi,
+        spelled.attack,
+    )
+    first, second = (
+        co.verify(net, x, eps=0.9 * plain.lower, k=2, class_idx=0, device="cpu", **kw)
+        for kw in ({}, {"norm": spelling})
+    )
+    assert (first.status, first.margin_lower, first.method) == (second.status, second.margin_lower, second.method)
+
+
+@pytest.mark.parametrize("norm", ["2", "1"])
+def test_eps_zero_is_certified(norm):
+    _, net, x = question("plain")
+    for method in BOUNDS:
+        assert co.verify(net, x, eps=0.0, k=2, class_idx=0, norm=norm, method=method).status == "certified"
+
+
+def sparse_network(seed: int) -> tuple[nn.Module, co.CamNetwork, Tensor]:
+    """Every neuron of the first layer reads one input: a minimum over a ball with a single coefficient."""
+
+    class Sparse(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.c, self.d = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 4, 1)
+            self.fc = nn.Linear(4, 2)
+            with torch.no_grad():
+                keep = torch.zeros_like(self.c.weight)
+                keep[:, :, 1, 1] = 1.0
+                self.c.weight.mul_(keep)
+                self.c.bias.zero_()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(torch.relu(self.d(torch.relu(self.c(x)))).mean((2, 3)))
+
+    model, x = seeded(Sparse, seed), image(1, 5, 5, seed=seed)
+    return model, co.from_torch(model, x), x
+
+
+@pytest.mark.parametrize("norm", ["2", "1"])
+@pytest.mark.parametrize("seed", [3, 10, 16, 27, 31])
+def test_neurons_that_read_one_input(norm, seed):
+    """The nearest witness must stay above everything certified, and no larger eps may be certified either."""
+    _, net, x = sparse_network(seed)
+    for method in ("corgi", "crown", "dual"):
+        r = co.radius(net, x, k=2, class_idx=0, norm=norm, method=method, rtol=0.05, device="cpu")
+        assert 0 < r.lower < r.upper < math.inf
+        for eps in (r.upper, 1.05 * r.upper, 1.5 * r.upper):
+            v = co.verify(net, x, eps=eps, k=2, class_idx=0, norm=norm, method=method, device="cpu")
+            assert v.status != "certified"
+
+
+# --- an exact reference in L1 --------------------------------------------------------------------------------
+
+
+def exact_l1_margin(model: nn.Module, x: Tensor, eps: float, weight: Tensor) -> float:
+    """The exact margin at k=1 of a ``Tiny`` network: a linear program for every pattern of its ReLUs.
+
+    Variables x and the distances a >= |x - x0| with sum a <= eps.
+    """
+    first, second = (nn.Conv2d(c.in_channels, c.out_channels, c.kernel_size) for c in (model.first, model.second))
+    first.load_state_dict(model.first.state_dict())
+    second.load_state_dict(model.second.state_dict())
+    first, second, weight = first.double(), second.double(), weight.detach().double()
+    with torch.no_grad():
+        hidden = torch.relu(first(x.double()))
+        features = torch.relu(second(hidden))
+    (w1, b1), (w2, b2) = conv_matrix(first, tuple(x.shape[1:])), conv_matrix(second, tuple(hidden.shape[1:]))
+    cam = torch.einsum("c,nchw->hw", weight, features).flatten().numpy()
+    center, n = x.double().flatten().numpy(), x.numel()
+    eye, ones = np.eye(n), np.ones(n)
+    ball = np.vstack([np.hstack([eye, -eye]), np.hstack([-eye, -eye]), np.hstack([0 * ones, ones])[None]])
+    ball_rhs = np.concatenate([center, -center, [eps]])
+    bounds = [(0.0, 1.0)] * n + [(0.0, eps)] * n
+
+    def least(rows: np.ndarray, rhs: np.ndarray, cost: np.ndarray) -> float:
+        table = np.vstack([ball, np.hstack([rows, np.zeros_like(rows)])])
+        answer = linprog(np.concatenate([cost, 0 * ones]), table, np.concatenate([ball_rhs, rhs]), bounds=bounds)
+        assert answer.status in (0, 2), answer.message
+        return float(answer.fun) if answer.status == 0 else np.inf
+
+    low, high = w1 @ center + b1 - eps * np.abs(w1).max(axis=1), w1 @ center + b1 + eps * np.abs(w1).max(axis=1)
+    free = [(0, 1) if l < 0 < u else (int(l >= 0),) for l, u in zip(low, high, strict=True)]
+    best, top = np.inf, int(cam.argmax())
+    for pattern in itertools.product(*free):
+        on = np.array(pattern)
+        rows, rhs = (1 - 2 * on)[:, None] * w1, -(1 - 2 * on) * b1
+        if least(rows, rhs, 0 * ones) == np.inf:
+            continue
+        w, b = w2 @ (on[:, None] * w1), w2 @ (on * b1) + b2
+        for other in range(cam.size):
+            if other == top:
+                continue
+            objective = np.zeros((features.shape[1], cam.size))
+            objective[:, top] += weight.numpy()
+            objective[:, other] -= weight.numpy()
+            read = np.flatnonzero(objective.flatten())
+            for second_on in itertools.product((0, 1), repeat=len(read)):
+                sign = 1 - 2 * np.array(second_on)
+                cost = (objective.flatten()[read] * second_on) @ w[read]
+                constant = float((objective.flatten()[read] * second_on) @ b[read])
+                found = least(
+                    np.vstack([rows, sign[:, None] * w[read]]), np.concatenate([rhs, -sign * b[read]]), cost
+                )
+                best = min(best, found + constant)
+    return best
+
+
+@pytest.mark.parametrize("seed", [1, 6])
+def test_l1_radii_bracket_the_exact_radius(seed):
+    model = seeded(Tiny, seed)
+    x = image(1, 3, 4, seed=seed)
+    net = co.from_torch(model, x)
+    r = co.radius(net, x, k=1, class_idx=0, norm="1", rtol=0.02, device="cpu")
+    weight = model.head.weight[0]
+    assert 0 < r.lower < r.upper < math.inf
+    assert exact_l1_margin(model, x, r.lower, weight) > 0
+    assert exact_l1_margin(model, x, r.upper, weight) <= 1e-9
+    middle = math.sqrt(r.lower * r.upper)
+    exact = exact_l1_margin(model, x, middle, weight)
+    for method in BOUNDS:
+        v = co.verify(net, x, eps=middle, k=1, class_idx=0, norm=1, method=method, device="cpu")
+        assert v.margin_lower <= exact + 1e-7
+        assert v.margin_upper >= exact - 1e-7
