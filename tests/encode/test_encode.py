@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from corgi_solvers import Highs, Problem, Status
 from nets import Everything, Plain, Pooled, Residual, image, seeded
 from oracles import points_in
@@ -156,3 +159,78 @@ def test_eps_zero_gives_the_value_at_the_image():
     assert program.units == 0
     value = Highs().solve(big_m(program)).objective
     assert value == pytest.approx(float(cone.forward(point.center)[0]), abs=1e-9)
+
+
+CUT_CASES = [
+    ({"kernel": 2}, (1, 8, 8), 0.04, 2),
+    ({"kernel": 3, "stride": 2}, (1, 7, 7), 0.02, 3),
+    ({"kernel": 3, "stride": 2, "padding": 1}, (1, 7, 7), 0.01, 3),
+    ({"kernel": 3, "stride": 1}, (1, 6, 6), 0.02, 2),
+    ({"kernel": 3, "stride": 3}, (1, 9, 9), 0.01, 3),
+]
+"""Smooth images and eps at which many candidates of a pooling window compete, so that direct planes are used, and
+which a MILP still decides within a second."""
+
+
+def cut_setting(kwargs, shape, eps, seed):
+    """The network, ball, bounds and cone of one pair of CAM pixels, and the pair."""
+    net = co.from_torch(seeded(Pooled, seed, channels=2, **kwargs), image(*shape))
+    coarse = torch.rand(1, 1, 3, 3, generator=torch.Generator().manual_seed(seed))
+    ball = co.Ball(F.interpolate(coarse, shape[1:], mode="bicubic", align_corners=True).clamp(0, 1), eps)
+    whole = relaxed(net, ball)
+    channels, height, width = net.graph[net.features].shape
+    i, j = (height // 2) * width + width // 2, (height // 2 - 1) * width
+    objective = torch.zeros(channels, height, width, dtype=torch.float64)
+    objective.flatten(1)[:, i] += net.weight[0]
+    objective.flatten(1)[:, j] -= net.weight[0]
+    return net, ball, whole, Cone.of(net.graph, net.features, Window(0, 0, height, width), objective), (i, j)
+
+
+@pytest.mark.parametrize(("kwargs", "shape", "eps", "seed"), CUT_CASES)
+def test_images_satisfy_the_cuts(kwargs, shape, eps, seed, monkeypatch):
+    # keep every unit, so that the order of units is that of the network and nothing else
+    monkeypatch.setattr("corgi_opt.encode.program._used", lambda coefs, costs, n: np.ones(len(coefs), dtype=bool))
+    net, ball, whole, cone, _ = cut_setting(kwargs, shape, eps, seed)
+    known = whole.only(0)
+    assert known.planes
+    program = compile_cone(cone, ball, known)
+    assert program.cuts.shape[0] > 0
+    assert np.abs(program.cuts.toarray()).max() <= 1 + 1e-12  # of order one, as a solver's tolerances take them
+    lp = triangle(program)
+    tightest = np.inf
+    for x in points_in(ball.lower, ball.upper, 60, 3):
+        t, z = variables_at(net, program, cone, known, x[None])
+        point = np.concatenate([t, np.maximum(z, 0)])
+        room = program.cut_upper - program.cuts @ point
+        assert room.min() > -1e-7
+        assert lp.violation(point) < 1e-7
+        tightest = min(tightest, room.min())
+    assert tightest < 0.5  # a row that no image comes near would say nothing
+
+
+@pytest.mark.parametrize(("kwargs", "shape", "eps", "seed"), CUT_CASES)
+def test_cuts_put_the_lp_between_crown_and_the_milp(kwargs, shape, eps, seed):
+    net, ball, whole, cone, pair = cut_setting(kwargs, shape, eps, seed)
+    known = whole.only(0)
+    with_cuts, bare = (compile_cone(cone, ball, k) for k in (known, replace(known, planes={})))
+    assert with_cuts.cuts.shape[0] > 0
+    assert bare.cuts.shape[0] == 0
+    problem = triangle(with_cuts)
+    lp, plain, exact = (Highs().solve(p) for p in (problem, triangle(bare), big_m(bare)))
+    assert all(s.status is Status.OPTIMAL for s in (lp, plain, exact))
+    crown = float(pairs(net, whole, 0, torch.tensor([pair]))[0])
+    assert crown - 1e-6 <= lp.bound <= exact.bound + 1e-6
+    assert lp.bound > plain.bound + 1e-5  # the planes say something that the triangles do not
+    columns = np.column_stack([problem.col_lower, problem.col_upper])
+    theirs = linprog(problem.c, problem.A, problem.row_upper, bounds=columns, method="highs-ds")
+    assert lp.objective == pytest.approx(theirs.fun + problem.offset, abs=1e-6)
+
+
+def test_without_cuts_an_lp_can_be_below_crown():
+    """CROWN uses the direct planes. An LP that did not have them would break the order of the methods."""
+    short = []
+    for kwargs, shape, eps, seed in CUT_CASES:
+        net, ball, whole, cone, pair = cut_setting(kwargs, shape, eps, seed)
+        bare = Highs().solve(triangle(compile_cone(cone, ball, replace(whole.only(0), planes={}))))
+        short.append(float(pairs(net, whole, 0, torch.tensor([pair]))[0]) - bare.bound)
+    assert max(short) > 1e-4
