@@ -43,11 +43,11 @@ from corgi_opt.bounds.interval import interval_bounds
 from corgi_opt.bounds.objective import cam_bounds, pair_rows
 from corgi_opt.bounds.relaxation import PoolPlanes, direct_planes
 from corgi_opt.data import gtsrb
+from corgi_opt.deadline import Deadline
 from corgi_opt.encode.triangle import triangle
 from corgi_opt.margins import Margins
 from corgi_opt.question import Question
 from corgi_opt.region import Regions
-from corgi_opt.search.deadline import Deadline
 from corgi_opt.search.pairs import PairSolver
 from corgi_opt.spec import TopK
 

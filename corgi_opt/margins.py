@@ -37,21 +37,27 @@ PAIRS_AT_ONCE = 256
 
 @dataclass(frozen=True, eq=False)
 class Known:
-    """What holds at one eps, and so at every smaller one: pairs' bounds (1, k, P-k), and nodes' (1, C, H, W)."""
+    """What holds at one eps, and so at every smaller one.
+
+    Bounds of pairs (1, k, R), of what each top pixel has left (1, k), and of nodes (1, C, H, W).
+    """
 
     lower: Tensor
+    left: Tensor
     intervals: Mapping[str, Interval] | None
 
     def to(self, dtype: torch.dtype) -> Known:
         """The same with the nodes' bounds in another precision."""
         if self.intervals is None:
             return self
-        return Known(self.lower, {n: Interval(*(side.to(dtype) for side in b)) for n, b in self.intervals.items()})
+        intervals = {n: Interval(*(side.to(dtype) for side in b)) for n, b in self.intervals.items()}
+        return Known(self.lower, self.left, intervals)
 
 
 class Margins:
-    """Lower bounds ``lower`` (B, k, P-k) of ``CAM_i - CAM_j`` for top pixel i (in the order of ``question.topk.top``)
-    and rest pixel j, over B regions of one question.
+    """Lower bounds ``lower`` (B, k, R) of ``CAM_i - CAM_j`` for top pixel i (in the order of ``question.topk.top``)
+    and rival j (of ``question.topk.rivals``), over B regions of one question. ``left`` (B, k): lower bounds of what
+    each top pixel has left (:meth:`TopK.least`), where more is known of it than its pairs say.
 
     ``by_relaxed``: the best that any D on this question's own relaxation gives; the triangle LP on it is no lower.
     In float64 they are proven, after a stated safety margin; in float32 they are estimates that steer a search.
@@ -69,9 +75,11 @@ class Margins:
         self.question, self._above = question, above
         self.regions = Regions.of([question.ball(e) for e in epses], dtype, device)
         topk = question.topk
-        self.lower = torch.full((len(epses), len(topk.top), len(topk.rest)), -torch.inf, dtype=torch.float64)
+        self.lower = torch.where(topk.own, torch.inf, -torch.inf).double().repeat(len(epses), 1, 1)
+        self.left = torch.full(self.lower.shape[:2], -torch.inf, dtype=torch.float64)
         if above is not None:
             self.lower = torch.maximum(self.lower, above.lower)
+            self.left = torch.maximum(self.left, above.left)
         self.by_relaxed = torch.full_like(self.lower, -torch.inf)
         self.relaxed: Relaxed | None = None
         self.stats: dict[str, float] = {}
@@ -82,20 +90,27 @@ class Margins:
     @property
     def margin(self) -> Tensor:
         """The best lower bound on each margin (B,)."""
-        return self.lower.flatten(1).amin(dim=1)
+        return self.per_pixel.amin(dim=1)
+
+    @property
+    def per_pixel(self) -> Tensor:
+        """The best lower bound on what each top pixel has left (B, k)."""
+        return torch.maximum(self.question.topk.least(self.lower), self.left)
 
     @property
     def open(self) -> Tensor:
-        """Pairs (B, k, P-k) that are not bounded away from zero."""
-        return ~(self.lower > 0)
+        """Pairs (B, k, R) that are not bounded away from zero, but might be, and whose top pixel that could help."""
+        return ~(self.lower > 0) & ~self.question.topk.ahead & ~(self.per_pixel > 0)[:, :, None]
 
     def known(self, case: int) -> Known:
         """What is known about one region."""
         one = slice(case, case + 1)
         if self.relaxed is None:
-            return Known(self.lower[one], None)
+            return Known(self.lower[one], self.left[one], None)
         return Known(
-            self.lower[one], {n: Interval(b.lower[one], b.upper[one]) for n, b in self.relaxed.intervals.items()}
+            self.lower[one],
+            self.left[one],
+            {n: Interval(b.lower[one], b.upper[one]) for n, b in self.relaxed.intervals.items()},
         )
 
     # --- the rungs: each returns the margins (B,) over the pairs that were open when it began -------------------
@@ -121,10 +136,10 @@ class Margins:
 
     def _once(self, name: str, rung: Callable[[], None]) -> Tensor:
         if name not in self._found:
-            entered = self.open
+            entered = self.open | self.question.topk.ahead
             with timed(self.stats, name):
                 rung()
-            found = torch.where(entered, self.lower, torch.inf).flatten(1).amin(dim=1)
+            found = self.question.topk.least(torch.where(entered, self.lower, torch.inf)).amin(dim=1)
             # with nothing open on entry the rung had nothing to do: what is known stands
             self._found[name] = torch.where(found.isinf() & (found > 0), self.margin, found)
         return self._found[name]
@@ -184,7 +199,7 @@ class Margins:
         """Pairs' bounds from pixels' (B, P)."""
         topk = self.question.topk
         low, high = (side.cpu().double() for side in pixels)
-        self._keep(low[:, topk.top, None] - high[:, None, topk.rest])
+        self._keep(low[:, topk.top, None] - high[:, None, topk.rivals])
 
     def _keep(self, found: Tensor) -> None:
         found = torch.where(found.isnan(), -torch.inf, found - self._safety)  # NaN proves nothing and must not stick
@@ -195,8 +210,8 @@ class Margins:
     def _doubtful(self) -> Tensor:
         """Open pairs as entries (E, 3) of ``lower``, the lowest first, at most PAIRS_AT_ONCE for each region."""
         entries = []
-        for case, bounds in enumerate(self.lower):
-            found = torch.nonzero(~(bounds > 0))
+        for case, (bounds, wanted) in enumerate(zip(self.lower, self.open, strict=True)):
+            found = torch.nonzero(wanted)
             order = torch.argsort(bounds[tuple(found.T)], stable=True)[:PAIRS_AT_ONCE]
             entries.append(F.pad(found[order], (1, 0), value=case))
         return torch.cat(entries)
@@ -204,14 +219,15 @@ class Margins:
     def _pixel_pairs(self, entries: Tensor) -> Tensor:
         """The flat pixel indices (E, 2) of entries (E, 3) of ``lower``."""
         topk = self.question.topk
-        return torch.stack([topk.top[entries[:, 1]], topk.rest[entries[:, 2]]], dim=1)
+        return torch.stack([topk.top[entries[:, 1]], topk.rivals[entries[:, 2]]], dim=1)
 
     def _pixels_of(self, pairs: Tensor) -> Tensor:
-        """The map (B, H, W) of pixels that any marked pair (B, k, P-k) is made of."""
+        """The map (B, H, W) of pixels that any marked pair (B, k, R) is made of."""
         topk = self.question.topk
         height, width = self._net.map_shape
         marked = torch.zeros(len(pairs), height * width, dtype=torch.bool)
-        marked[:, topk.top], marked[:, topk.rest] = pairs.any(dim=2), pairs.any(dim=1)
+        marked[:, topk.rivals] = pairs.any(dim=1)
+        marked[:, topk.top] |= pairs.any(dim=2)
         return marked.view(-1, height, width).to(self.regions.eps.device)
 
 

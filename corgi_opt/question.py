@@ -17,7 +17,8 @@ class Question:
     """Do the k brightest pixels of the CAM of ``class_idx`` stay the same? (Definitions: docs/definitions.md.)
 
     ``x`` (1, C, H, W) float64; ``cam`` (H, W) at x. ``scale``: the largest ``sum_c |W_c A_c|`` over the pixels at x,
-    the size of the sums that a CAM value comes from; tolerances are stated relative to it.
+    the size of the sums that a CAM value comes from; tolerances are stated relative to it. ``predicted``: the class
+    that an image must still be given to count as a counterexample; None: any.
     """
 
     net: CamNetwork
@@ -28,6 +29,7 @@ class Question:
     scale: float
     norm: Norm
     clip: Clip
+    predicted: int | None
 
     @classmethod
     def ask(
@@ -40,6 +42,8 @@ class Question:
         norm: Norm,
         clip: Clip,
         tie_tol: float | None,
+        within: int | None = None,
+        keep_class: bool = False,
     ) -> Question:
         """Raises InputError for a bad image, k, class, norm or box; TieError when the top-k set is not defined."""
         if not isinstance(net, CamNetwork):
@@ -50,8 +54,11 @@ class Question:
         cam = net.model_cam(image, chosen)
         features = net.graph.forward(image, net.features)[0]
         scale = float((net.weight[chosen][:, None, None] * features).abs().sum(dim=0).max())
-        topk = TopK.of(cam, k, 1e-9 * scale if tie_tol is None else tie_tol)
-        return cls(net, image, chosen, cam, topk, scale, canonical_norm(norm), clip)
+        topk = TopK.of(cam, k, 1e-9 * scale if tie_tol is None else tie_tol, within)
+        if not isinstance(keep_class, bool):
+            raise InputError(f"keep_class must be True or False, got {keep_class!r}")
+        predicted = net.class_index(image, None) if keep_class else None
+        return cls(net, image, chosen, cam, topk, scale, canonical_norm(norm), clip, predicted)
 
     def ball(self, eps: float) -> Ball:
         return Ball(self.x, eps, self.norm, self.clip)
@@ -62,6 +69,14 @@ class Question:
         if self.clip is None:
             return float("inf")
         return distance(self.norm, torch.maximum(self.x - self.clip[0], self.clip[1] - self.x))
+
+    def counts(self, x: Tensor) -> bool:
+        """Whether an image (1, C, H, W) may be a counterexample: where the class is to be kept, the user's own model
+        must still predict it, by no less than any other."""
+        if self.predicted is None:
+            return True
+        logits = self.net.model_logits(x)
+        return bool(logits[self.predicted] >= logits.max())
 
     def margin(self, x: Tensor) -> float:
         """The margin at one image (1, C, H, W), by running the user's own model in float64."""

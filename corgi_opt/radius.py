@@ -11,14 +11,14 @@ from numbers import Real
 import torch
 from torch import Tensor
 
+from corgi_opt.deadline import Deadline
 from corgi_opt.errors import BoundOrderError, InputError, TieError
 from corgi_opt.margins import Known, Margins
 from corgi_opt.network.cam import CamNetwork
 from corgi_opt.question import Question, resolve_device
 from corgi_opt.results import Proof, Radius, Verdict, Witness
-from corgi_opt.search.attack import PgdOptions, attack_radius, rank_pairs, shrink
+from corgi_opt.search.attack import PgdOptions, attack_radius, polish, rank_targets, shrink
 from corgi_opt.search.crossing import Point, crossing, probes
-from corgi_opt.search.deadline import Deadline
 from corgi_opt.spec import Clip, Norm, canonical_norm
 from corgi_opt.verify import Ladder, check_method, check_time_limit, climb
 
@@ -67,6 +67,7 @@ class RadiusSearch:
             lower=found.eps,
             upper=upper,
             k=self.question.topk.k,
+            within=self.question.topk.within,
             class_idx=self.question.class_idx,
             method=method,
             corgi=self._certified["corgi"].eps,
@@ -81,7 +82,7 @@ class RadiusSearch:
         """The smallest eps that PGD alone breaks (infinity when it breaks none up to the largest eps tried)."""
         if self._attacked is None:
             start = time.monotonic()
-            targets = rank_pairs(self.question, self.device)
+            targets = rank_targets(self.question, self.device)
             self.nearest = attack_radius(
                 self.question, targets, self.device, self.options, deadline, rtol=self.rtol, largest=self.largest
             )
@@ -143,31 +144,51 @@ class RadiusSearch:
         return crossing(estimates, low, high, self.rtol / 2)
 
     def _closing(self, deadline: Deadline) -> Certified:
-        """An exact method: probe just below the nearest witness first, then bisect towards what is certified."""
-        low, high, reason = self._known_below("milp"), self._upper(), ""
-        step = 0.9 * self.rtol
+        """An exact method: probe just below the nearest witness first, then bisect towards what is certified.
+
+        An eps that stays undecided (time, or too close to zero for float arithmetic) splits the bracket: what is
+        certified is pushed up to it from below, what is broken down to it from above.
+        """
+        low, step = self._known_below("milp"), 0.9 * self.rtol
+        doubts: dict[float, str] = {}  # eps that stayed undecided, and why
         for _ in range(MOST_PROBES):
+            high = self._upper()
+            doubts = {eps: why for eps, why in doubts.items() if low.eps < eps < high}
+            first, last = min(doubts, default=high), max(doubts, default=high)
             if deadline.over or high <= low.eps * (1 + self.rtol):
                 break
-            at = max((low.eps * high) ** 0.5, high / (1 + step))
+            if first > low.eps * (1 + self.rtol / 4):
+                at = max((low.eps * first) ** 0.5, first / (1 + step))
+            elif high > last * (1 + self.rtol / 4):
+                at = (last * high) ** 0.5
+            else:
+                break
             verdict = self._probe("milp", at, Deadline(max(deadline.left / 2, min(deadline.left, 5.0))))
             if verdict.status == "certified":
                 low = Certified(at, verdict.margin_lower, verdict.proof, "")
+                continue
+            if verdict.counterexample is not None:
+                self._draw_near(verdict.counterexample)
             else:
-                high, reason = self._lowered(verdict, reason)
-                # the cheap radius that bounds how far down a bisection may have to go
-                low = max(low, self.certified("crown", deadline), key=lambda c: c.eps)
-                step = 4 * self.rtol
-        return Certified(low.eps, low.margin, low.proof, reason or ("time limit" if deadline.over else ""))
+                doubts[at] = f"undecided at eps={at:.6g}: {verdict.reason}"
+            # the cheap radius that bounds how far down a bisection may have to go
+            low = max(low, self.certified("crown", deadline), key=lambda c: c.eps)
+            step = 4 * self.rtol
+        return replace(low, reason=next(iter(doubts.values()), "time limit" if deadline.over else ""))
 
-    def _lowered(self, verdict: Verdict, reason: str) -> tuple[float, str]:
-        """The new upper end after a probe that did not certify, and why if nothing was broken there."""
-        if verdict.counterexample is None:
-            return verdict.eps, f"undecided at eps={verdict.eps:.6g}: {verdict.reason}"
-        witness = shrink(self.question, verdict.counterexample)
-        if self.nearest is None or witness.distance < self.nearest.distance:
-            self.nearest = witness
-        return self.nearest.distance, ""
+    def _draw_near(self, witness: Witness) -> None:
+        """Takes a solver's witness for the nearest one, and PGD from it to nearer ones."""
+        step = 2 * self.rtol
+        best = shrink(self.question, witness)
+        while step > self.rtol / 8:
+            ball = self.question.ball(best.distance / (1 + step))
+            closer = polish(self.question, ball, best.image, best.pair)
+            if closer is None:
+                step /= 2
+            else:
+                best = shrink(self.question, closer)
+        if self.nearest is None or best.distance < self.nearest.distance:
+            self.nearest = best
 
     # --- shared ----------------------------------------------------------------------------------------------
 

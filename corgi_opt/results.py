@@ -16,9 +16,9 @@ Proof = Literal["float64", "solver"]
 class Witness:
     """A counterexample image inside the region, replayed in float64 through the user's own torch model.
 
-    ``image`` (1, C, H, W) float64, ``cam`` (H, W) there; ``pair`` the flat indices (i in the top k, j outside) with
-    the smallest ``CAM_i - CAM_j = margin <= 0`` (an exact tie breaks a strict order); ``distance`` is the
-    distance to the centre in the question's norm.
+    ``image`` (1, C, H, W) float64, ``cam`` (H, W) there; ``pair`` the flat indices (i of the top k, j its rival) with
+    ``CAM_i - CAM_j = margin <= 0`` (an exact tie breaks a strict order); ``allowed``: how many rivals may be as bright
+    as i; ``distance`` is the distance to the centre in the question's norm.
     """
 
     image: Tensor
@@ -26,12 +26,15 @@ class Witness:
     pair: tuple[int, int]
     margin: float
     distance: float
+    allowed: int
 
     @property
     def what_changed(self) -> str:
         """Which pixel displaces which, in words."""
         i, j = self.pair
-        return f"pixel {j} {'passes' if self.margin < 0 else 'ties with'} pixel {i}"
+        moved = f"pixel {j} {'passes' if self.margin < 0 else 'ties with'} pixel {i}"
+        ahead = int((self.cam.flatten() >= self.cam.flatten()[i]).sum()) - 1
+        return moved if self.allowed == 0 else f"{moved}, which {ahead} pixels equal or exceed"
 
     def __repr__(self) -> str:
         return f"Witness(margin={self.margin:.6g}, {self.what_changed}, distance={self.distance:.6g})"
@@ -42,7 +45,8 @@ class Verdict:
     """The answer for one eps.
 
     ``status``: certified (margin_lower > 0, proven), falsified (``counterexample`` replayed), or unknown (``reason``
-    says why). ``margin_lower <= margin <= margin_upper``, in units of the CAM. ``corgi_margin``: the paper's bound
+    says why). ``k``, ``within``: each of the k brightest pixels stays among the ``within`` brightest (``within = k``: the
+    set stays). ``margin_lower <= margin <= margin_upper``, in units of the CAM. ``corgi_margin``: the paper's bound
     on the same question. ``proof``, for a certified: ``"float64"`` (bounds computed in float64 with a stated safety
     margin, not outward rounded) or ``"solver"`` (rests on HiGHS's word). ``method``: the stage that settled it.
     """
@@ -50,6 +54,7 @@ class Verdict:
     status: Status
     eps: float
     k: int
+    within: int
     class_idx: int
     margin_lower: float
     margin_upper: float
@@ -63,7 +68,7 @@ class Verdict:
     def __repr__(self) -> str:
         how = f", proof={self.proof!r}" if self.proof else ""
         return (
-            f"Verdict({self.status}, eps={self.eps:g}, k={self.k}, class {self.class_idx}, margin in "
+            f"Verdict({self.status}, eps={self.eps:g}, {asked(self.k, self.within)}, class {self.class_idx}, margin in "
             f"[{self.margin_lower:.6g}, {self.margin_upper:.6g}], corgi {self.corgi_margin:.6g}, "
             f"by {self.method}{how}; {self.reason})"
         )
@@ -81,6 +86,7 @@ class Radius:
     lower: float
     upper: float
     k: int
+    within: int
     class_idx: int
     method: str
     corgi: float
@@ -97,6 +103,11 @@ class Radius:
 
     def __repr__(self) -> str:
         return (
-            f"Radius([{self.lower:.6g}, {self.upper:.6g}], k={self.k}, class {self.class_idx}, {self.method}; "
+            f"Radius([{self.lower:.6g}, {self.upper:.6g}], {asked(self.k, self.within)}, class {self.class_idx}, {self.method}; "
             f"corgi {self.corgi:.6g}, attack {self.attack:.6g}; {self.reason})"
         )
+
+
+def asked(k: int, within: int) -> str:
+    """Which pixels a question is about, in short."""
+    return f"k={k}" if within == k else f"k={k} within {within}"

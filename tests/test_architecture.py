@@ -20,6 +20,7 @@ LONGEST = 500
 RANK = {
     "corgi_opt.errors": 0,
     "corgi_opt.arguments": 1,
+    "corgi_opt.deadline": 1,
     "corgi_opt.spec": 2,
     "corgi_opt.results": 2,
     "corgi_opt.network": 2,

@@ -100,9 +100,9 @@ def test_a_contradiction_is_raised(pooled, monkeypatch):
 
 def test_a_certified_eps_beyond_a_witness_found_later_is_raised(pooled):
     """An exact probe can move the nearest witness below what an earlier method had certified."""
+    from corgi_opt.deadline import Deadline
     from corgi_opt.question import Question
     from corgi_opt.radius import Certified, RadiusSearch
-    from corgi_opt.search.deadline import Deadline
 
     net, x = pooled
     question = Question.ask(net, x, k=2, class_idx=0, norm="inf", clip=(0.0, 1.0), tie_tol=None)

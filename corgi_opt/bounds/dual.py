@@ -170,6 +170,12 @@ def lower_bounds(graph: LayerGraph, node: str, rows: Rows, regions: Regions, rel
 
 def descend(graph: LayerGraph, node: str, rows: Rows, regions: Regions, relaxations: Relaxations) -> Tensor:
     """One pass over all rows at once; differentiable where the relaxations are."""
+    total, at_image = backward(graph, node, rows, relaxations)
+    return total if at_image is None else total + regions.minimum(at_image.coefs, at_image.places)
+
+
+def backward(graph: LayerGraph, node: str, rows: Rows, relaxations: Relaxations) -> tuple[Tensor, Rows | None]:
+    """What the rows have become at the image (None if they read no input), and the constants (R,) met on the way."""
     total = rows.coefs.new_zeros(len(rows))
     pending = {node: rows}
 
@@ -181,10 +187,10 @@ def descend(graph: LayerGraph, node: str, rows: Rows, regions: Regions, relaxati
         if name not in pending:
             continue
         here: Rows | None = pending.pop(name).on(graph[name].shape)
-        assert here is not None
         if name == graph.input:
-            return total + regions.minimum(here.coefs, here.places)
+            return total, here
         if name in relaxations:
+            assert here is not None
             step = relaxations[name].step(here)
             total = total if step.constant is None else total + step.constant
             for operand, below in step.passed:
@@ -192,7 +198,7 @@ def descend(graph: LayerGraph, node: str, rows: Rows, regions: Regions, relaxati
             here = step.rest
         if here is not None:
             total = total + _through(graph, name, here, add)
-    return total  # the objective reads no input at all
+    return total, None
 
 
 def _through(graph: LayerGraph, name: str, rows: Rows, add: Callable[[str, Rows], None]) -> Tensor:

@@ -13,11 +13,13 @@ import numpy as np
 from corgi_solvers import Problem
 from scipy import sparse
 
-from corgi_opt.encode.program import Program, Vector, cleared
+from corgi_opt.encode.expressions import Vector
+from corgi_opt.encode.norms import within_ball
+from corgi_opt.encode.program import Program, cleared
 
 
 def big_m(program: Program) -> Problem:
-    """The MILP whose optimum is the exact minimum over the region."""
+    """The MILP whose optimum is the exact minimum of the first output over the region, in units of its scale."""
     units, inputs = program.units, program.inputs
     n = inputs + 2 * units
     unit = np.arange(units)
@@ -43,9 +45,9 @@ def big_m(program: Program) -> Problem:
             ]
         ),
     )
-    return Problem(
-        c=np.concatenate([program.objective, np.zeros(units)]),
-        offset=program.offset,
+    problem = Problem(
+        c=np.concatenate([program.outputs[[0]].toarray()[0], np.zeros(units)]),
+        offset=float(program.output_constants[0]),
         A=rows,
         row_lower=np.full(3 * units, -np.inf),
         row_upper=upper,
@@ -53,3 +55,4 @@ def big_m(program: Program) -> Problem:
         col_upper=np.concatenate([np.ones(inputs), program.upper, ones]),
         integrality=np.concatenate([np.zeros(inputs + units, dtype=bool), np.ones(units, dtype=bool)]),
     )
+    return within_ball(program, problem)

@@ -13,11 +13,12 @@ import numpy as np
 from corgi_solvers import Problem
 from scipy import sparse
 
+from corgi_opt.encode.norms import within_ball
 from corgi_opt.encode.program import Program, cleared
 
 
 def triangle(program: Program) -> Problem:
-    """The LP whose optimum is the largest D(mu) over all multipliers, for these bounds."""
+    """The LP whose optimum is the largest D(mu) of the first output over all multipliers, in units of its scale."""
     units, inputs = program.units, program.inputs
     s = sparse.csr_array((np.ones(units), (np.arange(units), inputs + np.arange(units))), shape=(units, inputs + units))
     scaled = program.rows.multiply(program.upper[:, None]).tocsr()
@@ -33,9 +34,9 @@ def triangle(program: Program) -> Problem:
             ]
         ),
     )
-    return Problem(
-        c=program.objective,
-        offset=program.offset,
+    problem = Problem(
+        c=program.outputs[[0]].toarray()[0],
+        offset=float(program.output_constants[0]),
         A=rows,
         row_lower=np.full(len(upper), -np.inf),
         row_upper=upper,
@@ -43,3 +44,4 @@ def triangle(program: Program) -> Problem:
         col_upper=np.concatenate([np.ones(inputs), program.upper]),
         integrality=np.zeros(inputs + units, dtype=bool),
     )
+    return within_ball(program, problem)

@@ -115,10 +115,18 @@ class CamNetwork:
         here = self.to(images.dtype, images.device)
         return torch.einsum("c,nchw->nhw", here.weight[class_idx], here.pooled.forward(images, self.features))
 
+    def class_scores(self, images: Tensor) -> Tensor:
+        """Class scores (N, classes) of images (N, C, H, W), differentiable, in their precision and on their device."""
+        return self.to(images.dtype, images.device).pooled.forward(images).flatten(1)
+
     def model_cam(self, x: Tensor, class_idx: int) -> Tensor:
         """The CAM (H, W) of x (1, C, H, W) computed by running the user's own torch model in float64."""
         _, features = self._run_model(x)
         return torch.einsum("c,nchw->nhw", self.weight[class_idx], features)[0]
+
+    def model_logits(self, x: Tensor) -> Tensor:
+        """Class scores (classes,) of x (1, C, H, W) computed by running the user's own torch model in float64."""
+        return self._run_model(x)[0]
 
     def _run_model(self, x: Tensor) -> tuple[Tensor, Tensor]:
         with torch.no_grad(), _GlobalPoolInputs() as seen:

@@ -6,14 +6,11 @@ window of the last node reads. A CAM pixel of the paper's network sees 14x14x3 i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from corgi_opt.network.graph import LayerGraph
-from corgi_opt.network.ops import POINTWISE, Affine, Geometry, Places, ReLU, Shape, Window, crop, inside
+from corgi_opt.network.ops import POINTWISE, Geometry, Shape, Window, crop
 
 
 def windows_of(graph: LayerGraph, node: str, window: Window) -> dict[str, Window]:
@@ -26,76 +23,6 @@ def windows_of(graph: LayerGraph, node: str, window: Window) -> dict[str, Window
         for operand in graph[name].inputs:
             found[operand] = found[operand].union(needed) if operand in found else needed
     return found
-
-
-@dataclass(frozen=True, eq=False)
-class Cone:
-    """The network below one window of ``node``: a window per ancestor, and which neurons in it matter.
-
-    ``reach[name]`` (C, h, w) is True for a neuron on the image whose value can influence the objective: the union
-    of the receptive fields of the objective's nonzero entries, not their bounding box.
-    """
-
-    graph: LayerGraph
-    node: str
-    windows: Mapping[str, Window]
-    reach: Mapping[str, Tensor]
-    objective: Tensor
-
-    @classmethod
-    def of(cls, graph: LayerGraph, node: str, window: Window, objective: Tensor) -> Cone:
-        """The cone of ``sum objective * value`` with objective (C, h, w) on ``window`` of ``node``."""
-        windows = windows_of(graph, node, window)
-        reach = {name: _nothing(graph, name, win) for name, win in windows.items()}
-        reach[node] = objective != 0
-        for name in reversed(graph.ancestors(node)):
-            if name not in windows:
-                continue
-            reach[name] &= _on_image(graph, name, windows[name], reach[name].device)
-            if name == graph.input:
-                continue
-            source = graph[name].op.geometry.window(windows[name])
-            for operand, seen in zip(graph[name].inputs, _spread(graph, name, reach[name]), strict=True):
-                reach[operand] |= place(seen, source, windows[operand])
-        return cls(graph, node, windows, reach, objective)
-
-    @property
-    def order(self) -> tuple[str, ...]:
-        return tuple(n for n in self.graph.ancestors(self.node) if n in self.windows)
-
-    def apply(self, name: str, values: Mapping[str, Tensor], bias: bool) -> Tensor:
-        """An affine node's window (N, C, h, w) from its operands' windows; zero outside the image."""
-        node, window = self.graph[name], self.windows[name]
-        assert isinstance(node.op, Affine)
-        needed = node.op.geometry.window(window)
-        inputs = [place(values[i], self.windows[i], needed) for i in node.inputs]
-        out = node.op.apply_window(inputs, window, node.shape, bias)
-        return out * _on_image(self.graph, name, window, out.device)
-
-    def forward(self, image: Tensor) -> Tensor:
-        """The objective (N,) on images (N, C, H, W)."""
-        values = {self.graph.input: crop(image, self.windows[self.graph.input])}
-        for name in self.order:
-            if isinstance(self.graph[name].op, ReLU):
-                values[name] = values[self.graph[name].inputs[0]].relu()
-            elif name != self.graph.input:
-                values[name] = self.apply(name, values, bias=True)
-        return (values[self.node] * self.objective).sum(dim=(1, 2, 3))
-
-
-def place(values: Tensor, source: Window, target: Window) -> Tensor:
-    """Values (..., h, w) on the window ``source`` seen through the window ``target``; zero where they miss."""
-    return crop(values, Window(target.y - source.y, target.x - source.x, target.h, target.w))
-
-
-def _nothing(graph: LayerGraph, name: str, window: Window) -> Tensor:
-    return torch.zeros(graph[name].shape[0], window.h, window.w, dtype=torch.bool)
-
-
-def _on_image(graph: LayerGraph, name: str, window: Window, device: torch.device) -> Tensor:
-    place_ = Places.of(torch.tensor([[window.y, window.x]], device=device))
-    mask = inside(graph[name].shape, place_, window.h, window.w)
-    return torch.ones(1, 1, 1, dtype=torch.bool, device=device) if mask is None else mask[0]
 
 
 def reach_of(graph: LayerGraph, node: str, mask: Tensor) -> dict[str, Tensor]:
@@ -127,13 +54,3 @@ def _read_by(geometry: Geometry, mask: Tensor) -> Tensor:
     """Positions that marked positions (B, 1, h, w) read, on the window that ``geometry`` gives for theirs."""
     ones = torch.ones(1, 1, *geometry.extent, device=mask.device)
     return torch.nn.functional.conv_transpose2d(mask.float(), ones, stride=geometry.stride) > 0.5
-
-
-def _spread(graph: LayerGraph, name: str, reach: Tensor) -> list[Tensor]:
-    """Which entries of each operand's needed window feed the True entries of ``reach`` (C, h, w)."""
-    node = graph[name]
-    if not isinstance(node.op, Affine):
-        return [reach]
-    # The positions only: a zero weight still counts as reached, which is sound and keeps the rule one line.
-    seen = _read_by(node.op.geometry, reach.any(dim=0, keepdim=True)[None])[0]
-    return [seen.expand(graph[i].shape[0], -1, -1) for i in node.inputs]

@@ -4,8 +4,8 @@ Every tensor between nodes is a map ``(N, C, H, W)``; a vector is a map of one p
 
 * ``apply``: the forward map on whole images,
 * ``geometry``: which input rows and columns a window of its output reads (receptive-field arithmetic),
-* for affine operations, ``adjoint``: the transpose on windows, ``constant``: the bias' share of a linear
-  functional, and ``apply_window``: the forward map on one window.
+* for affine operations, ``adjoint``: the transpose on windows, and ``constant``: the bias' share of a linear
+  functional.
 
 A *window* is a rectangle of positions that may overhang the image: positions outside hold no neuron, and
 whoever reads a window there reads zero. This makes the windows of all positions of a layer one shape, so that
@@ -204,10 +204,6 @@ class Affine(Op):
     def constant(self, lam: Tensor, places: Places, shape: Shape) -> Tensor | None:
         """``b' lam`` (R,), or None when there is no bias."""
 
-    @abstractmethod
-    def apply_window(self, inputs: Sequence[Tensor], window: Window, shape: Shape, bias: bool) -> Tensor:
-        """This node on one window, from its inputs' windows ``geometry.window(window)``, each (N, C_i, h_i, w_i)."""
-
 
 @dataclass(frozen=True, eq=False)
 class Input(Op):
@@ -275,10 +271,6 @@ class Conv2d(Affine):
     def constant(self, lam: Tensor, places: Places, shape: Shape) -> Tensor | None:
         return None if self.bias is None else lam.sum(dim=(2, 3)) @ self.bias
 
-    def apply_window(self, inputs: Sequence[Tensor], window: Window, shape: Shape, bias: bool) -> Tensor:
-        b = self.bias if bias else None
-        return F.conv2d(inputs[0], self.weight, b, self.stride, 0, self.dilation, self.groups)
-
     def to(self, dtype: torch.dtype, device: torch.device) -> Conv2d:
         bias = None if self.bias is None else self.bias.to(device, dtype)
         return replace(self, weight=self.weight.to(device, dtype), bias=bias)
@@ -301,12 +293,8 @@ class Tap(Affine):
         return Geometry(self.stride, self.offset, (1, 1))
 
     def apply(self, inputs: Sequence[Tensor]) -> Tensor:
-        return self.apply_window(
-            [crop(inputs[0], self.geometry.window(Window(0, 0, *self.size)))],
-            Window(0, 0, *self.size),
-            (0, *self.size),
-            bias=False,
-        )
+        window = crop(inputs[0], self.geometry.window(Window(0, 0, *self.size)))
+        return window[..., :: self.stride[0], :: self.stride[1]]
 
     def adjoint(self, lam: Tensor, places: Places, shape: Shape) -> list[Tensor]:
         h, w = lam.shape[-2:]
@@ -316,9 +304,6 @@ class Tap(Affine):
 
     def constant(self, lam: Tensor, places: Places, shape: Shape) -> Tensor | None:
         return None
-
-    def apply_window(self, inputs: Sequence[Tensor], window: Window, shape: Shape, bias: bool) -> Tensor:
-        return inputs[0][..., :: self.stride[0], :: self.stride[1]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -343,14 +328,6 @@ class Combine(Affine):
         if self.shift is None:
             return None
         return (lam * self._windows(self.shift, places, lam)).sum(dim=(1, 2, 3))
-
-    def apply_window(self, inputs: Sequence[Tensor], window: Window, shape: Shape, bias: bool) -> Tensor:
-        def local(c: Tensor) -> Tensor:
-            return c if c.shape[-2:] == (1, 1) else crop(c.expand(-1, *shape[1:]), window)
-
-        total = sum(local(c) * x for c, x in zip(self.coefs, inputs, strict=True))
-        assert isinstance(total, Tensor)
-        return total + local(self.shift) if bias and self.shift is not None else total
 
     @staticmethod
     def _windows(c: Tensor, places: Places, lam: Tensor) -> Tensor:

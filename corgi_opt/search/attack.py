@@ -1,7 +1,7 @@
 """Pairwise PGD: looks for an image inside the region where some rest pixel passes some top pixel.
 
 Pushing the sum of the top pixels down (the paper's attack) lowers their rivals with them. Here each batch row
-drives one pair apart: ascend ``CAM_j - CAM_i`` for the pairs with the smallest ``gap / ||gradient||_dual`` (the radius
+drives one pair apart: descend ``CAM_i - CAM_j`` for the pairs with the smallest ``gap / ||gradient||_dual`` (the radius
 at which the linearised pair ties; the dual norm of the ball's), from an FGSM start, by steps that shrink tenfold: sign
 steps for an L-inf ball (Madry et al. 2018), for the others steps towards the linearised optimum over the region (Frank
 and Wolfe 1956), which never leave it.
@@ -9,17 +9,18 @@ and Wolfe 1956), which never leave it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from corgi_opt.arguments import integer
+from corgi_opt.deadline import Deadline
 from corgi_opt.question import Question
 from corgi_opt.region import Regions, least
 from corgi_opt.results import Witness
-from corgi_opt.search.deadline import Deadline
 from corgi_opt.spec import Ball, Norm, distance
 
 TOP_CANDIDATES, REST_CANDIDATES = 64, 256
@@ -51,19 +52,68 @@ class PgdOptions:
             integer(name, getattr(self, name), low, 2**63 - 1)
 
 
+class Targets(Protocol):
+    """What to attack, the most breakable first: Q rows, and the linearised radius (Q,) of each."""
+
+    radii: Tensor
+
+    def first(self, count: int) -> Targets: ...
+
+    def left(self, cams: Tensor) -> Tensor:
+        """What each of Q CAMs (Q, H, W) has left of its own row: not positive when that is broken; to be descended."""
+        ...
+
+
 @dataclass(frozen=True, eq=False)
-class Targets:
-    """Pairs (Q, 2) of flat pixel indices, the most breakable first, and the linearised radius (Q,) of each."""
+class Pairs:
+    """Pairs (Q, 2) of flat pixel indices: the second is to pass the first."""
 
     pairs: Tensor
     radii: Tensor
 
+    def first(self, count: int) -> Pairs:
+        return Pairs(self.pairs[:count], self.radii[:count])
 
-def rank_pairs(question: Question, device: torch.device) -> Targets:
-    """The pairs by ``gap / ||grad CAM_i - grad CAM_j||`` at the image, in the dual of the question's norm."""
-    flat = question.cam.flatten()
-    top = question.topk.top.flip(0)[:TOP_CANDIDATES]
-    rest = question.topk.rest[:REST_CANDIDATES]
+    def left(self, cams: Tensor) -> Tensor:
+        flat, row = cams.flatten(1), torch.arange(len(cams), device=cams.device)
+        pairs = self.pairs.to(cams.device)
+        return flat[row, pairs[:, 0]] - flat[row, pairs[:, 1]]
+
+
+@dataclass(frozen=True, eq=False)
+class Ranks:
+    """Top pixels (Q,), flat indices, of which each is to fall behind ``within`` others."""
+
+    pixels: Tensor
+    radii: Tensor
+    within: int
+
+    def first(self, count: int) -> Ranks:
+        return Ranks(self.pixels[:count], self.radii[:count], self.within)
+
+    def left(self, cams: Tensor) -> Tensor:
+        """The sum of the gaps to those of the ``within`` nearest to passing that are not yet ahead."""
+        flat, own = cams.flatten(1), self.pixels.to(cams.device)[:, None]
+        gaps = (flat.gather(1, own) - flat).scatter(1, own, torch.inf)
+        return gaps.topk(self.within, dim=1, largest=False).values.clamp(min=0).sum(dim=1)
+
+
+def one_target(question: Question, pair: tuple[int, int]) -> Targets:
+    """A pair, or the fall of its first pixel where some rivals are allowed."""
+    unknown = torch.zeros(1)
+    if question.topk.allowed == 0:
+        return Pairs(torch.tensor([pair]), unknown)
+    return Ranks(torch.tensor(pair[:1]), unknown, question.topk.within)
+
+
+def rank_targets(question: Question, device: torch.device) -> Targets:
+    """Pairs by ``gap / ||grad CAM_i - grad CAM_j||`` at the image, in the dual of the question's norm.
+
+    Where some rivals are allowed: top pixels, by that of the last rival needed.
+    """
+    topk, flat = question.topk, question.cam.flatten()
+    top = topk.top.flip(0)[:TOP_CANDIDATES]
+    rest = topk.rest[:REST_CANDIDATES]
     gradients = _gradients(question, torch.cat([top, rest]), device)
     rows = []
     for i in range(len(top)):
@@ -71,9 +121,15 @@ def rank_pairs(question: Question, device: torch.device) -> Targets:
         gap = flat[top[i]] - flat[rest]
         rows.append(gap / slope.clamp(min=1e-30))
     radii = torch.stack(rows)
-    order = torch.argsort(radii.flatten(), stable=True)
-    pairs = torch.stack([top[order // len(rest)], rest[order % len(rest)]], dim=1)
-    return Targets(pairs, radii.flatten()[order])
+    if topk.allowed == 0:
+        order = torch.argsort(radii.flatten(), stable=True)
+        pairs = torch.stack([top[order // len(rest)], rest[order % len(rest)]], dim=1)
+        return Pairs(pairs, radii.flatten()[order])
+    # brighter ones are ahead already; rest pixels have to make up the number
+    needed = topk.within - topk.ahead.sum(dim=1).flip(0)[:TOP_CANDIDATES]
+    last = radii.sort(dim=1).values.gather(1, (needed - 1).clamp(0, len(rest) - 1)[:, None])[:, 0]
+    order = torch.argsort(last, stable=True)
+    return Ranks(top[order], last[order], topk.within)
 
 
 @torch.enable_grad()  # callers may be inside no_grad
@@ -93,29 +149,61 @@ def pgd(question: Question, ball: Ball, targets: Targets, device: torch.device, 
     if ball.eps == 0:
         return None
     near = int((targets.radii <= WITHIN * ball.eps).sum())
-    pairs = targets.pairs[: min(options.rows, max(near, FEWEST))]
+    rows = targets.first(min(options.rows, max(near, FEWEST)))
     generator = torch.Generator().manual_seed(options.seed)
     for start in range(1 + options.restarts):
-        found = _ascend(question, ball, pairs, device, options, generator if start else None)
+        found = _descend(question, ball, rows, device, options, generator if start else None)
         if found is not None:
             return found
     return None
 
 
-@torch.enable_grad()
 def polish(question: Question, ball: Ball, image: Tensor, pair: tuple[int, int], steps: int = 20) -> Witness | None:
-    """PGD for one pair from a given image (1, C, H, W), in float64: turns a near miss into a witness, or None."""
-    region = Regions.of([ball], torch.float64, torch.device("cpu"))
-    x = ball.project(image)
-    for step in range(steps):
+    """PGD for one pair from a given image (1, C, H, W), in float64: turns a near miss into a witness, or None.
+
+    Where some rivals are allowed, for the fall of its first pixel.
+    """
+    for x in _path(question, ball, image, one_target(question, pair), 0.2, steps):
         witness = replay(question, ball, x)
         if witness is not None:
             return witness
+    return None
+
+
+def drive_apart(question: Question, ball: Ball, pair: tuple[int, int], steps: int = 40) -> Tensor:
+    """The image (1, C, H, W) in the region with the smallest ``CAM_i - CAM_j`` that PGD meets, in float64."""
+    target, best, least_gap = Pairs(torch.tensor([pair]), torch.zeros(1)), ball.center, float("inf")
+    for x in _path(question, ball, ball.center, target, 1.0, steps):
+        gap = float(target.left(question.net.cams(x, question.class_idx))[0])
+        if gap < least_gap:
+            best, least_gap = x, gap
+    return best
+
+
+@torch.enable_grad()
+def _path(question: Question, ball: Ball, image: Tensor, target: Targets, size: float, steps: int) -> Iterator[Tensor]:
+    """PGD's images for one target; the first step has this size relative to the region, the last a hundredth of it."""
+    region = Regions.of([ball], torch.float64, torch.device("cpu"))
+    x = ball.project(image)
+    for step in range(steps + 1):
+        yield x
         x = x.clone().requires_grad_(True)
-        cam = question.net.cams(x, question.class_idx).flatten()
-        (gradient,) = torch.autograd.grad(cam[pair[1]] - cam[pair[0]], x)
-        x = _moved(region, x.detach(), gradient, 0.2 * 0.8**step)
-    return replay(question, ball, x)
+        (gradient,) = torch.autograd.grad(-_left(question, target, x)[0].sum(), x)
+        x = _moved(region, x.detach(), gradient, size * 0.01 ** (step / steps))
+
+
+def _left(question: Question, targets: Targets, x: Tensor) -> tuple[Tensor, Tensor]:
+    """What images (Q, C, H, W) have left of their rows, differentiable, and their CAMs (Q, H, W).
+
+    Where the class is to be kept, its loss weighs as much as a CAM pixel's.
+    """
+    cams = question.net.cams(x, question.class_idx)
+    left = targets.left(cams)
+    if question.predicted is not None:
+        logits = question.net.class_scores(x)
+        lost = (logits.amax(dim=1) - logits[:, question.predicted]) * question.cam.numel()
+        left = left + lost
+    return left, cams
 
 
 def _moved(region: Regions, x: Tensor, gradient: Tensor, size: float) -> Tensor:
@@ -135,44 +223,39 @@ def replay(question: Question, ball: Ball, image: Tensor) -> Witness | None:
         return None
     cam = question.net.model_cam(x, question.class_idx)
     margin = float(question.topk.margin(cam[None])[0])
-    if not margin <= 0:
+    if not margin <= 0 or not question.counts(x):
         return None
-    flat = cam.flatten()
-    i = int(question.topk.top[flat[question.topk.top].argmin()])
-    j = int(question.topk.rest[flat[question.topk.rest].argmax()])
-    return Witness(x, cam, (i, j), margin, ball.distance(x))
+    return Witness(x, cam, question.topk.worst_pair(cam), margin, ball.distance(x), question.topk.allowed)
 
 
 @torch.enable_grad()
-def _ascend(
+def _descend(
     question: Question,
     ball: Ball,
-    pairs: Tensor,
+    targets: Targets,
     device: torch.device,
     options: PgdOptions,
     generator: torch.Generator | None,
 ) -> Witness | None:
     region = Regions.of([ball], torch.float32, device)
-    x = region.center.expand(len(pairs), -1, -1, -1).clone()
+    count = len(targets.radii)
+    x = region.center.expand(count, -1, -1, -1).clone()
     if generator is not None:
-        x = _scattered(region, len(pairs), generator)
-    row = torch.arange(len(pairs), device=device)
-    i, j = pairs[:, 0].to(device), pairs[:, 1].to(device)
+        x = _scattered(region, count, generator)
     nearest: list[float] = []
     for step in range(options.steps + 1):
         x.requires_grad_(True)
-        cams = question.net.cams(x, question.class_idx)
+        left, cams = _left(question, targets, x)
         margins = question.topk.margin(cams.detach())
-        best = int(margins.argmin())
-        if float(margins[best]) <= 0:
-            witness = replay(question, ball, x.detach()[best : best + 1])
+        order = margins.argsort(stable=True)
+        for row in order[margins[order] <= 0].tolist():  # the first replays, unless its class is lost
+            witness = replay(question, ball, x.detach()[row : row + 1])
             if witness is not None:
                 return witness
-        nearest.append(min(float(margins[best]), nearest[-1] if nearest else float("inf")))
+        nearest.append(min(float(margins.min()), nearest[-1] if nearest else float("inf")))
         if step == options.steps or _stalled(nearest):
             return None
-        flat = cams.flatten(1)
-        (gradient,) = torch.autograd.grad((flat[row, j] - flat[row, i]).sum(), x)
+        (gradient,) = torch.autograd.grad(-left.sum(), x)
         # the first step is FGSM's, across the whole region; later ones shrink geometrically to a tenth of it
         x = _moved(region, x.detach(), gradient, 0.1 ** (step / options.steps))
     return None

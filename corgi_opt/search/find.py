@@ -9,7 +9,7 @@ from corgi_opt.errors import InputError
 from corgi_opt.network.cam import CamNetwork
 from corgi_opt.question import Question, resolve_device
 from corgi_opt.results import Witness
-from corgi_opt.search.attack import PgdOptions, pgd, rank_pairs
+from corgi_opt.search.attack import PgdOptions, pgd, rank_targets
 from corgi_opt.spec import Clip, Norm
 
 
@@ -35,4 +35,4 @@ def attack(
     where = resolve_device(device)
     question = Question.ask(net, x, k=k, class_idx=class_idx, norm=norm, clip=clip, tie_tol=tie_tol)
     ball = question.ball(eps)
-    return pgd(question, ball, rank_pairs(question, where), where, options or PgdOptions())
+    return pgd(question, ball, rank_targets(question, where), where, options or PgdOptions())

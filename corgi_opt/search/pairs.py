@@ -1,117 +1,165 @@
-"""One pair of CAM pixels, exactly or by LP: the minimum of ``CAM_i - CAM_j`` over the region, in its own cone.
+"""One pair of CAM pixels, exactly or by LP: the minimum of ``CAM_i - CAM_j`` over the region, or just its sign.
 
-Pixels whose receptive fields meet share a joint cone. Where they do not, ``min (a - b) = min a - max b`` and each
-pixel is solved in its own, smaller cone.
+Pixels whose receptive fields meet are one program. Where they do not and the region is a box, each is a program of its
+own, as ``min (a - b) = min a + min (-b)``.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
-from corgi_solvers import Highs, Problem, Solution, Status
+from corgi_solvers import Backend, Problem, Solution, Status
 from torch import Tensor
 
-from corgi_opt.bounds.crown import Bounded
-from corgi_opt.bounds.objective import share_inputs
-from corgi_opt.encode.program import Program, compile_cone, expression_bytes
-from corgi_opt.network.cam import CamNetwork
-from corgi_opt.network.cone import Cone
-from corgi_opt.network.ops import Window
-from corgi_opt.search.deadline import Deadline
+from corgi_opt.bounds.crown import Relaxed
+from corgi_opt.bounds.objective import pixel_rows, share_inputs
+from corgi_opt.deadline import Deadline
+from corgi_opt.encode.expressions import Expression, Expressions
+from corgi_opt.encode.kept import keeping_class
+from corgi_opt.encode.program import Program, TooLargeError, compile_program
+from corgi_opt.question import Question
+from corgi_opt.search.attack import drive_apart
+from corgi_opt.search.kept import class_gaps
 from corgi_opt.spec import Ball
 
 Encoding = Callable[[Program], Problem]
 
-MOST_BYTES = 4 * 2**30
-"""Largest cone that is encoded; a larger one is left undecided instead of exhausting the machine."""
+TOLERANCE = 1e-8
+"""To which solvers are trusted to keep a row, a bound or an integer: ten times what HiGHS is asked for."""
 
 
 @dataclass(frozen=True, eq=False)
 class PairAnswer:
     """Proven ``lower`` <= min (CAM_i - CAM_j) <= ``upper`` (the solver's incumbent, to be replayed, at ``image``).
 
-    ``binaries``: unstable ReLUs encoded; ``nodes``: branch-and-bound nodes; ``reason``: why it is not decided.
+    ``lower`` rests on the solver's word, less ``error``: what its tolerances may hide. ``binaries``: unstable ReLUs
+    encoded; ``nodes``: branch-and-bound nodes; ``reason``: why it is not decided.
     """
 
     lower: float
     upper: float
     image: Tensor | None
+    error: float
     binaries: int
     nodes: int
     reason: str
 
+    @property
+    def passes(self) -> bool:
+        """Whether the solver believes that at its image the second pixel passes the first."""
+        return self.image is not None and self.upper <= 2 * self.error
+
+
+@dataclass(eq=False)
+class CamExpressions:
+    """CAM pixels of one question at one eps as expressions, each made once."""
+
+    question: Question
+    expressions: Expressions
+    _pixels: dict[int, Expression] = field(default_factory=dict)
+
+    def pixels(self, wanted: Sequence[int], deadline: Deadline) -> Mapping[int, Expression]:
+        """At least the CAM pixels ``wanted``, by flat index. Raises TimeoutError."""
+        missing = [p for p in dict.fromkeys(wanted) if p not in self._pixels]
+        if missing:
+            net, flat = self.question.net, torch.tensor(missing)
+            rows = pixel_rows(net, self.question.class_idx, flat, torch.zeros_like(flat))
+            self._pixels.update(zip(missing, self.expressions.of(net.features, rows, deadline), strict=True))
+        return self._pixels
+
 
 @dataclass(frozen=True, eq=False)
 class PairSolver:
-    """Solves pairs of one question at one eps with one encoding: ``triangle`` (LP bound) or ``big_m`` (exact).
+    """Solves pairs of one question at one eps with one encoding: ``triangle`` (LP bound) or ``big_m`` (exact)."""
 
-    ``net`` is the float64 CPU network, ``bounded`` what is proven about it over the region.
-    """
-
-    net: CamNetwork
+    question: Question
     ball: Ball
-    class_idx: int
-    bounded: Bounded
+    cam: CamExpressions
     encoding: Encoding
-    solver: Highs
+    solver: Backend
 
-    def solve(self, pair: tuple[int, int], threshold: float, deadline: Deadline) -> PairAnswer:
-        """Bounds the pair's minimum; an exact solve stops as soon as it is decided against ``threshold``."""
+    def solve(self, pair: tuple[int, int], deadline: Deadline) -> PairAnswer:
+        """Bounds the pair's minimum; an exact solve stops as soon as its sign is decided."""
         i, j = pair
-        if bool(share_inputs(self.net, torch.tensor([pair]))[0]):
-            return self._minimise([(i, 1.0), (j, -1.0)], self.ball.center, threshold, deadline)
-        # min CAM_i - max CAM_j = min CAM_i + min(-CAM_j): the second is only asked about the sign of the sum
-        first = self._minimise([(i, 1.0)], self.ball.center, None, deadline)
-        background = self.ball.center if first.image is None else first.image
-        second = self._minimise([(j, -1.0)], background, threshold - first.lower, deadline)
-        return PairAnswer(
-            lower=first.lower + second.lower,
-            upper=first.upper + second.upper,
-            image=second.image,
-            binaries=first.binaries + second.binaries,
-            nodes=first.nodes + second.nodes,
-            reason=first.reason or second.reason,
-        )
+        together = bool(share_inputs(self.question.net, torch.tensor([pair]))[0])
+        try:
+            pixels = self.cam.pixels(pair, deadline)
+            if together or self.ball.norm != "inf":  # the two would share the budget of any other ball
+                return self._minimise(pixels[i] - pixels[j], self.ball.center, 0.0, deadline)
+            return self._minimise_apart(pair, pixels[i], -pixels[j], deadline)
+        except (TooLargeError, TimeoutError) as stop:
+            return PairAnswer(-math.inf, math.inf, None, 0.0, 0, 0, str(stop))
+
+    def solve_keeping_class(self, pair: tuple[int, int], relaxed: Relaxed, deadline: Deadline) -> PairAnswer:
+        """The same over images that keep the predicted class, or over some that need not (sound; ``reason`` says)."""
+        i, j = pair
+        try:
+            pixels = self.cam.pixels(pair, deadline)
+            gaps = class_gaps(self.question, self.cam.expressions, relaxed, pair, deadline)
+            answer = self._minimise(pixels[i] - pixels[j], self.ball.center, 0.0, deadline, gaps.expressions)
+        except (TooLargeError, TimeoutError) as stop:
+            return PairAnswer(-math.inf, math.inf, None, 0.0, 0, 0, str(stop))
+        return answer if gaps.exact or answer.reason else replace(answer, reason="the class is kept in part only")
 
     def _minimise(
-        self, terms: list[tuple[int, float]], background: Tensor, threshold: float | None, deadline: Deadline
+        self,
+        value: Expression,
+        background: Tensor,
+        decide_at: float,
+        deadline: Deadline,
+        not_negative: Sequence[Expression] = (),
     ) -> PairAnswer:
-        cone = self._cone(terms)
-        needed = expression_bytes(cone, self.bounded.intervals)
-        if needed > MOST_BYTES:
-            reason = f"its cone takes about {needed / 2**30:.0f} GiB to encode, more than {MOST_BYTES / 2**30:g}"
-            return PairAnswer(-math.inf, math.inf, None, 0, 0, reason)
-        program = compile_cone(cone, self.ball, self.bounded)
-        solution = self.solver.solve(self.encoding(program), time_limit=deadline.left, decide_at=threshold)
-        image = None if solution.x is None else program.image(solution.x, background)
+        program = compile_program(self.cam.expressions, self.ball, [value, *not_negative], deadline)
+        errors = program.errors(TOLERANCE)
+        scale, error = float(program.scales[0]), float(program.scales[0] * errors[0])
+        problem = self.encoding(program)
+        if not_negative:
+            problem = keeping_class(program, problem, errors)
+        solution = self.solver.solve(problem, time_limit=deadline.left, decide_at=(decide_at + error) / scale)
         # The image itself satisfies every row, so "infeasible" is a failure of the solver and proves nothing.
-        proven = solution.status in (Status.OPTIMAL, Status.DECIDED, Status.LIMIT)
+        proven = solution.status in (Status.OPTIMAL, Status.DECIDED, Status.LIMIT) and math.isfinite(solution.bound)
         return PairAnswer(
-            lower=solution.bound if proven and math.isfinite(solution.bound) else -math.inf,
-            upper=solution.objective,
-            image=image,
+            lower=solution.bound * scale - error if proven else -math.inf,
+            upper=solution.objective * scale,
+            image=None if solution.x is None else program.image(solution.x, background),
+            error=error,
             binaries=program.units,
             nodes=solution.report.nodes,
-            reason=_reason(solution),
+            reason=why_undecided(solution),
         )
 
-    def _cone(self, terms: list[tuple[int, float]]) -> Cone:
-        width = self.net.map_shape[1]
-        places = [(p // width, p % width) for p, _ in terms]
-        top, left = min(y for y, _ in places), min(x for _, x in places)
-        bottom, right = max(y for y, _ in places), max(x for _, x in places)
-        weight = self.net.weight[self.class_idx]
-        objective = torch.zeros(len(weight), bottom - top + 1, right - left + 1, dtype=torch.float64)
-        for (y, x), (_, sign) in zip(places, terms, strict=True):
-            objective[:, y - top, x - left] += sign * weight
-        window = Window(top, left, bottom - top + 1, right - left + 1)
-        return Cone.of(self.net.graph, self.net.features, window, objective)
+    def _minimise_apart(
+        self, pair: tuple[int, int], first: Expression, second: Expression, deadline: Deadline
+    ) -> PairAnswer:
+        """The sum of two minima over inputs of their own, each only as sharply as the sign of the sum asks for.
+
+        PGD says about where both are. What their sum has to spare is halved between them: one that is not proven to
+        within its half is solved until it is, or until it falls below, which halves what there is to spare.
+        """
+        image = drive_apart(self.question, self.ball, pair)
+        at = self.question.net.model_cam(image, self.question.class_idx).flatten()
+        upper, lower = [float(at[pair[0]]), -float(at[pair[1]])], [-math.inf, -math.inf]
+        error, binaries, nodes, reason = [0.0, 0.0], [0, 0], 0, ""
+        while sum(lower) <= 0 and sum(upper) > sum(error):
+            half = sum(upper) / 2
+            side = 0 if upper[0] - lower[0] >= upper[1] - lower[1] else 1
+            done = lower[1 - side] >= upper[1 - side] - half
+            target = -lower[1 - side] if done else upper[side] - half
+            answer = self._minimise((first, second)[side], image, target, deadline)
+            if answer.image is not None and answer.upper < upper[side]:
+                image, upper[side] = answer.image, answer.upper
+            lower[side] = max(lower[side], answer.lower)
+            error[side], binaries[side], nodes = answer.error, answer.binaries, nodes + answer.nodes
+            reason = answer.reason
+            if reason or not (lower[side] > target or upper[side] <= target + answer.error):
+                break  # stopped, or too close to tell
+        return PairAnswer(sum(lower), sum(upper), image, sum(error), sum(binaries), nodes, reason)
 
 
-def _reason(solution: Solution) -> str:
+def why_undecided(solution: Solution) -> str:
     if solution.status in (Status.OPTIMAL, Status.DECIDED):
         return ""
     if solution.status is Status.LIMIT:

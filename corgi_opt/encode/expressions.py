@@ -1,0 +1,197 @@
+"""Functionals of a network as linear expressions over its inputs and its unstable ReLUs; all else is eliminated.
+
+A ReLU proven active passes coefficients on, one proven inactive drops them, an unstable one is a variable. So an
+expression is one backward pass, the same that computes a dual bound, with other multipliers: those of unstable ReLUs
+are taken down instead of relaxed. Expressions of pre-activations are remembered: questions about one image at one eps
+share most of them.
+
+Columns number the variables of the whole network: inputs first, then ReLUs in topological order (flat indices of
+their maps), then, after all variables, windows of pooling nodes, which an expression merely passed through.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import sparse
+from torch import Tensor
+
+from corgi_opt.bounds.crown import Bounded, unit_rows
+from corgi_opt.bounds.dual import Relaxations, Rows, Step, backward, rows_at_once
+from corgi_opt.deadline import Deadline
+from corgi_opt.network.graph import LayerGraph
+
+Vector = NDArray[np.float64]
+Indices = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Expression:
+    """``constant + values @ variables[columns]``; columns sorted. ``windows``: pooling windows it passed through."""
+
+    constant: float
+    columns: Indices
+    values: Vector
+    windows: Indices
+
+    def __sub__(self, other: Expression) -> Expression:
+        return combined([(1.0, self), (-1.0, other)])
+
+    def __neg__(self) -> Expression:
+        return replace(self, constant=-self.constant, values=-self.values)
+
+
+def combined(terms: Sequence[tuple[float, Expression]], constant: float = 0.0) -> Expression:
+    """``constant + sum of weight * expression``."""
+    columns = np.concatenate([e.columns for _, e in terms])
+    values = np.concatenate([w * e.values for w, e in terms])
+    merged, place = np.unique(columns, return_inverse=True)
+    total = np.bincount(place, values, minlength=len(merged))
+    kept = total != 0
+    return Expression(
+        constant=constant + sum(w * e.constant for w, e in terms),
+        columns=merged[kept],
+        values=total[kept],
+        windows=np.unique(np.concatenate([e.windows for _, e in terms])),
+    )
+
+
+class Expressions:
+    """Expressions over one region. ``graph`` in float64 on the CPU, ``bounded`` what is proven about its nodes."""
+
+    def __init__(self, graph: LayerGraph, bounded: Bounded) -> None:
+        self.graph, self.bounded = graph, bounded
+        self._remembered: dict[int, Expression] = {}
+        self._start: dict[str, int] = {}
+        count = 0
+        for name in (graph.input, *graph.relus, *bounded.planes):
+            self._start[name] = count
+            count += math.prod(graph[name].shape)
+        self.columns = count
+        self.inputs = math.prod(graph[graph.input].shape)
+        self._first_window = self._start[next(iter(bounded.planes))] if bounded.planes else count
+        self._notes: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._gates: Relaxations = {n: self._gate(n) for n in graph.relus} | {
+            n: _Passed(partial(self._note, n)) for n in bounded.planes
+        }
+
+    def of(self, node: str, rows: Rows, deadline: Deadline) -> list[Expression]:
+        """The expressions of functionals of ``node``, all about the one region. Raises TimeoutError."""
+        size = rows_at_once(self.graph, node, rows)
+        found: list[Expression] = []
+        for start in range(0, len(rows), size):
+            if deadline.over:
+                raise TimeoutError("time limit")
+            found += self._descended(node, rows.part(start, size))
+        return found
+
+    def units(self, relu: str, columns: Indices, deadline: Deadline) -> list[Expression]:
+        """The pre-activations of some units (their columns) of one ReLU node. Raises TimeoutError."""
+        missing = np.array([c for c in columns if c not in self._remembered], dtype=np.int64)
+        if len(missing):
+            source = self.graph[relu].inputs[0]
+            rows = self._unit_rows(source, missing - self._start[relu])
+            self._remembered.update(zip(missing.tolist(), self.of(source, rows, deadline), strict=True))
+        return [self._remembered[c] for c in columns.tolist()]
+
+    def bounds(self, relu: str, columns: Indices) -> Vector:
+        """Proven lower and upper bounds (2, U) of the pre-activations of some units of one ReLU node."""
+        at = torch.from_numpy(columns - self._start[relu])
+        return torch.stack([side.flatten()[at] for side in self.bounded.intervals[self.graph[relu].inputs[0]]]).numpy()
+
+    def cuts(self, node: str, windows: Indices, deadline: Deadline) -> list[Expression]:
+        """What is at most zero by the direct planes of some windows of a pooling node: below - max, and max - above.
+
+        Only where those planes are the tighter ones. Raises TimeoutError.
+        """
+        planes = self.bounded.planes[node]
+        assert planes.used is not None
+        found: list[Expression] = []
+        for used, sign in zip(planes.used, (1.0, -1.0), strict=True):
+            flat = windows - self._start[node]
+            flat = flat[used[0].flatten().numpy()[flat]]
+            if not len(flat):
+                continue
+            maximum = self._unit_rows(node, flat)
+            maximum.coefs.mul_(sign)
+            step = planes.step(maximum)  # the plane that bounds a coefficient of this sign from below
+            assert step.constant is not None
+            ((source, plane),) = step.passed
+            parts = (self.of(source, plane, deadline), self.of(node, maximum, deadline), step.constant.tolist())
+            found += [combined([(1.0, low), (-1.0, value)], shift) for low, value, shift in zip(*parts, strict=True)]
+        return found
+
+    def by_node(self, columns: Iterable[int]) -> dict[str, Indices]:
+        """Columns of ReLUs and pooling windows by their node, each sorted."""
+        every = np.array(sorted(columns), dtype=np.int64)
+        names, starts = list(self._start), np.array([*self._start.values(), self.columns])
+        cut = np.searchsorted(every, starts)
+        return {n: every[a:b] for n, a, b in zip(names, cut[:-1], cut[1:], strict=True) if b > a}
+
+    def _gate(self, relu: str) -> _Gate:
+        source = self.graph[relu].inputs[0]
+        z = self.bounded.intervals[source]
+        return _Gate(source, (z.lower >= 0).double()[None], z.unstable.double()[None], partial(self._note, relu))
+
+    def _note(self, name: str, rows: Rows) -> None:
+        """Takes down the nonzero coefficients of rows, all on the map of this node."""
+        _, height, width = self.graph[name].shape
+        row, c, y, x = torch.nonzero(rows.coefs, as_tuple=True)
+        at = rows.places.corners[row]
+        column = (c * height + at[:, 0] + y) * width + at[:, 1] + x + self._start[name]
+        self._notes.append((row, column, rows.coefs[row, c, y, x]))
+
+    def _unit_rows(self, node: str, flat: Indices) -> Rows:
+        shape = self.graph[node].shape
+        places = torch.from_numpy(np.stack([np.zeros_like(flat), *np.unravel_index(flat, shape)], axis=1))
+        return unit_rows(places, shape, torch.zeros((), dtype=torch.float64))
+
+    def _descended(self, node: str, rows: Rows) -> list[Expression]:
+        self._notes.clear()
+        constants, at_image = backward(self.graph, node, rows, self._gates)
+        if at_image is not None:
+            self._note(self.graph.input, at_image)
+        row, column, value = (torch.cat(parts).numpy() for parts in zip(*self._notes, strict=True))
+        table = sparse.csr_array((value, (row, column)), shape=(len(rows), self.columns))
+        table.sort_indices()
+        found = []
+        for k, constant in enumerate(constants.tolist()):
+            here = slice(*table.indptr[k : k + 2])
+            columns, values = table.indices[here].astype(np.int64), table.data[here]
+            end = int(np.searchsorted(columns, self._first_window))
+            found.append(Expression(constant, columns[:end], values[:end], columns[end:]))
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class _Gate:
+    """A ReLU whose active units pass coefficients on, and whose unstable ones have them noted.
+
+    ``on``, ``unstable``: maps (1, C, H, W) of ones and zeros.
+    """
+
+    source: str
+    on: Tensor
+    unstable: Tensor
+    note: Callable[[Rows], None]
+
+    def step(self, rows: Rows) -> Step:
+        self.note(replace(rows, coefs=rows.coefs * rows.gather(self.unstable)))
+        return Step(((self.source, replace(rows, coefs=rows.coefs * rows.gather(self.on))),), None)
+
+
+@dataclass(frozen=True, eq=False)
+class _Passed:
+    """A node that rows pass as if there were nothing, but for a note."""
+
+    note: Callable[[Rows], None]
+
+    def step(self, rows: Rows) -> Step:
+        self.note(rows)
+        return Step((), None, rows)

@@ -1,0 +1,33 @@
+"""Only images that keep their class: rows on top of another encoding.
+
+With ``g_t = logit_c - logit_t`` as further outputs of the program:  ``g_t >= 0`` for every other class t.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from corgi_solvers import Problem
+from scipy import sparse
+
+from corgi_opt.encode.expressions import Vector
+from corgi_opt.encode.program import Program, cleared
+
+
+def keeping_class(program: Program, problem: Problem, errors: Vector) -> Problem:
+    """``problem``, an encoding of ``program``, where all outputs (F,) after the first are not negative.
+
+    ``errors`` (F,): how far an output may be off by rounding, in its own unit; a row is relaxed by as much.
+    """
+    others = program.outputs[1:]
+    wide = sparse.csr_array((others.shape[0], problem.n - others.shape[1]))
+    rows, upper = cleared(
+        sparse.csr_array(sparse.hstack([-others, wide])), program.output_constants[1:] + errors[1:]
+    )
+    return replace(
+        problem,
+        A=sparse.csr_array(sparse.vstack([problem.A, rows])),
+        row_lower=np.concatenate([problem.row_lower, np.full(len(upper), -np.inf)]),
+        row_upper=np.concatenate([problem.row_upper, upper]),
+    )

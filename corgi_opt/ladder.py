@@ -1,0 +1,242 @@
+"""All rungs for one question at one eps: relaxations, then LP or MILP for only the pairs that are left."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from corgi_solvers import Backend
+from torch import Tensor
+
+from corgi_opt.bounds.crown import Relaxed
+from corgi_opt.deadline import Deadline
+from corgi_opt.encode.big_m import big_m
+from corgi_opt.encode.expressions import Expressions
+from corgi_opt.encode.triangle import triangle
+from corgi_opt.errors import BoundOrderError
+from corgi_opt.margins import FLOAT64_SAFETY, Margins, timed
+from corgi_opt.question import Question
+from corgi_opt.results import Proof, Witness
+from corgi_opt.search.attack import PgdOptions, Targets, pgd, polish, replay
+from corgi_opt.search.counting import CountSolver
+from corgi_opt.search.pairs import CamExpressions, PairAnswer, PairSolver
+
+Relaxation = Literal["ibp", "corgi", "crown", "dual"]
+
+Entry = tuple[int, int]
+"""A top pixel's row and a rival's column."""
+
+
+class Ladder:
+    """All that is proven so far about one question at one eps. Bounds only ever tighten.
+
+    ``lower`` (k, R): best proven lower bound of ``CAM_i - CAM_j`` for each top pixel i (rows, in the order of
+    ``question.topk.top``) and rival j (of ``question.topk.rivals``). ``witness``: the counterexample with the smallest
+    margin met. ``above``: the same question at a larger eps; what is proven there holds here.
+    """
+
+    def __init__(self, question: Question, eps: float, device: torch.device, above: Ladder | None = None) -> None:
+        self.question, self.device = question, device
+        self.ball = question.ball(eps)
+        known = None if above is None else above.margins.known(0)
+        self.margins: Margins = Margins(question, [eps], torch.float64, device, known)
+        self.witness: Witness | None = None
+        self.by_solver = torch.zeros_like(self.lower, dtype=torch.bool)
+        if above is not None:
+            self.by_solver |= above.by_solver
+        self._attacked = False
+
+    # --- what is known ---------------------------------------------------------------------------------------
+
+    @property
+    def lower(self) -> Tensor:
+        return self.margins.lower[0]
+
+    @property
+    def stats(self) -> dict[str, float]:
+        return self.margins.stats
+
+    @property
+    def margin(self) -> float:
+        """The best proven lower bound on the margin."""
+        return float(self.margins.margin[0])
+
+    @property
+    def undecided(self) -> list[Entry]:
+        """Open entries of ``lower``, the most doubtful first."""
+        rows, columns = torch.nonzero(self.margins.open[0], as_tuple=True)
+        order = torch.argsort(self.lower[rows, columns], stable=True)
+        return list(zip(rows[order].tolist(), columns[order].tolist(), strict=True))
+
+    @property
+    def certified(self) -> bool:
+        return self.margin > 0
+
+    @property
+    def settled(self) -> bool:
+        return self.certified or self.witness is not None
+
+    @property
+    def proof(self) -> Proof:
+        """Rests on the solver where any pair needed it."""
+        return "solver" if bool(self.by_solver.any()) else "float64"
+
+    # --- the rungs -------------------------------------------------------------------------------------------
+
+    def bound(self, name: Relaxation) -> float:
+        """Runs a relaxation on the pairs that are open; returns the best proven margin over those."""
+        found = float(getattr(self.margins, name)()[0])
+        self._check_order()
+        return found
+
+    def lp(self, solver: Backend, deadline: Deadline) -> str:
+        """The triangle LP on every pair left, until one that matters stays undecided. Returns why it stopped, or ''."""
+        relaxed = self._relaxed()
+        cam = CamExpressions(self.question, Expressions(self.question.net.graph, relaxed.only(0)))
+        with timed(self.stats, "lp"):
+            return self._solve("lp", PairSolver(self.question, self.ball, cam, triangle, solver), deadline)
+
+    def milp(self, solver: Backend, deadline: Deadline) -> str:
+        """The exact MILP on every pair left, until one is broken or stays undecided. Returns why it stopped, or ''."""
+        relaxed = self._relaxed()
+        if self.question.topk.allowed:
+            self.bound("dual")
+        # binaries say what the planes of pooling windows do, exactly
+        known = replace(relaxed.only(0), planes={})
+        cam = CamExpressions(self.question, Expressions(self.question.net.graph, known))
+        with timed(self.stats, "milp"):
+            reason = self._solve("milp", PairSolver(self.question, self.ball, cam, big_m, solver), deadline)
+            if self.question.topk.allowed and not self.settled and not reason:
+                reason = self._count(relaxed, CountSolver(self.question, self.ball, cam, solver), deadline)
+        return reason
+
+    def attack(self, targets: Targets, options: PgdOptions) -> Witness | None:
+        """PGD, unless a witness is already known."""
+        if self.witness is None and not self._attacked:
+            with timed(self.stats, "attack"):
+                found = pgd(self.question, self.ball, targets, self.device, options)
+            self._attacked = True
+            if found is not None:
+                self.found(found)
+        return self.witness
+
+    def found(self, witness: Witness) -> None:
+        """Keeps a replayed witness and checks the ordering against everything proven so far."""
+        if self.witness is None or witness.margin < self.witness.margin:
+            self.witness = witness
+        self._check_order()
+
+    # --- how -------------------------------------------------------------------------------------------------
+
+    def _relaxed(self) -> Relaxed:
+        self.bound("crown")
+        assert self.margins.relaxed is not None  # crown has just computed it
+        return self.margins.relaxed
+
+    def _solve(self, name: str, solver: PairSolver, deadline: Deadline) -> str:
+        """Pair by pair. Where every pair has to hold, the first that does not ends it; else the likeliest to hold come
+        first, and whether enough of them do is for the caller to see."""
+        every_one = self.question.topk.allowed == 0
+        entries = self.undecided if every_one else self.undecided[::-1]
+        for entry in entries:
+            if not bool(self.margins.open[0][entry]):
+                continue  # its pixel needs no more
+            if deadline.over:
+                return f"time limit reached with {len(self.undecided)} pairs undecided"
+            answer = solver.solve(self._pair(entry), deadline)
+            self._record(name, entry, answer)
+            if answer.passes and self._broken(entry, answer):
+                return ""
+            if answer.passes and self.question.predicted is not None:
+                answer = solver.solve_keeping_class(self._pair(entry), self._relaxed(), deadline)
+                self._record(name, entry, answer)
+                if answer.passes and self._broken(entry, answer):
+                    return ""
+            if every_one and not float(self.lower[entry]) > 0:
+                i, j = self._pair(entry)
+                return f"{name} leaves pixels {i} and {j} undecided{_because(name, answer)}"
+        return "" if self.certified or name == "milp" else f"{name} leaves {len(self.undecided)} pairs undecided"
+
+    def _count(self, relaxed: Relaxed, solver: CountSolver, deadline: Deadline) -> str:
+        """Whether so many rivals can pass one top pixel at once, for each top pixel that its pairs leave open."""
+        topk = self.question.topk
+        for row in torch.nonzero(~(self.margins.per_pixel[0] > 0)).flatten().tolist():
+            pixel = int(topk.top[row])
+            likely = topk.rivals[self.margins.open[0][row]].tolist()
+            ahead = topk.rivals[topk.ahead[row]].tolist()
+            answer = solver.solve(pixel, likely, ahead, relaxed, deadline)
+            self.stats["largest_binaries"] = max(self.stats.get("largest_binaries", 0), answer.binaries)
+            self.stats["nodes"] = self.stats.get("nodes", 0) + answer.nodes
+            if answer.left > 0:
+                self.margins.left[0, row] = answer.left
+                self.by_solver[row] = True
+                self._check_order()
+            elif answer.witness is not None:
+                self.found(answer.witness)
+                return ""
+            else:
+                return f"milp leaves pixel {pixel} undecided ({answer.reason or 'too close to zero for float arithmetic'})"
+        return ""
+
+    def _record(self, name: str, entry: Entry, answer: PairAnswer) -> None:
+        bound = answer.lower - FLOAT64_SAFETY * self.question.scale
+        slack = 2 * (answer.error + FLOAT64_SAFETY * self.question.scale)
+        dual = float(self.margins.by_relaxed[0][entry])
+        if name == "lp" and not answer.reason and bound < dual - slack:
+            raise BoundOrderError(
+                f"the LP bound {answer.lower:.9g} of pair {self._pair(entry)} is below a dual bound {dual:.9g} on the "
+                "same relaxation"
+            )
+        if name == "milp" and answer.image is not None and answer.upper < float(self.lower[entry]) - slack:
+            raise BoundOrderError(
+                f"the MILP found {answer.upper:.9g} for pair {self._pair(entry)} below a proven bound "
+                f"{float(self.lower[entry]):.9g}"
+            )
+        self.stats["solved_pairs"] = self.stats.get("solved_pairs", 0) + 1
+        self.stats["largest_binaries"] = max(self.stats.get("largest_binaries", 0), answer.binaries)
+        self.stats["nodes"] = self.stats.get("nodes", 0) + answer.nodes
+        if bound > float(self.lower[entry]):
+            self.lower[entry] = bound
+            self.by_solver[entry] = True
+        self._check_order()
+
+    def _broken(self, entry: Entry, answer: PairAnswer) -> bool:
+        """Whether the solver's point, replayed and if need be polished, is a witness."""
+        assert answer.image is not None
+        found = replay(self.question, self.ball, answer.image)
+        if found is None and self.question.topk.allowed == 0:
+            found = polish(self.question, self.ball, answer.image, self._pair(entry))
+        if found is not None:
+            self.found(found)
+        return found is not None
+
+    def _pair(self, entry: Entry) -> tuple[int, int]:
+        topk = self.question.topk
+        return int(topk.top[entry[0]]), int(topk.rivals[entry[1]])
+
+    def _check_order(self) -> None:
+        """No proven bound may exceed the value at a replayed image."""
+        if self.witness is None:
+            return
+        topk, there = self.question.topk, self.question.topk.gaps(self.witness.cam[None])[0]
+        excess = torch.where(topk.own, -torch.inf, self.lower - there)
+        if float(excess.max()) > 0:
+            i, j = self._pair(divmod(int(excess.argmax()), len(topk.rivals)))
+            what, by = f"CAM_{i} - CAM_{j}", float(excess.max())
+        else:
+            left = self.margins.left[0] - topk.least(there)
+            what, by = f"what pixel {int(topk.top[int(left.argmax())])} has left", float(left.max())
+        if by > 0:
+            raise BoundOrderError(
+                f"at eps={self.ball.eps:g} a lower bound of {what} exceeds its value at a replayed image by {by:.3g}; "
+                "nothing is certified, please report this"
+            )
+
+
+def _because(name: str, answer: PairAnswer) -> str:
+    if answer.reason:
+        return f" ({answer.reason})"
+    if name == "lp":
+        return f" (its bound is {answer.lower:.6g}: method too weak here)"
+    return f" (minimum in [{answer.lower:.6g}, {answer.upper:.6g}]: too close to zero for float arithmetic)"

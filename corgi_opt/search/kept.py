@@ -1,0 +1,71 @@
+"""How far each class trails the predicted one, as expressions: whole where the network is small, else in part.
+
+Logits are affine in all features, so they couple every pixel of the map. Where that is too much for a MILP, only the
+pair's own pixels stay variable and the rest counts with its proven largest share: fewer images are excluded than do
+lose their class, which is sound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from corgi_opt.bounds.crown import Relaxed
+from corgi_opt.bounds.dual import Rows
+from corgi_opt.deadline import Deadline
+from corgi_opt.encode.expressions import Expression, Expressions, combined
+from corgi_opt.margins import FLOAT64_SAFETY
+from corgi_opt.question import Question
+
+MOST_UNITS = 300
+"""Most unstable ReLUs of the whole network that are encoded for the sake of the class."""
+
+
+@dataclass(frozen=True, eq=False)
+class ClassGaps:
+    """``logit_c - logit_t`` (one for each other class t), or upper bounds of it; ``exact`` says which."""
+
+    expressions: list[Expression]
+    exact: bool
+
+
+def class_gaps(
+    question: Question, expressions: Expressions, relaxed: Relaxed, pair: Sequence[int], deadline: Deadline
+) -> ClassGaps:
+    """For a question that keeps the predicted class c. Raises TimeoutError."""
+    net = question.net
+    assert question.predicted is not None
+    others = [t for t in range(net.classes) if t != question.predicted]
+    coefs = torch.zeros(len(others), net.classes, 1, 1, dtype=torch.float64)
+    coefs[:, question.predicted] = 1.0
+    coefs[torch.arange(len(others)), others] = -1.0
+    logits = _rows(coefs)
+    unstable = sum(int(expressions.bounded.intervals[n].unstable.sum()) for n in net.graph.preactivations)
+    if unstable <= MOST_UNITS:
+        return ClassGaps(expressions.of(net.graph.output, logits, deadline), True)
+    return ClassGaps(_in_part(question, expressions, relaxed, coefs[:, :, 0, 0], pair, deadline), False)
+
+
+def _in_part(
+    question: Question, expressions: Expressions, relaxed: Relaxed, coefs: Tensor, pair: Sequence[int], deadline: Deadline
+) -> list[Expression]:
+    net = question.net
+    height, width = net.map_shape
+    share = (coefs @ net.weight / (height * width))[:, :, None, None].expand(-1, -1, height, width)
+    near = torch.zeros(height * width, dtype=torch.float64)
+    near[list(pair)] = 1.0
+    near = near.view(height, width)
+    bias = coefs @ net.class_scores(question.x)[0] - (share * net.graph.forward(question.x, net.features)).sum((1, 2, 3))
+    here = expressions.of(net.features, _rows(share * near), deadline)
+    # the rest, bounded from above
+    most = -relaxed.bound(net.features, _rows(-share * (1 - near))).cpu()
+    constants = most + bias + FLOAT64_SAFETY * (1 + most.abs())
+    return [combined([(1.0, e)], constant) for e, constant in zip(here, constants.tolist(), strict=True)]
+
+
+def _rows(coefs: Tensor) -> Rows:
+    origin = torch.zeros(len(coefs), 2, dtype=torch.long)
+    return Rows.at(coefs, origin, origin[:, 0])
