@@ -195,6 +195,8 @@ def _require_number(name: str, value: float) -> None:
 
 def _require_faithful(problem: Problem) -> None:
     """Refuse what HiGHS would silently change into another problem (or, for large entries, refuse itself)."""
+    if problem.is_soc:
+        raise ProblemError("HiGHS takes no balls (second-order cones): use the backend cvxpy:clarabel")
     size = np.abs(problem.A.data)
     for wrong, fate in (
         (size <= SMALLEST_ENTRY, f"drops entries up to {SMALLEST_ENTRY:g}: clear it first"),

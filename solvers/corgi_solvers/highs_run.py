@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from corgi_solvers.arrays import Vector
 from corgi_solvers.errors import SolverError
-from corgi_solvers.problem import Problem, Vector, dual_objective
+from corgi_solvers.problem import Problem, dual_objective
 from corgi_solvers.solution import Report, Solution, Status
 
 OptionValue = bool | int | float | str

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from corgi_solvers.problem import Vector
+from corgi_solvers.arrays import Vector
 
 
 class Status(Enum):

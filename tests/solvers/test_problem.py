@@ -98,7 +98,7 @@ def test_matrix_is_made_canonical() -> None:
         ({"offset": math.nan}, "offset is nan"),
         ({"A": np.array([[1.0, math.nan, 0.0], [0.0, 2.0, -1.0]])}, "nonzeros of A"),
         ({"A": np.array([[1.0, INF, 0.0], [0.0, 2.0, -1.0]])}, "nonzeros of A"),
-        ({"A": np.ones((2, 4))}, "asks for"),
+        ({"A": np.ones((2, 4))}, r"c has shape \(3,\); it must be \(4,\)"),
         ({"row_lower": [0.0, math.nan]}, r"row_lower\[1\] is NaN"),
         ({"row_upper": [1.0]}, "row_upper has shape"),
         ({"row_lower": [2.0, -INF]}, r"row_lower\[0\] = 2.0 and row_upper\[0\] = 1.0"),
