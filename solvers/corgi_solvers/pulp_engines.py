@@ -1,0 +1,256 @@
+"""The solvers behind PuLP, each in three steps: PuLP builds its model, it runs, its own status is read.
+
+PuLP rows are one-sided, so a two-sided row is two of them and its multiplier is the sum of theirs. PuLP drops the
+offset of an objective: the bounds here are without it. All these solvers give a minimisation's multipliers with
+HiGHS's sign, >= 0 at a lower side. Statuses that are in no table are errors.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from corgi_solvers.arrays import Vector
+from corgi_solvers.claims import INFINITY, Claim
+from corgi_solvers.problem import Problem
+from corgi_solvers.solution import Status
+
+TOLERANCE = 1e-9  # of rows, integrality and reduced costs
+
+
+@dataclass(frozen=True)
+class Limits:
+    """``seconds``: wall-clock, None for no limit; the gaps end a MIP as optimal."""
+
+    seconds: float | None
+    threads: int
+    rel_gap: float
+    abs_gap: float
+
+
+class Model:
+    """A Problem as a PuLP problem: ``lp``, its variables in column order, its constraints with their row."""
+
+    def __init__(self, problem: Problem) -> None:
+        import pulp
+
+        self.problem = problem
+        self.lp = pulp.LpProblem("corgi", pulp.LpMinimize)
+        self.columns = [
+            pulp.LpVariable(f"x{j}", _finite(low), _finite(high), "Integer" if whole else "Continuous")
+            for j, (low, high, whole) in enumerate(
+                zip(problem.col_lower, problem.col_upper, problem.integrality, strict=True)
+            )
+        ]
+        # PuLP's interfaces skip columns that are nowhere mentioned, and some drop zero costs: name them all.
+        self.lp.addVariables(self.columns)
+        self.lp.setObjective(pulp.LpAffineExpression(zip(self.columns, map(float, problem.c), strict=True)))
+        self.rows: list[tuple[int, Any]] = []
+        for i, terms in enumerate(self._terms()):
+            for name, sense, side in self._sides(i):
+                constraint = pulp.LpConstraint(pulp.LpAffineExpression(terms), sense, name, side)
+                self.lp.addConstraint(constraint, name)
+                self.rows.append((i, constraint))
+
+    def _terms(self) -> Iterator[list[tuple[Any, float]]]:
+        A = self.problem.A
+        for begin, end in zip(A.indptr[:-1], A.indptr[1:], strict=True):
+            yield [(self.columns[j], float(a)) for j, a in zip(A.indices[begin:end], A.data[begin:end], strict=True)]
+
+    def _sides(self, i: int) -> Iterator[tuple[str, int, float]]:
+        """(name, PuLP's sense, side) of the PuLP rows for row ``i``; none for an empty row, which holds."""
+        lower, upper = float(self.problem.row_lower[i]), float(self.problem.row_upper[i])
+        if self.problem.A.indptr[i] == self.problem.A.indptr[i + 1]:
+            return
+        if lower == upper:
+            yield f"r{i}", 0, lower
+            return
+        if lower > -math.inf:
+            yield f"r{i}_lower", 1, lower
+        if upper < math.inf:
+            yield f"r{i}_upper", -1, upper
+
+    def point(self, value: Callable[[Any], float]) -> Vector:
+        """(n,) from ``value(variable)`` of the PuLP variables."""
+        return np.array([value(variable) for variable in self.columns], dtype=np.float64)
+
+    def row_dual(self, multiplier: Callable[[Any], float]) -> Vector:
+        """(m,) from ``multiplier(constraint)`` of the PuLP rows."""
+        y = np.zeros(self.problem.m)
+        for i, constraint in self.rows:
+            y[i] += multiplier(constraint)
+        return y
+
+
+def _finite(bound: float) -> float | None:
+    """PuLP's way to write a column bound: None where it is missing."""
+    return float(bound) if math.isfinite(bound) else None
+
+
+def highs(model: Model, limits: Limits) -> Claim:
+    import highspy
+    import pulp
+
+    solver = pulp.HiGHS(
+        msg=False,
+        timeLimit=limits.seconds,
+        gapRel=limits.rel_gap,
+        gapAbs=limits.abs_gap,
+        threads=limits.threads,
+        primal_feasibility_tolerance=TOLERANCE,
+        dual_feasibility_tolerance=TOLERANCE,
+        mip_feasibility_tolerance=TOLERANCE,
+        small_matrix_value=1e-12,
+    )
+    solver.createAndConfigureSolver(model.lp)
+    solver.buildSolverModel(model.lp)
+    solver.callSolver(model.lp)
+
+    handle = model.lp.solverModel
+    raw, info, solution = str(handle.getModelStatus().name), handle.getInfo(), handle.getSolution()
+    status = {
+        "kOptimal": Status.OPTIMAL,
+        "kInfeasible": Status.INFEASIBLE,
+        "kUnbounded": Status.UNBOUNDED,
+        "kTimeLimit": Status.LIMIT,
+    }.get(raw, Status.ERROR)
+    feasible = solution.value_valid and info.primal_solution_status == highspy.kSolutionStatusFeasible
+    return Claim(
+        status,
+        raw,
+        x=model.point(lambda v: solution.col_value[v.index]) if feasible else None,
+        row_dual=model.row_dual(lambda c: solution.row_dual[c.index]) if solution.dual_valid else None,
+        bound=float(info.mip_dual_bound) if info.valid and info.mip_node_count >= 0 else -math.inf,
+        nodes=max(int(info.mip_node_count), 0),
+        iterations=max(int(info.simplex_iteration_count), 0),
+        version=str(handle.version()),
+    )
+
+
+def scip(model: Model, limits: Limits) -> Claim:
+    import pulp
+    import pyscipopt
+
+    solver = pulp.SCIP_PY(msg=False, timeLimit=limits.seconds, gapRel=limits.rel_gap, gapAbs=limits.abs_gap)
+    solver.buildSolverModel(model.lp)
+    handle, is_lp = model.lp.solverModel, not model.problem.is_mip
+    handle.setParam("numerics/feastol", TOLERANCE)
+    handle.setParam("numerics/dualfeastol", TOLERANCE)
+    if is_lp:  # its multipliers are those of the LP as it stands once nothing has touched it
+        off = pyscipopt.SCIP_PARAMSETTING.OFF
+        handle.setPresolve(off)
+        handle.setHeuristics(off)
+        handle.disablePropagation()
+    solver.callSolver(model.lp)
+
+    raw = str(handle.getStatus())
+    status = {
+        "optimal": Status.OPTIMAL,
+        "infeasible": Status.INFEASIBLE,
+        "unbounded": Status.UNBOUNDED,
+        "timelimit": Status.LIMIT,
+    }.get(raw, Status.ERROR)
+    best = handle.getBestSol() if handle.getNSols() > 0 else None
+    bound = float(handle.getDualbound())
+    return Claim(
+        status,
+        raw,
+        x=model.point(lambda v: best[v.solverVar]) if best is not None else None,
+        row_dual=(
+            model.row_dual(lambda c: handle.getDualsolLinear(c.solverConstraint))
+            if is_lp and status is Status.OPTIMAL
+            else None
+        ),
+        bound=bound if abs(bound) < INFINITY else -math.inf,
+        nodes=int(handle.getNTotalNodes()),
+        iterations=int(handle.getNLPIterations()),
+        version=str(handle.version()),
+    )
+
+
+def gurobi(model: Model, limits: Limits) -> Claim:
+    import gurobipy
+    import pulp
+
+    options = {"FeasibilityTol": TOLERANCE, "OptimalityTol": TOLERANCE, "IntFeasTol": TOLERANCE}
+    options |= {"MIPGapAbs": limits.abs_gap, "Threads": limits.threads, "DualReductions": 0}
+    solver = pulp.GUROBI(msg=False, timeLimit=limits.seconds, gapRel=limits.rel_gap, manageEnv=True, **options)
+    solver.buildSolverModel(model.lp)
+    solver.callSolver(model.lp)
+
+    handle, codes = model.lp.solverModel, gurobipy.GRB
+    status = {
+        codes.OPTIMAL: Status.OPTIMAL,
+        codes.INFEASIBLE: Status.INFEASIBLE,
+        codes.UNBOUNDED: Status.UNBOUNDED,
+        codes.TIME_LIMIT: Status.LIMIT,
+    }.get(handle.Status, Status.ERROR)
+    is_mip = model.problem.is_mip
+    claim = Claim(
+        status,
+        f"status {handle.Status}",
+        x=model.point(lambda v: v.solverVar.X) if handle.SolCount > 0 else None,
+        row_dual=(model.row_dual(lambda c: c.solverConstraint.Pi) if not is_mip and status is Status.OPTIMAL else None),
+        bound=float(handle.ObjBound) if is_mip and status in (Status.OPTIMAL, Status.LIMIT) else -math.inf,
+        nodes=int(handle.NodeCount) if is_mip else 0,
+        iterations=int(handle.IterCount),
+        version=".".join(map(str, gurobipy.gurobi.version())),
+    )
+    solver.close()
+    return claim
+
+
+def cplex(model: Model, limits: Limits) -> Claim:
+    import pulp
+
+    solver = pulp.CPLEX_PY(msg=False, timeLimit=limits.seconds, gapRel=limits.rel_gap, threads=limits.threads)
+    solver.buildSolverModel(model.lp)
+    handle, is_mip = model.lp.solverModel, model.problem.is_mip
+    parameters = handle.parameters
+    parameters.mip.tolerances.absmipgap.set(limits.abs_gap)
+    parameters.mip.tolerances.integrality.set(TOLERANCE)
+    parameters.simplex.tolerances.feasibility.set(TOLERANCE)
+    parameters.simplex.tolerances.optimality.set(TOLERANCE)
+    parameters.preprocessing.reduce.set(1)  # primal reductions: infeasible and unbounded stay apart
+    solver.callSolver(model.lp)
+
+    solution, codes = handle.solution, handle.solution.status
+    status = {
+        codes.optimal: Status.OPTIMAL,
+        codes.MIP_optimal: Status.OPTIMAL,
+        codes.optimal_tolerance: Status.OPTIMAL,
+        codes.infeasible: Status.INFEASIBLE,
+        codes.MIP_infeasible: Status.INFEASIBLE,
+        codes.unbounded: Status.UNBOUNDED,
+        codes.MIP_unbounded: Status.UNBOUNDED,
+        codes.abort_time_limit: Status.LIMIT,
+        codes.MIP_time_limit_feasible: Status.LIMIT,
+        codes.MIP_time_limit_infeasible: Status.LIMIT,
+    }.get(solution.get_status(), Status.ERROR)
+    reads = status in (Status.OPTIMAL, Status.LIMIT)
+    return Claim(
+        status,
+        str(solution.get_status_string()),
+        x=model.point(lambda v: solution.get_values(v.name)) if reads and solution.is_primal_feasible() else None,
+        row_dual=(
+            model.row_dual(lambda c: solution.get_dual_values(c.name))
+            if not is_mip and reads and solution.is_dual_feasible()
+            else None
+        ),
+        bound=float(solution.MIP.get_best_objective()) if is_mip and reads else -math.inf,
+        nodes=int(solution.progress.get_num_nodes_processed()) if is_mip else 0,
+        iterations=int(solution.progress.get_num_iterations()),
+        version=str(handle.get_version()),
+    )
+
+
+ENGINES: dict[str, Callable[[Model, Limits], Claim]] = {
+    "highs": highs,
+    "scip": scip,
+    "gurobi": gurobi,
+    "cplex": cplex,
+}
