@@ -25,8 +25,7 @@ class Backend(Protocol):
     name: ClassVar[str]
     capabilities: ClassVar[Capabilities]
 
-    @staticmethod
-    def available() -> bool:
+    def available(self) -> bool:
         """Whether the solver is installed; found out without importing it."""
         ...
 
@@ -34,6 +33,6 @@ class Backend(Protocol):
         """Minimise ``problem`` within ``time_limit`` seconds.
 
         With ``decide_at=t`` the caller only asks whether the minimum is above t: the run may end, with status
-        DECIDED, as soon as ``bound > t`` or ``objective <= t``.
+        DECIDED, as soon as ``bound > t`` or ``objective <= t``. A backend whose solver cannot stop early ignores it.
         """
         ...

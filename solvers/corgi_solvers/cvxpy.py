@@ -76,14 +76,9 @@ class Cvxpy:
         if self.solver not in SETTINGS:
             raise ProblemError(f"there is no solver {self.solver!r} behind CVXPY here; there are {', '.join(SETTINGS)}")
 
-    @staticmethod
-    def available() -> bool:
-        """Whether CVXPY is installed, found out without importing it. See ``solver_available`` for the solver."""
-        return importlib.util.find_spec("cvxpy") is not None
-
-    def solver_available(self) -> bool:
+    def available(self) -> bool:
         """Whether CVXPY and the solver are installed, found out without importing either."""
-        return self.available() and importlib.util.find_spec(self.solver) is not None
+        return _installed("cvxpy") and _installed(self.solver)
 
     def solve(
         self,
@@ -117,14 +112,17 @@ class Cvxpy:
         return vouch(problem, claim, label, start)
 
     def _load(self) -> ModuleType:
-        if not self.available():
-            raise BackendMissingError("cvxpy", "is not installed", PIP)
-        if not self.solver_available():
-            raise BackendMissingError(self.solver, "is not installed", f"pip install {self.solver}")
+        for package, pip in (("cvxpy", PIP), (self.solver, f"pip install {self.solver}")):
+            if not _installed(package):
+                raise BackendMissingError(package, "is not installed", pip)
         import cvxpy
 
         module: ModuleType = cvxpy
         return module
+
+
+def _installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
 
 
 def _run(cvxpy: ModuleType, problem: Problem, solver: str, time_limit: float) -> Claim:

@@ -73,17 +73,12 @@ class Pulp:
         if not (self.mip_rel_gap >= 0 and self.mip_abs_gap >= 0):
             raise ProblemError(f"MIP gaps must be >= 0, not {self.mip_rel_gap} and {self.mip_abs_gap}")
 
-    @staticmethod
-    def available() -> bool:
-        """Whether PuLP is installed, found out without importing it. See ``solver_available`` for the solver."""
-        return importlib.util.find_spec("pulp") is not None
-
-    def solver_available(self) -> bool:
+    def available(self) -> bool:
         """Whether PuLP and the package that holds the solver are installed, found out without importing either.
 
         A missing executable or licence shows in ``solve`` only.
         """
-        return self.available() and importlib.util.find_spec(SOLVERS[self.solver][0]) is not None
+        return _installed("pulp") and _installed(SOLVERS[self.solver][0])
 
     def solve(
         self,
@@ -106,11 +101,9 @@ class Pulp:
         if problem.is_soc:
             raise ProblemError("PuLP takes no balls (second-order cones): use the backend cvxpy:clarabel")
         require_plain_numbers(problem, f"PuLP's {self.solver}")
-        if not self.available():
-            raise BackendMissingError("pulp", "is not installed", PIP)
-        if not self.solver_available():
-            package, pip = SOLVERS[self.solver]
-            raise BackendMissingError(package, "is not installed", pip)
+        for package, pip in (("pulp", PIP), SOLVERS[self.solver]):
+            if not _installed(package):
+                raise BackendMissingError(package, "is not installed", pip)
 
         start = time.perf_counter()
         label = f"pulp:{self.solver}"
@@ -178,6 +171,10 @@ def cbc_executable() -> str:
         if solver.available():
             return str(solver.path)
     raise BackendMissingError("cbc", "was not found by PuLP", "pip install 'pulp[cbc]'")
+
+
+def _installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
 
 
 def _vector(values: Any) -> Any:

@@ -140,7 +140,8 @@ def scip(model: Model, limits: Limits) -> Claim:
     handle, is_lp = model.lp.solverModel, not model.problem.is_mip
     handle.setParam("numerics/feastol", TOLERANCE)
     handle.setParam("numerics/dualfeastol", TOLERANCE)
-    if is_lp:  # its multipliers are those of the LP as it stands once nothing has touched it
+    if is_lp:  # its multipliers are those of the LP as it stands, so nothing may touch it; rows with one entry are
+        # lost to it all the same, as bounds, and count as 0: a looser bound
         off = pyscipopt.SCIP_PARAMSETTING.OFF
         handle.setPresolve(off)
         handle.setHeuristics(off)
@@ -207,9 +208,12 @@ def gurobi(model: Model, limits: Limits) -> Claim:
 def cplex(model: Model, limits: Limits) -> Claim:
     import pulp
 
-    solver = pulp.CPLEX_PY(msg=False, timeLimit=limits.seconds, gapRel=limits.rel_gap, threads=limits.threads)
+    is_mip = model.problem.is_mip
+    solver = pulp.CPLEX_PY(  # mip=False: else it takes every problem for a MIP, and has no multipliers
+        mip=is_mip, msg=False, timeLimit=limits.seconds, gapRel=limits.rel_gap, threads=limits.threads
+    )
     solver.buildSolverModel(model.lp)
-    handle, is_mip = model.lp.solverModel, model.problem.is_mip
+    handle = model.lp.solverModel
     parameters = handle.parameters
     parameters.mip.tolerances.absmipgap.set(limits.abs_gap)
     parameters.mip.tolerances.integrality.set(TOLERANCE)

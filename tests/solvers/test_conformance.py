@@ -12,14 +12,14 @@ from solver_problems import INF, assert_kkt, knapsack, random_lp, scipy_minimum,
 
 
 def installed(name: str) -> bool:
-    found = backend(name)
-    return found.available() and getattr(found, "solver_available", lambda: True)()
+    return backend(name).available()
 
 
 BACKENDS = ["highs", "pulp:cbc", "pulp:highs", "cvxpy:clarabel", "cvxpy:scs"]
 OPTIONAL = ["pulp:scip", "pulp:gurobi", "pulp:cplex"]  # one skip each where they are not installed
 PATIENT = {"pulp:highs", "pulp:scip", "pulp:gurobi", "pulp:cplex"}  # half a second to start: fewer problems
 LOOSE = {"cvxpy:scs"}  # a splitting method: right, but to few digits
+SHORT = {"cvxpy:scs", "pulp:scip"}  # may leave an LP's bound short of its optimum, and say LIMIT then
 
 
 @pytest.fixture(params=[*BACKENDS, *filter(installed, OPTIONAL)])
@@ -82,7 +82,7 @@ def test_lps_agree_with_scipy_and_satisfy_kkt(name: str, solver: Backend) -> Non
         s = solver.solve(p)
         status, minimum = scipy_minimum(p)
         seen.add(s.status)
-        if status == 0 and (name not in LOOSE or s.status is Status.OPTIMAL):
+        if status == 0 and (name not in SHORT or s.status is Status.OPTIMAL):
             assert s.status is Status.OPTIMAL, s
             assert s.objective == pytest.approx(minimum, abs=tolerance)
             assert minimum - tolerance <= s.bound <= minimum + 1e-7
@@ -356,7 +356,7 @@ def test_decide_at_never_claims_the_wrong_side(name: str, mip: Backend) -> None:
 
 
 def test_lps_are_solved_to_the_end_whatever_is_to_be_decided(solver: Backend) -> None:
-    p = lp([1.0], [[1.0]], ([1.0], [2.0]), ([0.0], [3.0]))
+    p = lp([1.0, 0.0], [[1.0, 1.0]], ([1.0], [2.0]), ([0.0, 0.0], [3.0, 0.5]))
     s = solver.solve(p, decide_at=5.0)
     assert s.status is Status.OPTIMAL
-    assert s.objective == pytest.approx(1.0, abs=1e-4)
+    assert s.objective == pytest.approx(0.5, abs=1e-4)

@@ -1,8 +1,7 @@
-"""The HiGHS backend against scipy, brute force and the KKT conditions; its limits, stops and refusals."""
+"""What HiGHS alone does: hot starts, early stops, its limits, statuses and refusals. See also test_conformance."""
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import pickle
@@ -19,115 +18,15 @@ from corgi_solvers import (
     Highs,
     Problem,
     ProblemError,
-    Solution,
     SolverError,
     Status,
     highs,
     highs_run,
 )
-from scipy.optimize import Bounds, LinearConstraint, linprog, milp
-
-INF = math.inf
-
-
-def random_lp(rng: np.random.Generator, m: int, n: int) -> Problem:
-    """A feasible LP with rows of all four kinds and columns bounded below only, above only, both or not at all."""
-    A = rng.normal(size=(m, n)) * (rng.random((m, n)) < 0.6)
-    x0 = rng.normal(size=n)
-    activity = A @ x0
-    lower = np.where(rng.random(m) < 0.5, activity - rng.random(m), -INF)
-    upper = np.where(rng.random(m) < 0.6, activity + rng.random(m), INF)
-    lower, upper = np.where(rng.random(m) < 0.15, activity, [lower, upper])
-    col_lower = np.where(rng.random(n) < 0.9, x0 - rng.random(n), -INF)
-    col_upper = np.where(rng.random(n) < 0.9, x0 + rng.random(n), INF)
-    offset = float(rng.normal())
-    return Problem(rng.normal(size=n), offset, A, lower, upper, col_lower, col_upper, np.zeros(n, dtype=bool))
-
-
-def knapsack(n: int = 100, m: int = 10, seed: int = 0) -> Problem:
-    """Multidimensional knapsack with correlated profits: hours away from optimal at the default size."""
-    rng = np.random.default_rng(seed)
-    A = rng.integers(1, 1000, (m, n)).astype(float)
-    c = -A.mean(axis=0) - rng.integers(0, 50, n)
-    capacity = np.floor(A.sum(axis=1) / 2)
-    return Problem(c, 0.0, A, np.full(m, -INF), capacity, np.zeros(n), np.ones(n), np.ones(n, dtype=bool))
-
-
-def small_mip(rng: np.random.Generator) -> tuple[Problem, float]:
-    """Columns in [-1, 1], some integer, and its minimum by enumeration (inf if infeasible)."""
-    k, rest, m = int(rng.integers(1, 5)), int(rng.integers(0, 3)), int(rng.integers(1, 5))
-    n = k + rest
-    A = 3 * rng.normal(size=(m, n))
-    upper = A @ (rng.integers(-1, 2, n) + 0.3 * rng.normal(size=n)) + 2 * rng.random(m) - 0.5
-    lower = np.where(rng.random(m) < 0.5, upper - 3 * rng.random(m), -INF)
-    c, box = 100 * rng.normal(size=n), np.ones(n)
-    problem = Problem(c, 7.0, A, lower, upper, -box, box, np.arange(n) < k)
-
-    best = INF
-    for z in itertools.product((-1.0, 0.0, 1.0), repeat=k):
-        shift, value = A[:, :k] @ z, float(c[:k] @ z) + 7.0
-        if rest == 0:
-            feasible = (shift <= upper).all() and (shift >= lower).all()
-            best = min(best, value) if feasible else best
-            continue
-        sides = np.r_[upper - shift, shift - lower]
-        finite = np.isfinite(sides)
-        lp = linprog(c[k:], np.vstack([A[:, k:], -A[:, k:]])[finite], sides[finite], bounds=(-1, 1))
-        best = min(best, value + lp.fun) if lp.status == 0 else best
-    return problem, best
-
-
-def scipy_minimum(p: Problem) -> tuple[int, float]:
-    """(scipy's status, minimum including the offset)."""
-    rows = LinearConstraint(p.A.toarray(), p.row_lower, p.row_upper) if p.m else None
-    box = Bounds(p.col_lower, p.col_upper)
-    result = milp(p.c, constraints=rows, bounds=box, integrality=p.integrality, options={"mip_rel_gap": 0.0})
-    return result.status, INF if result.fun is None else result.fun + p.offset
-
-
-def assert_kkt(p: Problem, s: Solution, tolerance: float = 1e-7) -> None:
-    """Primal and dual feasibility, signs and complementary slackness: x and y are optimal, whoever says so."""
-    assert s.x is not None
-    assert s.row_dual is not None
-    assert p.violation(s.x) <= tolerance
-    reduced, activity = p.c - p.A.T @ s.row_dual, p.A @ s.x
-    for duals, values, lower, upper in (
-        (s.row_dual, activity, p.row_lower, p.row_upper),
-        (reduced, s.x, p.col_lower, p.col_upper),
-    ):
-        rising, falling = duals > tolerance, duals < -tolerance
-        np.testing.assert_allclose(values[rising], lower[rising], atol=tolerance)
-        np.testing.assert_allclose(values[falling], upper[falling], atol=tolerance)
-
+from scipy.optimize import Bounds, LinearConstraint, milp
+from solver_problems import INF, assert_kkt, knapsack, linear_minimum, random_lp, scipy_minimum, small_mip
 
 # ---------------------------------------------------------------------------------------------- linear programs
-
-
-def test_lps_agree_with_scipy_and_satisfy_kkt() -> None:
-    rng = np.random.default_rng(1)
-    seen = set()
-    for _ in range(150):
-        p = random_lp(rng, int(rng.integers(0, 10)), int(rng.integers(1, 10)))
-        s = Highs().solve(p)
-        status, minimum = scipy_minimum(p)
-        seen.add(s.status)
-        if status == 0:
-            assert s.status is Status.OPTIMAL
-            assert s.objective == pytest.approx(minimum, abs=1e-7)
-            assert s.bound == pytest.approx(minimum, abs=1e-7)
-            assert s.x is not None
-            assert s.objective == p.objective(s.x)
-            assert_kkt(p, s)
-        else:
-            assert (status, s.status) == (3, Status.UNBOUNDED)
-            assert s.bound == -INF
-    assert seen == {Status.OPTIMAL, Status.UNBOUNDED}
-
-
-def test_infeasible_lp() -> None:
-    p = Problem([1.0, 1.0], 0.0, [[1.0, 1.0]], [3.0], [INF], [0.0, 0.0], [1.0, 1.0], [False, False])
-    s = Highs().solve(p)
-    assert (s.status, s.objective, s.bound, s.x, s.row_dual) == (Status.INFEASIBLE, INF, INF, None, None)
 
 
 def test_lp_stopped_by_its_limit_keeps_a_bound_that_holds() -> None:
@@ -148,32 +47,6 @@ def test_lp_stopped_by_its_limit_keeps_a_bound_that_holds() -> None:
 
 
 # --------------------------------------------------------------------------------------- mixed-integer programs
-
-
-def test_mips_agree_with_enumeration_and_scipy() -> None:
-    rng = np.random.default_rng(2)
-    seen = set()
-    for _ in range(80):
-        p, minimum = small_mip(rng)
-        s = Highs().solve(p)
-        seen.add(s.status)
-        assert scipy_minimum(p)[1] == pytest.approx(minimum, abs=1e-4)
-        if math.isfinite(minimum):
-            assert s.status is Status.OPTIMAL
-            assert s.objective == pytest.approx(minimum, abs=1e-6)
-            assert minimum - 1e-6 <= s.bound <= minimum + 1e-6
-            assert s.x is not None
-            assert p.violation(s.x) <= 1e-8
-            assert s.row_dual is None
-        else:
-            assert (s.status, s.bound, s.x) == (Status.INFEASIBLE, INF, None)
-    assert seen == {Status.OPTIMAL, Status.INFEASIBLE}
-
-
-def test_integrality_is_not_lost() -> None:
-    p = Problem([-1.0, -1.0], 0.0, [[2.0, 2.0]], [-INF], [3.0], [0.0, 0.0], [1.0, 1.0], [True, True])
-    assert Highs().solve(p).objective == -1.0
-    assert Highs().solve(p.relaxed()).objective == -1.5
 
 
 @pytest.mark.parametrize("rows", [0, 1])
@@ -202,11 +75,6 @@ def test_limit_with_an_incumbent_keeps_bound_and_objective_apart() -> None:
     assert math.isfinite(s.bound)
     assert s.bound < s.objective - 1.0  # the hours of work that are left
     assert s.bound >= linear_minimum(p) - 1e-6
-
-
-def linear_minimum(p: Problem) -> float:
-    relaxed = linprog(p.c, p.A.toarray(), p.row_upper, bounds=np.c_[p.col_lower, p.col_upper])
-    return float(relaxed.fun)
 
 
 @pytest.mark.parametrize("limit", [0.0, -1.0, 1e-9])
@@ -270,33 +138,7 @@ def test_undecided_within_the_limit_says_limit() -> None:
     assert s.bound <= linear_minimum(p) + 20.0 < s.objective
 
 
-def test_lps_are_solved_to_the_end_whatever_is_to_be_decided() -> None:
-    p = Problem([1.0], 0.0, [[1.0]], [1.0], [2.0], [0.0], [3.0], [False])
-    for t in (0.0, 1.0, 5.0):
-        s = Highs().solve(p, decide_at=t)
-        assert (s.status, s.objective, s.bound) == (Status.OPTIMAL, 1.0, 1.0)
-
-
 # ------------------------------------------------------------------------------------------ empty and refused input
-
-
-def test_problems_without_rows_or_columns() -> None:
-    none = np.zeros(0)
-    free = Problem([1.0, -1.0], 2.0, np.zeros((0, 2)), none, none, [0.0, 0.0], [1.5, 1.5], [False, True])
-    s = Highs().solve(free)
-    assert (s.status, s.objective, s.bound) == (Status.OPTIMAL, 1.0, 1.0)
-    s = Highs().solve(free.relaxed())
-    assert (s.status, s.objective, s.bound) == (Status.OPTIMAL, 0.5, 0.5)
-
-    held = Problem(none, 2.0, np.zeros((1, 0)), [-1.0], [1.0], none, none, none.astype(bool))
-    s = Highs().solve(held)
-    assert (s.status, s.objective, s.bound) == (Status.OPTIMAL, 2.0, 2.0)
-    broken = Problem(none, 2.0, np.zeros((1, 0)), [0.5], [1.0], none, none, none.astype(bool))
-    s = Highs().solve(broken)
-    assert (s.status, s.objective, s.bound) == (Status.INFEASIBLE, INF, INF)
-    nothing = Problem(none, 2.0, np.zeros((0, 0)), none, none, none, none, none.astype(bool))
-    assert Highs().solve(nothing).bound == 2.0
-    assert [s.bound for s in Highs().minimise_each(nothing, np.zeros((2, 0)))] == [2.0, 2.0]
 
 
 def one_column(a: float = 1.0, c: float = 1.0, upper: float = 2.0, row_lower: float = -INF) -> Problem:
@@ -398,6 +240,9 @@ def test_minimise_each_of_infeasible_rows_and_of_nothing() -> None:
     p = Problem([1.0], 0.0, [[1.0]], [3.0], [4.0], [0.0], [1.0], [False])
     assert [s.status for s in Highs().minimise_each(p, [[1.0], [-1.0]])] == [Status.INFEASIBLE] * 2
     assert Highs().minimise_each(p, np.zeros((0, 1))) == []
+    none = np.zeros(0)
+    nothing = Problem(none, 2.0, np.zeros((0, 0)), none, none, none, none, none.astype(bool))
+    assert [s.bound for s in Highs().minimise_each(nothing, np.zeros((2, 0)))] == [2.0, 2.0]
 
 
 def test_minimise_each_shares_one_budget() -> None:
