@@ -43,10 +43,18 @@ RANK = {
 
 MAY_SOLVE = {"corgi_opt.encode", "corgi_opt.search", "corgi_opt.verify"}
 
-LAZY = {"h5py", "skimage", "PIL", "sklearn", "pandas", "matplotlib", "highspy"}
+LAZY = {"h5py", "skimage", "PIL", "sklearn", "pandas", "matplotlib", "highspy", "pulp", "cvxpy", "clarabel"}
 """Slow to import, or optional: imported by the function that needs them, never by ``import corgi_opt``."""
 
 SOLVERS_MAY_IMPORT = {"numpy", "scipy", "corgi_solvers", *sys.stdlib_module_names}
+
+OWN_SOLVER = {
+    "corgi_solvers.highs": {"highspy"},
+    "corgi_solvers.highs_run": {"highspy"},
+    "corgi_solvers.pulp": {"pulp"},
+    "corgi_solvers.pulp_engines": {"pulp", "highspy", "pyscipopt", "gurobipy", "cplex"},
+    "corgi_solvers.cvxpy": {"cvxpy"},
+}
 
 
 class Import:
@@ -147,7 +155,7 @@ def test_only_encode_search_and_verify_use_the_solvers():
 
 def test_the_solvers_import_numpy_scipy_and_their_own_solver_only():
     for name, path in modules("corgi_solvers").items():
-        allowed = SOLVERS_MAY_IMPORT | ({"highspy"} if name.startswith("corgi_solvers.highs") else set())
+        allowed = SOLVERS_MAY_IMPORT | OWN_SOLVER.get(name, set())
         assert {i.name.split(".")[0] for i in imports(path.read_text())} <= allowed, name
 
 

@@ -3,7 +3,8 @@
 PuLP only says where CBC is. Its own door to CBC was measured (PuLP 3.3.2, CBC 2.10.3) and not taken:
 
 - Its MPS writer keeps 13 significant digits; CBC's text solution has 8. ``write_mps`` and ``-saveSolution`` (raw
-  float64) lose none.
+  float64) lose none. CBC's own reader is up to 1.5 units in the last place off on one number in five: far inside
+  its tolerances, and a continuous bound does not depend on it.
 - It calls an incumbent at a time limit "Optimal", and leaves CBC running after Ctrl-C.
 - CBC's preprocessing and cuts are wrong now and then, at any tolerance: of 400 random MIPs with 1-4 columns in
   {-1, 0, 1}, 3 ended "Optimal" above the true minimum, and others, feasible, ended "Integer infeasible" (known:

