@@ -39,7 +39,7 @@ INFEASIBILITY = 1e-8  # multipliers of size 1 prove infeasibility from this valu
 
 SETTINGS: dict[str, dict[str, object]] = {
     "clarabel": {"tol_gap_abs": TOLERANCE, "tol_gap_rel": TOLERANCE, "tol_feas": TOLERANCE, "max_threads": 1},
-    "scs": {"eps_abs": TOLERANCE, "eps_rel": TOLERANCE, "max_iters": 200_000},
+    "scs": {"eps_abs": 1e-8, "eps_rel": 1e-8, "max_iters": 50_000},
 }
 TIME_LIMIT = {"clarabel": "time_limit", "scs": "time_limit_secs"}
 
@@ -90,7 +90,7 @@ class Cvxpy:
         """Minimise ``problem`` within ``time_limit`` seconds of the solver's own time.
 
         These solvers cannot be stopped early, so ``decide_at`` is ignored: every run goes to its end. The bound is
-        ``dual_objective`` of the row duals, at a limit too; there is no point at a limit. OPTIMAL needs a feasible
+        ``dual_objective`` of the row duals, at a limit too. OPTIMAL needs a feasible
         point that the bound meets; INFEASIBLE needs multipliers that prove it, else it is ERROR. Ctrl-C raises
         KeyboardInterrupt within 2 s.
 
@@ -146,7 +146,7 @@ def _run(cvxpy: ModuleType, problem: Problem, solver: str, time_limit: float) ->
     return Claim(
         status,
         word,
-        x=solution.primal_vars.get(x.id) if status is Status.OPTIMAL and solution.primal_vars else None,
+        x=solution.primal_vars.get(x.id) if solution.primal_vars else None,
         row_dual=row_dual,
         iterations=int(solution.attr.get(cvxpy.settings.NUM_ITERS) or 0),
         version=cvxpy.__version__,

