@@ -16,7 +16,7 @@ from corgi_opt.radius import LADDER_ORDER, RadiusSearch, check_rtol
 from corgi_opt.results import Radius
 from corgi_opt.search.attack import PgdOptions
 from corgi_opt.spec import Clip, Norm, canonical_norm
-from corgi_opt.verify import check_method, check_time_limit
+from corgi_opt.verify import check_method, check_solver, check_time_limit
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,24 +75,30 @@ def compare(
     clip: Clip = (0.0, 1.0),
     time_limit: float = 600.0,
     tie_tol: float | None = None,
+    within: int | None = None,
+    keep_class: bool = False,
+    solver: str | None = None,
     device: str | torch.device = "auto",
     seed: int = 0,
 ) -> Comparison:
     """The certified radius of every method on one question; arguments as in :func:`corgi_opt.radius`.
 
-    ``methods``: names; None means corgi, crown and dual, and for norm "inf" lp and milp as well.
+    ``methods``: names; None means corgi, crown, dual and lp, and unless norm is "2" milp as well.
     ``time_limit`` is the total for each method. Raises TieError for a tied image, BoundOrderError if bounds
     contradict each other or a certified eps reaches a broken one.
     """
     norm = canonical_norm(norm)
     if methods is None:
-        methods = ("corgi", "crown", "dual", "lp", "milp") if norm == "inf" else ("corgi", "crown", "dual")
+        methods = ("corgi", "crown", "dual", "lp") if norm == "2" else ("corgi", "crown", "dual", "lp", "milp")
     if isinstance(methods, str) or not isinstance(methods, Sequence) or not methods:
         raise InputError(f"methods must be a non-empty sequence of names or None, got {methods!r}")
     chosen = sorted({check_method(m, norm) for m in methods}, key=LADDER_ORDER.index)
     where, tolerance = resolve_device(device), check_rtol(rtol)
     check_time_limit(time_limit)
-    question = Question.ask(net, x, k=k, class_idx=class_idx, norm=norm, clip=clip, tie_tol=tie_tol)
-    search = RadiusSearch(question, where, PgdOptions(seed=seed), tolerance)
+    solvers = {m: check_solver(solver, m, norm) for m in (*chosen, "corgi")}
+    question = Question.ask(
+        net, x, k=k, class_idx=class_idx, norm=norm, clip=clip, tie_tol=tie_tol, within=within, keep_class=keep_class
+    )
+    search = RadiusSearch(question, where, PgdOptions(seed=seed), tolerance, solvers.__getitem__)
     radii = {m: search.run(m, check_time_limit(time_limit)) for m in chosen}
     return Comparison(radii, dict(search.seconds), k, question.class_idx, clip, tolerance)

@@ -18,3 +18,7 @@ class Deadline:
     @property
     def over(self) -> bool:
         return self.left <= 0.0
+
+    def within(self, seconds: float) -> Deadline:
+        """A shorter one that is part of this."""
+        return Deadline(min(self.left, seconds))

@@ -24,6 +24,11 @@ from corgi_opt.search.pairs import CamExpressions, PairAnswer, PairSolver
 
 Relaxation = Literal["ibp", "corgi", "crown", "dual"]
 
+PAIR_SECONDS = 2.0
+"""What a pair may take at least, where some are allowed to pass: one that takes long most likely does."""
+
+TOO_CLOSE = "too close to zero for float arithmetic"
+
 Entry = tuple[int, int]
 """A top pixel's row and a rival's column."""
 
@@ -100,8 +105,6 @@ class Ladder:
     def milp(self, solver: Backend, deadline: Deadline) -> str:
         """The exact MILP on every pair left, until one is broken or stays undecided. Returns why it stopped, or ''."""
         relaxed = self._relaxed()
-        if self.question.topk.allowed:
-            self.bound("dual")
         # binaries say what the planes of pooling windows do, exactly
         known = replace(relaxed.only(0), planes={})
         cam = CamExpressions(self.question, Expressions(self.question.net.graph, known))
@@ -144,7 +147,7 @@ class Ladder:
                 continue  # its pixel needs no more
             if deadline.over:
                 return f"time limit reached with {len(self.undecided)} pairs undecided"
-            answer = solver.solve(self._pair(entry), deadline)
+            answer = solver.solve(self._pair(entry), deadline if every_one else deadline.within(max(PAIR_SECONDS, deadline.left / 4)))
             self._record(name, entry, answer)
             if answer.passes and self._broken(entry, answer):
                 return ""
@@ -176,7 +179,7 @@ class Ladder:
                 self.found(answer.witness)
                 return ""
             else:
-                return f"milp leaves pixel {pixel} undecided ({answer.reason or 'too close to zero for float arithmetic'})"
+                return f"milp leaves pixel {pixel} undecided ({answer.reason or TOO_CLOSE})"
         return ""
 
     def _record(self, name: str, entry: Entry, answer: PairAnswer) -> None:
@@ -239,4 +242,4 @@ def _because(name: str, answer: PairAnswer) -> str:
         return f" ({answer.reason})"
     if name == "lp":
         return f" (its bound is {answer.lower:.6g}: method too weak here)"
-    return f" (minimum in [{answer.lower:.6g}, {answer.upper:.6g}]: too close to zero for float arithmetic)"
+    return f" (minimum in [{answer.lower:.6g}, {answer.upper:.6g}]: {TOO_CLOSE})"

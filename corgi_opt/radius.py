@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
 
 import torch
+from corgi_solvers import Backend
 from torch import Tensor
 
 from corgi_opt.deadline import Deadline
 from corgi_opt.errors import BoundOrderError, InputError, TieError
+from corgi_opt.ladder import Ladder
 from corgi_opt.margins import Known, Margins
 from corgi_opt.network.cam import CamNetwork
 from corgi_opt.question import Question, resolve_device
@@ -20,12 +22,18 @@ from corgi_opt.results import Proof, Radius, Verdict, Witness
 from corgi_opt.search.attack import PgdOptions, attack_radius, polish, rank_targets, shrink
 from corgi_opt.search.crossing import Point, crossing, probes
 from corgi_opt.spec import Clip, Norm, canonical_norm
-from corgi_opt.verify import Ladder, check_method, check_time_limit, climb
+from corgi_opt.verify import check_method, check_solver, check_time_limit, climb
 
 LADDER_ORDER = ("ibp", "corgi", "crown", "dual", "lp", "milp")
 """Each certifies at least what the ones before it do; a stronger search starts where a weaker one ended."""
 
 MOST_PROBES = 60
+
+FAR = 1.5
+"""Ratio of attack to CROWN radius from which a bisection starts in the middle, where rivals are allowed."""
+
+Solvers = Callable[[str], Backend]
+"""The backend of a method."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +53,11 @@ class Certified:
 class RadiusSearch:
     """Brackets for one question, method by method; the attack, bounds and certified radii are shared between them."""
 
-    def __init__(self, question: Question, device: torch.device, options: PgdOptions, rtol: float) -> None:
+    def __init__(
+        self, question: Question, device: torch.device, options: PgdOptions, rtol: float, solvers: Solvers
+    ) -> None:
         self.question, self.device, self.options, self.rtol = question, device, options, rtol
+        self._solver_of = solvers
         span = float(question.x.max() - question.x.min()) or 1.0
         self.largest = min(question.whole_range, 10.0 * span)
         self.nearest: Witness | None = None
@@ -116,7 +127,7 @@ class RadiusSearch:
                 return Certified(high.eps, verdict.margin_lower, verdict.proof, "certified up to the largest eps tried")
             high = Point(high.eps, verdict.margin_lower)
         ahead: list[float] = []
-        if method != "lp":
+        if method != "lp" and not deadline.over:
             guess, high = self._estimated(method, low.point, high)
             ahead = [guess.eps, guess.eps / (1 + self.rtol / 4)]
         for _ in range(MOST_PROBES):
@@ -149,7 +160,12 @@ class RadiusSearch:
         An eps that stays undecided (time, or too close to zero for float arithmetic) splits the bracket: what is
         certified is pushed up to it from below, what is broken down to it from above.
         """
+        pairwise = self.question.topk.allowed == 0
         low, step = self._known_below("milp"), 0.9 * self.rtol
+        if not pairwise:
+            low = max(low, self.certified("crown", deadline), key=lambda c: c.eps)
+            if self._upper() > FAR * low.eps:  # the attack may be far off, and a probe too far up takes long
+                step = math.inf
         doubts: dict[float, str] = {}  # eps that stayed undecided, and why
         for _ in range(MOST_PROBES):
             high = self._upper()
@@ -163,7 +179,7 @@ class RadiusSearch:
                 at = (last * high) ** 0.5
             else:
                 break
-            verdict = self._probe("milp", at, Deadline(max(deadline.left / 2, min(deadline.left, 5.0))))
+            verdict = self._probe("milp", at, deadline.within(max(deadline.left / 2, 5.0)))
             if verdict.status == "certified":
                 low = Certified(at, verdict.margin_lower, verdict.proof, "")
                 continue
@@ -173,7 +189,7 @@ class RadiusSearch:
                 doubts[at] = f"undecided at eps={at:.6g}: {verdict.reason}"
             # the cheap radius that bounds how far down a bisection may have to go
             low = max(low, self.certified("crown", deadline), key=lambda c: c.eps)
-            step = 4 * self.rtol
+            step = math.inf if self._upper() > FAR * low.eps and not pairwise else 4 * self.rtol
         return replace(low, reason=next(iter(doubts.values()), "time limit" if deadline.over else ""))
 
     def _draw_near(self, witness: Witness) -> None:
@@ -207,7 +223,7 @@ class RadiusSearch:
         ladder = Ladder(self.question, eps, self.device) if method == "ibp" else self._ladder(eps)
         if self.nearest is not None and ladder.ball.contains(self.nearest.image) and method != "milp":
             ladder.found(self.nearest)
-        return climb(ladder, method, None, deadline)
+        return climb(ladder, method, None, self._solver_of(method), deadline)
 
     def _ladder(self, eps: float) -> Ladder:
         if eps not in self._ladders:
@@ -282,6 +298,9 @@ def radius(
     clip: Clip = (0.0, 1.0),
     time_limit: float = 600.0,
     tie_tol: float | None = None,
+    within: int | None = None,
+    keep_class: bool = False,
+    solver: str | None = None,
     device: str | torch.device = "auto",
     seed: int = 0,
 ) -> Radius:
@@ -294,14 +313,27 @@ def radius(
     norm = canonical_norm(norm)
     chosen, deadline, where = check_method(method, norm), check_time_limit(time_limit), resolve_device(device)
     tolerance = check_rtol(rtol)
+    backend = check_solver(solver, chosen, norm)
     try:
-        question = Question.ask(net, x, k=k, class_idx=class_idx, norm=norm, clip=clip, tie_tol=tie_tol)
+        question = Question.ask(
+            net,
+            x,
+            k=k,
+            class_idx=class_idx,
+            norm=norm,
+            clip=clip,
+            tie_tol=tie_tol,
+            within=within,
+            keep_class=keep_class,
+        )
     except TieError as tie:
-        return tied(net, x, k, class_idx, chosen, str(tie))
-    return RadiusSearch(question, where, PgdOptions(seed=seed), tolerance).run(chosen, deadline)
+        return tied(net, x, k, within, class_idx, chosen, str(tie))
+    return RadiusSearch(question, where, PgdOptions(seed=seed), tolerance, lambda _: backend).run(chosen, deadline)
 
 
-def tied(net: CamNetwork, x: Tensor, k: int, class_idx: int | None, method: str, reason: str) -> Radius:
+def tied(
+    net: CamNetwork, x: Tensor, k: int, within: int | None, class_idx: int | None, method: str, reason: str
+) -> Radius:
     """The radius of an image whose top-k set is not defined."""
     chosen = net.class_index(x, class_idx)
-    return Radius(0.0, 0.0, k, chosen, method, 0.0, 0.0, None, None, reason)
+    return Radius(0.0, 0.0, k, k if within is None else within, chosen, method, 0.0, 0.0, None, None, reason)

@@ -45,8 +45,8 @@ class Verdict:
     """The answer for one eps.
 
     ``status``: certified (margin_lower > 0, proven), falsified (``counterexample`` replayed), or unknown (``reason``
-    says why). ``k``, ``within``: each of the k brightest pixels stays among the ``within`` brightest (``within = k``: the
-    set stays). ``margin_lower <= margin <= margin_upper``, in units of the CAM. ``corgi_margin``: the paper's bound
+    says why). ``k``, ``within``: each of the k brightest pixels stays among the ``within`` brightest (``within = k``:
+    the set stays). ``margin_lower <= margin <= margin_upper``, in units of the CAM. ``corgi_margin``: the paper's bound
     on the same question. ``proof``, for a certified: ``"float64"`` (bounds computed in float64 with a stated safety
     margin, not outward rounded) or ``"solver"`` (rests on HiGHS's word). ``method``: the stage that settled it.
     """
@@ -103,8 +103,8 @@ class Radius:
 
     def __repr__(self) -> str:
         return (
-            f"Radius([{self.lower:.6g}, {self.upper:.6g}], {asked(self.k, self.within)}, class {self.class_idx}, {self.method}; "
-            f"corgi {self.corgi:.6g}, attack {self.attack:.6g}; {self.reason})"
+            f"Radius([{self.lower:.6g}, {self.upper:.6g}], {asked(self.k, self.within)}, class {self.class_idx}, "
+            f"{self.method}; corgi {self.corgi:.6g}, attack {self.attack:.6g}; {self.reason})"
         )
 
 

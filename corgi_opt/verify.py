@@ -6,7 +6,7 @@ from collections.abc import Callable
 from numbers import Real
 
 import torch
-from corgi_solvers import Backend, Highs
+from corgi_solvers import Backend, ProblemError, backend
 from torch import Tensor
 
 from corgi_opt.deadline import Deadline
@@ -69,7 +69,6 @@ def settle(ladder: Ladder, method: str, reason: str, corgi: float) -> Verdict:
         eps=ladder.ball.eps,
         k=question.topk.k,
         within=question.topk.within,
-        within=question.topk.within,
         class_idx=question.class_idx,
         margin_lower=ladder.margin,
         margin_upper=upper,
@@ -104,7 +103,10 @@ def check_solver(solver: str | None, method: str, norm: Norm) -> Backend:
     name = solver or ("cvxpy:clarabel" if norm == "2" else "highs")
     if not isinstance(name, str):
         raise InputError(f"solver must be the name of a backend, got {name!r}")
-    chosen = backend(name)
+    try:
+        chosen = backend(name)
+    except ProblemError as error:
+        raise InputError(str(error)) from error
     lacks = [
         what
         for what, wanted, able in (
@@ -145,9 +147,9 @@ def verify(
     """Whether the k brightest CAM pixels stay the same for every image within eps of x.
 
     x (1, C, H, W) and eps are in the units of the network's input; ``norm``: "inf", "2" or "1". ``method``: "ibp",
-    "corgi", "crown", "dual" (bounds), "lp" (triangle relaxation on the pairs left), "milp" (exact; norms "inf" and "1");
-    "auto": milp, or dual for norm "2". ``solver``: "highs" (default), "pulp:cbc", "cvxpy:clarabel" ..., for lp and milp.
-    ``clip``: the box images live in, or None.
+    "corgi", "crown", "dual" (bounds), "lp" (triangle relaxation on the pairs left), "milp" (exact; norms "inf" and
+    "1"); "auto": milp, or dual for norm "2". ``solver``, for lp and milp: "highs" (default), "pulp:cbc",
+    "cvxpy:clarabel" ... ``clip``: the box images live in, or None.
 
     ``within``: asks only that each of the k brightest stays among the ``within`` brightest (default k: the set stays).
     ``keep_class``: only images that keep the predicted class count as counterexamples.
@@ -160,6 +162,13 @@ def verify(
     """
     norm = canonical_norm(norm)
     chosen, deadline, where = check_method(method, norm), check_time_limit(time_limit), resolve_device(device)
-    question = Question.ask(net, x, k=k, class_idx=class_idx, norm=norm, clip=clip, tie_tol=tie_tol)
+    backend_ = check_solver(solver, chosen, norm)
+    question = Question.ask(
+        net, x, k=k, class_idx=class_idx, norm=norm, clip=clip, tie_tol=tie_tol, within=within, keep_class=keep_class
+    )
     ladder = Ladder(question, eps, where)
-    return climb(ladder, chosen, lambda: ladder.attack(rank_targets(question, where), PgdOptions(seed=seed)), deadline)
+
+    def attack() -> None:
+        ladder.attack(rank_targets(question, where), PgdOptions(seed=seed))
+
+    return climb(ladder, chosen, attack, backend_, deadline)

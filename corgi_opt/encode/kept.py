@@ -22,9 +22,7 @@ def keeping_class(program: Program, problem: Problem, errors: Vector) -> Problem
     """
     others = program.outputs[1:]
     wide = sparse.csr_array((others.shape[0], problem.n - others.shape[1]))
-    rows, upper = cleared(
-        sparse.csr_array(sparse.hstack([-others, wide])), program.output_constants[1:] + errors[1:]
-    )
+    rows, upper = cleared(sparse.csr_array(sparse.hstack([-others, wide])), program.output_constants[1:] + errors[1:])
     return replace(
         problem,
         A=sparse.csr_array(sparse.vstack([problem.A, rows])),

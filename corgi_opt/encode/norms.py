@@ -11,19 +11,21 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-from corgi_solvers import Problem
+from corgi_solvers import NormBall, Problem
 from scipy import sparse
 
-from corgi_opt.encode.program import Program, cleared
+from corgi_opt.encode.program import TINY, Program, cleared
 
 
 def within_ball(program: Program, problem: Problem) -> Problem:
     """``problem``, whose first columns are the inputs of ``program``, over the region itself instead of its box."""
     if program.norm == "inf" or not program.inputs:
         return problem
-    if program.norm == "2":
-        raise NotImplementedError
     n = program.inputs
+    if program.norm == "2":
+        moved = program.reach > TINY  # one that hardly can move may count as unmoved
+        columns = np.flatnonzero(moved)
+        return replace(problem, balls=(NormBall(columns, program.reach[moved], program.shift[moved], 1.0),))
     # an input whose box is narrow beyond TINY may count as unmoved: its rows are relaxed by as much
     d, shift = cleared(sparse.csr_array(sparse.diags_array(program.reach)), np.zeros(n))
     wide, one = sparse.csr_array((n, problem.n - n)), -sparse.eye_array(n)

@@ -114,9 +114,7 @@ def cleared(rows: sparse.csr_array, upper: Vector) -> tuple[sparse.csr_array, Ve
     return kept, upper + slack
 
 
-def compile_program(
-    expressions: Expressions, ball: Ball, outputs: Sequence[Expression], deadline: Deadline
-) -> Program:
+def compile_program(expressions: Expressions, ball: Ball, outputs: Sequence[Expression], deadline: Deadline) -> Program:
     """The program of some outputs over the region of ``ball``, in float64.
 
     Raises TooLargeError, and TimeoutError when the deadline passes.

@@ -55,7 +55,8 @@ class PgdOptions:
 class Targets(Protocol):
     """What to attack, the most breakable first: Q rows, and the linearised radius (Q,) of each."""
 
-    radii: Tensor
+    @property
+    def radii(self) -> Tensor: ...
 
     def first(self, count: int) -> Targets: ...
 

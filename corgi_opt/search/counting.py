@@ -60,9 +60,7 @@ class CountSolver:
         except (TooLargeError, TimeoutError) as stop:
             return CountAnswer(-math.inf, None, 0, 0, str(stop))
 
-    def _solve(
-        self, pixel: int, rivals: Sequence[int], sure: int, relaxed: Relaxed, deadline: Deadline
-    ) -> CountAnswer:
+    def _solve(self, pixel: int, rivals: Sequence[int], sure: int, relaxed: Relaxed, deadline: Deadline) -> CountAnswer:
         """With ``sure`` rivals taken to be ahead beside the ones that are encoded."""
         needed = self.question.topk.within - sure
         safety = FLOAT64_SAFETY * self.question.scale
@@ -83,7 +81,8 @@ class CountSolver:
             image = program.image(solution.x, self.ball.center)
             witness = replay(self.question, self.ball, image)
             witness = witness or polish(self.question, self.ball, image, (pixel, rivals[0]))
-        return CountAnswer(-math.inf, witness, program.units + len(rivals), solution.report.nodes, why_undecided(solution))
+        reason = why_undecided(solution)
+        return CountAnswer(-math.inf, witness, program.units + len(rivals), solution.report.nodes, reason)
 
     def _upper(self, pixel: int, rivals: Sequence[int], relaxed: Relaxed) -> Vector:
         """Proven upper bounds of ``CAM_pixel - CAM_j``."""

@@ -23,6 +23,8 @@ def attack(
     norm: Norm = "inf",
     clip: Clip = (0.0, 1.0),
     tie_tol: float | None = None,
+    within: int | None = None,
+    keep_class: bool = False,
     device: str | torch.device = "auto",
     options: PgdOptions | None = None,
 ) -> Witness | None:
@@ -33,6 +35,8 @@ def attack(
     if options is not None and not isinstance(options, PgdOptions):
         raise InputError(f"options must be a co.PgdOptions or None, got {options!r}")
     where = resolve_device(device)
-    question = Question.ask(net, x, k=k, class_idx=class_idx, norm=norm, clip=clip, tie_tol=tie_tol)
+    question = Question.ask(
+        net, x, k=k, class_idx=class_idx, norm=norm, clip=clip, tie_tol=tie_tol, within=within, keep_class=keep_class
+    )
     ball = question.ball(eps)
     return pgd(question, ball, rank_targets(question, where), where, options or PgdOptions())

@@ -50,7 +50,12 @@ def class_gaps(
 
 
 def _in_part(
-    question: Question, expressions: Expressions, relaxed: Relaxed, coefs: Tensor, pair: Sequence[int], deadline: Deadline
+    question: Question,
+    expressions: Expressions,
+    relaxed: Relaxed,
+    coefs: Tensor,
+    pair: Sequence[int],
+    deadline: Deadline,
 ) -> list[Expression]:
     net = question.net
     height, width = net.map_shape
@@ -58,7 +63,8 @@ def _in_part(
     near = torch.zeros(height * width, dtype=torch.float64)
     near[list(pair)] = 1.0
     near = near.view(height, width)
-    bias = coefs @ net.class_scores(question.x)[0] - (share * net.graph.forward(question.x, net.features)).sum((1, 2, 3))
+    features = net.graph.forward(question.x, net.features)
+    bias = coefs @ net.class_scores(question.x)[0] - (share * features).sum(dim=(1, 2, 3))
     here = expressions.of(net.features, _rows(share * near), deadline)
     # the rest, bounded from above
     most = -relaxed.bound(net.features, _rows(-share * (1 - near))).cpu()
