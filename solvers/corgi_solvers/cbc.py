@@ -10,7 +10,7 @@ PuLP only says where CBC is. Its own door to CBC was measured (PuLP 3.3.2, CBC 2
   {-1, 0, 1}, 3 ended "Optimal" above the true minimum, and others, feasible, ended "Integer infeasible" (known:
   coin-or/Cbc issues 466, 737, 740). With both off, 7,800 MIPs (such ones, knapsacks and ReLU big-M problems) had
   none. So both are off, and presolve with them: CBC is a second opinion here, not the engine.
-- Without preprocessing, one in five infeasible MIPs ends in a segmentation fault: status ERROR, no answer.
+- Without preprocessing, one in seven infeasible MIPs ends in a segmentation fault: status ERROR, no answer.
 - An unbounded LP may be called "Infeasible", or "Optimal" where a free column has no entries. Claims of the first
   kind are asked again without objective; those of the second have no finite bound and end as LIMIT.
 """
@@ -76,7 +76,7 @@ def run_cbc(problem: Problem, settings: CbcSettings, deadline: float) -> Claim:
     feasible = _run(problem.with_objective(np.zeros(problem.n), 0.0), settings, deadline).status
     if feasible is Status.INFEASIBLE:
         return replace(claim, status=Status.INFEASIBLE)
-    if feasible is Status.OPTIMAL and not _in_a_box(problem):
+    if feasible is Status.OPTIMAL and not problem.is_boxed:
         return replace(claim, status=Status.UNBOUNDED)
     status = Status.LIMIT if feasible is Status.LIMIT else Status.ERROR
     return replace(claim, status=status, x=None, row_dual=None)
@@ -171,12 +171,6 @@ def _binary_solution(path: Path, rows: int, columns: int) -> tuple[Vector, Vecto
         return None
     values = np.frombuffer(data, dtype=np.float64, offset=8)
     return values[1 + rows : 1 + 2 * rows], values[1 + 2 * rows : 1 + 2 * rows + columns]
-
-
-def _in_a_box(problem: Problem) -> bool:
-    """Whether every column that the objective moves has both bounds, so that no minimum runs away."""
-    moved = problem.c != 0
-    return bool(np.isfinite(problem.col_lower[moved]).all() and np.isfinite(problem.col_upper[moved]).all())
 
 
 def _version(words: str) -> str:

@@ -10,7 +10,8 @@ What was measured about highspy 1.15.1 and shapes this backend:
   limit does not.
 - The task scheduler, whose size ``threads`` sets, belongs to the calling thread. Every run has a thread of its
   own here, so backends with different ``threads`` can live in one process.
-- An unbounded MIP is reported as "unbounded or infeasible"; a problem without columns is called empty even when
+- An unbounded MIP is reported as "unbounded or infeasible", and about one unbounded LP in 100 as "infeasible": where
+  the objective could run away, both are asked again without it. A problem without columns is called empty even when
   its rows are infeasible; |a_ij| <= ``small_matrix_value`` is dropped from the matrix.
 """
 

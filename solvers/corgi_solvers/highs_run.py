@@ -83,7 +83,7 @@ class HighsRun:
         if self._problem.n == 0:
             return self._without_columns(start)
         raw = self._run(deadline, decide_at)
-        if raw == "kUnboundedOrInfeasible":
+        if raw == "kUnboundedOrInfeasible" or (raw == "kInfeasible" and not self._problem.is_boxed):
             raw = self._unbounded_or_infeasible(deadline)
         return self._read(raw, decide_at, start)
 

@@ -93,6 +93,12 @@ class Problem:
         """Whether there are balls, which only a conic solver can take."""
         return bool(self.balls)
 
+    @property
+    def is_boxed(self) -> bool:
+        """Whether every column that the objective moves has both bounds, so that no minimum runs away."""
+        moved = self.c != 0
+        return bool(np.isfinite(self.col_lower[moved]).all() and np.isfinite(self.col_upper[moved]).all())
+
     def relaxed(self) -> Problem:
         """The continuous relaxation: the same problem, balls included, without integrality."""
         return replace(self, integrality=np.zeros(self.n, dtype=bool))

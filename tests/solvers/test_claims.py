@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 
-import numpy as np
 import pytest
 from corgi_solvers import Problem, Solution, Status
 from corgi_solvers.claims import Claim, vouch
@@ -66,8 +65,11 @@ def test_other_statuses_hold_nothing(status: Status) -> None:
     assert (s.status, s.objective, s.bound, s.x, s.row_dual) == (status, INF, -INF, None, None)
 
 
-def test_residues_on_free_columns_are_the_solvers_tolerance() -> None:
-    p = Problem([1.0], 0.0, [[1.0]], [1.0], [INF], [-INF], [INF], [False])
-    assert judge(p, Status.OPTIMAL, [1.0], [1.0 - 1e-9]).status is Status.OPTIMAL
+def test_residues_on_free_columns_cost_what_they_may_be_worth() -> None:
+    p = Problem([1.0], 0.0, [[1.0]], [1.0], [INF], [-INF], [INF], [False])  # minimum 1 at y = 1
+    s = judge(p, Status.OPTIMAL, [1.0], [1.0 + 1e-9])  # y L alone is above 1
+    assert (s.status, s.bound) == (Status.OPTIMAL, pytest.approx(1.0, abs=1e-8))
+    assert s.bound < 1.0
     assert judge(p, Status.OPTIMAL, [1.0], [1.0 - 1e-4]).bound == -INF
-    assert np.isfinite(judge(p, Status.OPTIMAL, [1.0], [1.0]).bound)
+    assert judge(p, Status.LIMIT, None, [1.0 + 1e-9]).bound == -INF  # no point: no idea of the column's reach
+    assert judge(p, Status.OPTIMAL, [1.0], [1.0]).bound == 1.0

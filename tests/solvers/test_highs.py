@@ -49,6 +49,16 @@ def test_lp_stopped_by_its_limit_keeps_a_bound_that_holds() -> None:
 # --------------------------------------------------------------------------------------- mixed-integer programs
 
 
+def test_an_unbounded_lp_that_presolve_calls_infeasible_is_unbounded() -> None:
+    """HiGHS 1.15.1 says kInfeasible, which would be a bound of +inf; without presolve it says kUnbounded."""
+    A = [[1.0, 1.0, 0.9, 0.4, 0.0, -0.8], [0.5, 0.0, 0.8, 0.3, -0.1, 0.0]]
+    lower, upper = [-0.4, 1.5, -INF, 1.6, -0.4, -0.9], [0.3, 2.0, 0.7, INF, 0.5, -0.2]
+    c = [-1.2, 1.4, 0.2, -1.1, -0.1, 0.2]
+    p = Problem(c, 0.0, A, [2.7, -INF], [INF, 0.6], lower, upper, [False] * 6)
+    for s in (Highs().solve(p), *Highs().minimise_each(p, [c, c])):
+        assert (s.status, s.bound) == (Status.UNBOUNDED, -INF)
+
+
 @pytest.mark.parametrize("rows", [0, 1])
 def test_unbounded_mip(rows: int) -> None:
     A, sides = np.ones((rows, 2)), np.zeros(rows)

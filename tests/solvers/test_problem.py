@@ -122,6 +122,11 @@ def test_points_and_multipliers_of_a_wrong_shape_are_refused() -> None:
             call(np.zeros(4))
 
 
+def test_boxed_looks_at_the_columns_that_the_objective_moves() -> None:
+    assert not problem().is_boxed
+    assert problem(c=[1.0, -2.0, 0.0]).is_boxed
+
+
 def test_empty_problems_exist() -> None:
     none = np.zeros(0)
     rows_only = Problem(none, 2.0, np.zeros((1, 0)), [-1.0], [1.0], none, none, none.astype(bool))
