@@ -13,11 +13,11 @@ POLL_SECONDS = 0.1  # on Windows a lock wait does not notice Ctrl-C; it is notic
 GRACE_SECONDS = 1.5  # how long a solver gets to notice ``cancel`` before it is left behind
 
 
-def run_interruptibly(work: Callable[[], T], cancel: threading.Event) -> T:
+def run_interruptibly(work: Callable[[], T], cancel: threading.Event, *, grace: float = GRACE_SECONDS) -> T:
     """Run ``work`` in a thread of its own and wait for it; return its result or raise its exception.
 
     When the wait is interrupted (KeyboardInterrupt, or whatever a signal handler raises), ``cancel`` is set, the
-    work gets GRACE_SECONDS to notice, and the exception is raised again. A solver deep in a phase that never
+    work gets ``grace`` seconds to notice, and the exception is raised again. A solver deep in a phase that never
     looks is then left behind in its daemon thread: it still stops at its next look, its result is dropped.
     """
     future: Future[T] = Future()
@@ -34,6 +34,6 @@ def run_interruptibly(work: Callable[[], T], cancel: threading.Event) -> T:
             wait([future], timeout=POLL_SECONDS)
     except BaseException:
         cancel.set()
-        wait([future], timeout=GRACE_SECONDS)
+        wait([future], timeout=grace)
         raise
     return future.result()

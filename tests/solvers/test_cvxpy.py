@@ -191,16 +191,15 @@ def test_ctrl_c_is_raised_within_two_seconds() -> None:
         import os
         os._exit(0)  # not waiting for the run that was left behind
     """
-    process = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    assert json.loads(process.stdout.readline()) == 0.5
-    time.sleep(1.5)
-    assert process.poll() is None
-    sent = time.perf_counter()
-    process.send_signal(signal.SIGINT)
-    assert process.stdout.readline() == "interrupted\n"
-    assert time.perf_counter() - sent < 2.0
-    out, err = process.communicate(timeout=10)
-    assert (out, err) == ("", "")
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert json.loads(process.stdout.readline()) == 0.5
+        time.sleep(1.5)
+        assert process.poll() is None
+        sent = time.perf_counter()
+        process.send_signal(signal.SIGINT)
+        assert process.stdout.readline() == "interrupted\n"
+        assert time.perf_counter() - sent < 2.0
+        out, err = process.communicate(timeout=10)
+        assert (out, err) == ("", "")

@@ -308,18 +308,17 @@ def test_ctrl_c_is_raised_within_two_seconds_and_leaves_no_child(solver: str) ->
         except KeyboardInterrupt:
             print("interrupted", flush=True)
     """
-    process = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    pid = int(process.stdout.readline())
-    time.sleep(1.0)
-    os.kill(pid, 0)  # at work
-    sent = time.perf_counter()
-    process.send_signal(signal.SIGINT)
-    assert process.stdout.readline() == "interrupted\n"
-    assert time.perf_counter() - sent < 2.0
-    with pytest.raises(ProcessLookupError):
-        os.kill(pid, 0)
-    out, err = process.communicate(timeout=10)
-    assert (process.returncode, out, err) == (0, "", "")
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        pid = int(process.stdout.readline())
+        time.sleep(1.0)
+        os.kill(pid, 0)  # at work
+        sent = time.perf_counter()
+        process.send_signal(signal.SIGINT)
+        assert process.stdout.readline() == "interrupted\n"
+        assert time.perf_counter() - sent < 2.0
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+        out, err = process.communicate(timeout=10)
+        assert (process.returncode, out, err) == (0, "", "")
