@@ -300,7 +300,11 @@ class Answer:
 
     @property
     def stable(self) -> bool | None:
-        """Whether the minimum is positive; None where that is too close to tell."""
+        """Whether the minimum is positive; None where that is too close to tell.
+
+        None includes exact ties, say of two pixels that are dead at ``point``: there ``upper <= 0``, so that nothing
+        may be certified.
+        """
         return True if self.lower > TOLERANCE else False if self.upper < -TOLERANCE else None
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from enumeration import Affine, Answer, Ball, Clip, exact_margin, exact_margin_keep_class, exact_within_margin
+from enumeration import Affine, Answer, Array, Ball, Clip, exact_margin, exact_margin_keep_class, exact_within_margin
 from nets import Small, image, seeded
 from torch import Tensor, nn
 
@@ -25,6 +25,7 @@ KINDS: tuple[dict[str, int], ...] = (
 )
 FACTORS = (0.5, 0.7, 0.9, 0.99, 0.9999, 1.0001, 1.01, 1.1, 1.3, 1.5)
 MOST_OPEN = 14
+DUAL = {"inf": 1, "2": 2, "1": np.inf}
 MOST_EPS = {"inf": 0.25, "2": 0.6, "1": 1.2}
 
 
@@ -85,37 +86,65 @@ def _draw(rng: np.random.Generator, norms: tuple[str, ...]) -> SmallQuestion | N
     k = int(rng.integers(1, pixels))
     within = int(rng.integers(k, pixels)) if rng.random() < 0.5 else None
     net = Affine.of(model, x, class_idx)
-    radius = linearised_radius(net, k, within, norm)
-    if radius is None or not 1e-3 < radius < MOST_EPS[norm]:
+    here = at_center(net)
+    radius, slope = linearised_radius(net.cam @ here, k, within, norm)
+    if not 1e-3 < radius < MOST_EPS[norm]:
         return None
     eps = radius * float(rng.choice(FACTORS))
     if open_units(net, Ball.around(x, eps, norm, clip)) > MOST_OPEN:
         return None
-    return SmallQuestion(
-        model, x, eps, k, within, bool(rng.random() < 0.4), norm, clip, class_idx, f"{kind} seed {number}"
-    )
+    keep_class = bool(rng.random() < 0.4)
+    if keep_class:
+        near_boundary(model.head, net.logits @ here, steepest(slope, eps, norm), float(rng.uniform(0.02, 0.9)))
+    return SmallQuestion(model, x, eps, k, within, keep_class, norm, clip, class_idx, f"{kind} seed {number}")
 
 
-def linearised_radius(net: Affine, k: int, within: int | None, norm: str) -> float | None:
-    """Where the gradient at x says that the first pair changes its order; None for ties. With ``within``: where a top
-    pixel has been passed by enough others, each taken alone.
+def near_boundary(head: nn.Linear, logits: Array, toward: Array, share: float) -> None:
+    """Raises the bias of a class so that it becomes the predicted one after this share of a displacement, as the
+    gradients say; of the classes that gain on the predicted one there, the one that gains most.
     """
+    top = int(logits[:, 0].argmax())
+    gaps = logits[top] - logits
+    gains = -gaps[:, 1:] @ toward
+    rival = int(gains.argmax())
+    if gains[rival] > 0:
+        with torch.no_grad():
+            head.bias[rival] += max(gaps[rival, 0] - share * gains[rival], 0.0)
+
+
+def steepest(slope: Array, eps: float, norm: str) -> Array:
+    """Where a linear form is least in a ball."""
+    if norm == "inf":
+        return -eps * np.sign(slope)
+    if norm == "2":
+        return -eps * slope / max(np.linalg.norm(slope), 1e-12)
+    largest = np.abs(slope).argmax()
+    return -eps * np.sign(slope) * (np.arange(len(slope)) == largest)
+
+
+def at_center(net: Affine) -> Array:
+    """The affine forms of all values in the region of x: of every unit, its largest candidate at x."""
     v = np.eye(1 + net.inputs)
-    for layer in net.layers:  # the affine forms of the region of x: of every unit, its largest candidate at x
+    for layer in net.layers:
         z = layer.matrix @ v
         v = np.vstack([v, *(z[max(unit, key=z[:, 0].__getitem__)] for unit in layer.units)])
-    cam = net.cam @ v
+    return v
+
+
+def linearised_radius(cam: Array, k: int, within: int | None, norm: str) -> tuple[float, Array]:
+    """Where the gradient at x says that the first pair changes its order, and that pair's gradient; 0 for ties. With
+    ``within``: where a top pixel has been passed by enough others, each taken alone.
+    """
     order = np.argsort(-cam[:, 0], kind="stable")
-    if cam[order[k - 1], 0] - cam[order[k], 0] < 1e-3:
-        return None
-    dual = {"inf": 1, "2": 2, "1": np.inf}[norm]
-    radii = []
+    tied = cam[order[k - 1], 0] - cam[order[k], 0] < 1e-3
+    radius, slope = np.inf, cam[0, 1:]
     for i in order[:k]:
         forms = cam[i] - cam[order[k:] if within is None else order[order != i]]
-        slope = np.linalg.norm(forms[:, 1:], dual, axis=1)
-        reach = np.sort(np.maximum(forms[:, 0], 0) / np.maximum(slope, 1e-12))
-        radii.append(reach[0 if within is None else within - 1])
-    return float(min(radii))
+        reach = np.maximum(forms[:, 0], 0) / np.maximum(np.linalg.norm(forms[:, 1:], DUAL[norm], axis=1), 1e-12)
+        last = np.argsort(reach)[0 if within is None else within - 1]
+        if reach[last] < radius:
+            radius, slope = float(reach[last]), forms[last, 1:]
+    return (0.0 if tied else radius), slope
 
 
 def open_units(net: Affine, ball: Ball) -> int:
