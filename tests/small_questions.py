@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from enumeration import Affine, Answer, Array, Ball, Clip, exact_margin, exact_margin_keep_class, exact_within_margin
+from enumeration import Answer, exact_margin, exact_margin_keep_class, exact_within_margin
+from linear_regions import Affine, Array, Ball, Clip
 from nets import Small, image, seeded
 from torch import Tensor, nn
 
@@ -33,7 +34,8 @@ MOST_EPS = {"inf": 0.25, "2": 0.6, "1": 1.2}
 class SmallQuestion:
     """``co.verify(net, question.x, **question.arguments)`` is to be compared with ``question.answer()``.
 
-    ``k`` pixels must stay among the brightest ``within`` (None: among the brightest k).
+    ``k`` pixels must stay among the brightest ``within`` (None: among the brightest k). ``label`` says what the model was
+    built from; with ``keep_class`` the bias of its head was moved afterwards.
     """
 
     model: nn.Module

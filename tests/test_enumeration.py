@@ -1,4 +1,4 @@
-"""The oracle of ``enumeration.py`` against other means: torch, sampling, closed forms, grids, textbook MILPs."""
+"""The oracle (linear_regions.py, enumeration.py) against torch, sampling, closed forms, grids and textbook MILPs."""
 
 from __future__ import annotations
 
@@ -11,15 +11,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from enumeration import (
-    Affine,
-    Answer,
-    Ball,
-    exact_margin,
-    exact_margin_keep_class,
-    exact_within_margin,
-    regions,
-)
+from enumeration import Answer, exact_margin, exact_margin_keep_class, exact_within_margin
+from linear_regions import Affine, Ball, regions
 from nets import Pooled, Residual, Small, Tiny, hooked_cam, image, seeded
 from oracles import PlainMilp, brute_force_margin, conv_matrix, plain_milp_margin
 from scipy.optimize import linprog, minimize
