@@ -34,8 +34,8 @@ MOST_EPS = {"inf": 0.25, "2": 0.6, "1": 1.2}
 class SmallQuestion:
     """``co.verify(net, question.x, **question.arguments)`` is to be compared with ``question.answer()``.
 
-    ``k`` pixels must stay among the brightest ``within`` (None: among the brightest k). ``label`` says what the model was
-    built from; with ``keep_class`` the bias of its head was moved afterwards.
+    ``k`` pixels must stay among the brightest ``within`` (None: among the brightest k). ``label`` says what the
+    model was built from; with ``keep_class`` the bias of its head was moved afterwards.
     """
 
     model: nn.Module
