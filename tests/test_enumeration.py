@@ -142,7 +142,7 @@ def test_an_answer_is_attained_and_no_image_is_below(index):
         assert float(answer.point.min()) >= -1e-15
         assert float(answer.point.max()) <= 1 + 1e-15
     assert by_torch(q, answer.point)[0] == pytest.approx(answer.upper, abs=1e-11)
-    assert by_torch(q, points(q, 1000)).min() >= answer.lower
+    assert by_torch(q, points(q, 500)).min() >= answer.lower
     toward = q.x + torch.linspace(0, 1, 50, dtype=torch.float64)[:, None, None, None] * (answer.point - q.x)
     assert by_torch(q, toward).min() >= answer.lower
 
@@ -275,7 +275,7 @@ class FewInputs(nn.Module):
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize(("inputs", "tolerance"), [(1, 1e-4), (2, 0.04)])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_few_inputs_agree_with_a_grid(seed, inputs, tolerance, norm):
     model, x = seeded(FewInputs, seed), image(1, 1, inputs, seed=seed).double()
     eps = 0.5
