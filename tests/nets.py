@@ -49,6 +49,35 @@ class Tiny(nn.Module):
         return self.head(F.relu(self.second(self.pool(F.relu(self.first(x))))).mean((2, 3)))
 
 
+class Small(nn.Module):
+    """Livelier than Tiny, still to be enumerated: 1x3x4 -> conv2x2 -> relu -> (max pool) -> second conv -> relu.
+
+    The CAM has 2x2 pixels, or 2x3 where ``residual`` (then ``features`` is ``hidden``). Weights have mixed signs of
+    order one and small biases, so that most units are alive; ``classes`` compete.
+    """
+
+    def __init__(
+        self, hidden: int = 2, features: int = 2, classes: int = 3, residual: int = 0, pool: int = 0, inplace: int = 0
+    ) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(1, hidden, 2)
+        self.pool = nn.MaxPool2d((1, 2), stride=1) if pool else nn.Identity()
+        self.residual = bool(residual)
+        features = hidden if residual else features
+        self.second = nn.Conv2d(hidden, features, 1 if residual or pool else (1, 2))
+        self.relu = nn.ReLU(inplace=bool(inplace))
+        self.head = nn.Linear(features, classes)
+        for module in (self.first, self.second, self.head):
+            nn.init.normal_(module.weight, 0.2, 1.0)
+            nn.init.normal_(module.bias, 0.0, 0.2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.pool(self.relu(self.first(x)))
+        z = self.second(h)
+        z = self.relu(z + h if self.residual else z)
+        return self.head(z.mean((2, 3)))
+
+
 class Everything(nn.Module):
     """Every operation the graph builder knows, strides, padding, dilation, groups, a residual branch."""
 
