@@ -7,6 +7,7 @@ from corgi_opt.errors import (
     BoundOrderError,
     CorgiError,
     InputError,
+    Interrupted,
     MissingPackageError,
     ModelModeError,
     NoCamHeadError,
@@ -15,6 +16,7 @@ from corgi_opt.errors import (
     UnknownMethodError,
     UnsupportedOpError,
 )
+from corgi_opt.export import Exported, export_mps
 from corgi_opt.network.cam import CamNetwork, check_model, from_torch
 from corgi_opt.network.graph import LayerGraph
 from corgi_opt.network.ingest import Unsupported
@@ -33,7 +35,9 @@ __all__ = [
     "CamNetwork",
     "Comparison",
     "CorgiError",
+    "Exported",
     "InputError",
+    "Interrupted",
     "Interval",
     "LayerGraph",
     "MissingPackageError",
@@ -53,6 +57,7 @@ __all__ = [
     "bounds",
     "check_model",
     "compare",
+    "export_mps",
     "from_torch",
     "radius",
     "verify",

@@ -31,7 +31,7 @@ from corgi_opt.errors import CorgiError, InputError, MissingPackageError
 from corgi_opt.network.cam import CamNetwork, from_torch
 from corgi_opt.plots import check_picture
 from corgi_opt.radius import radius
-from corgi_opt.results import Radius
+from corgi_opt.results import Radius, asked
 from corgi_opt.spec import canonical_norm
 from corgi_opt.verify import verify
 
@@ -66,6 +66,13 @@ Image = Annotated[
     str, typer.Option("--image", help="a .npy array, an image file, or an index into the bundled test digits")
 ]
 K = Annotated[int, typer.Option("--k", help="how many brightest CAM pixels")]
+Within = Annotated[
+    int | None, typer.Option("--within", help="each of the k stays among so many brightest; default k: the set")
+]
+KeepClass = Annotated[
+    bool, typer.Option("--keep-class", help="only images of the predicted class count as counterexamples")
+]
+SolverName = Annotated[str | None, typer.Option("--solver", help="of lp and milp: highs, pulp:cbc, cvxpy:clarabel ...")]
 Class = Annotated[int | None, typer.Option("--class", help="class index; default: the predicted class")]
 NormText = Annotated[str, typer.Option("--norm", help="inf, 2 or 1")]
 ClipText = Annotated[str, typer.Option("--clip", help="the box images live in, 'low,high', or 'none'")]
@@ -83,10 +90,13 @@ def verify_command(
     eps: Annotated[float, typer.Option("--eps", help="distance in the norm, in units of the input")],
     k: K,
     method: Annotated[str, typer.Option("--method", help="ibp, corgi, crown, dual, lp, milp or auto")] = "auto",
+    within: Within = None,
+    keep_class: KeepClass = False,
     class_idx: Class = None,
     norm: NormText = "inf",
     clip: ClipText = "0,1",
     size: Size = None,
+    solver: SolverName = None,
     time_limit: Seconds = 300.0,
     device: Device = "auto",
     seed: Seed = 0,
@@ -101,6 +111,9 @@ def verify_command(
         k=k,
         method=method,
         class_idx=class_idx,
+        within=within,
+        keep_class=keep_class,
+        solver=solver,
         norm=canonical_norm(norm),
         clip=parse_clip(clip),
         time_limit=time_limit,
@@ -111,7 +124,8 @@ def verify_command(
         emit(v)
     else:
         colour = {"certified": "green", "falsified": "red", "unknown": "yellow"}[v.status]
-        say(f"{v.status} at eps={v.eps:g}, k={v.k}, class {v.class_idx}: {v.reason}", style=f"bold {colour}")
+        about = f"eps={v.eps:g}, {asked(v.k, v.within)}, class {v.class_idx}"
+        say(f"{v.status} at {about}: {v.reason}", style=f"bold {colour}")
         say(f"  margin in [{v.margin_lower:.6g}, {v.margin_upper:.6g}]; CORGI's bound {v.corgi_margin:.6g}")
         say(f"  settled by {v.method}" + (f", proof: {v.proof}" if v.proof else ""))
     raise typer.Exit(EXIT[v.status])
@@ -124,10 +138,13 @@ def radius_command(
     k: K,
     method: Annotated[str, typer.Option("--method", help="ibp, corgi, crown, dual, lp, milp or auto")] = "auto",
     rtol: Annotated[float, typer.Option("--rtol", help="relative resolution of the bracket")] = 0.01,
+    within: Within = None,
+    keep_class: KeepClass = False,
     class_idx: Class = None,
     norm: NormText = "inf",
     clip: ClipText = "0,1",
     size: Size = None,
+    solver: SolverName = None,
     time_limit: Seconds = 600.0,
     device: Device = "auto",
     seed: Seed = 0,
@@ -142,6 +159,9 @@ def radius_command(
         method=method,
         rtol=rtol,
         class_idx=class_idx,
+        within=within,
+        keep_class=keep_class,
+        solver=solver,
         norm=canonical_norm(norm),
         clip=parse_clip(clip),
         time_limit=time_limit,
@@ -152,7 +172,7 @@ def radius_command(
         emit(r)
     else:
         say(f"certified up to {r.lower:.6g}, falsified at {r.upper:.6g} (ratio {r.ratio:.4f})", style="bold")
-        say(f"  k={r.k}, class {r.class_idx}, {r.method}; corgi {r.corgi:.6g}, attack {r.attack:.6g}")
+        say(f"  {asked(r.k, r.within)}, class {r.class_idx}, {r.method}; corgi {r.corgi:.6g}, attack {r.attack:.6g}")
         say(f"  {r.reason}")
 
 
@@ -163,10 +183,13 @@ def compare_command(
     k: K,
     methods: Annotated[str | None, typer.Option("--methods", help="comma-separated; default: all for the norm")] = None,
     rtol: Annotated[float, typer.Option("--rtol", help="relative resolution of each radius")] = 0.01,
+    within: Within = None,
+    keep_class: KeepClass = False,
     class_idx: Class = None,
     norm: NormText = "inf",
     clip: ClipText = "0,1",
     size: Size = None,
+    solver: SolverName = None,
     plot: Annotated[Path | None, typer.Option("--plot", help="save the picture here")] = None,
     time_limit: Seconds = 600.0,
     device: Device = "auto",
@@ -184,6 +207,9 @@ def compare_command(
         methods=None if methods is None else [m.strip() for m in methods.split(",") if m.strip()],
         rtol=rtol,
         class_idx=class_idx,
+        within=within,
+        keep_class=keep_class,
+        solver=solver,
         norm=canonical_norm(norm),
         clip=parse_clip(clip),
         time_limit=time_limit,

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from corgi_opt.errors import InputError
+from corgi_opt.errors import InputError, Interrupted
 from corgi_opt.network.cam import CamNetwork
+from corgi_opt.progress import reporting
 from corgi_opt.question import Question, resolve_device
 from corgi_opt.radius import LADDER_ORDER, RadiusSearch, check_rtol
 from corgi_opt.results import Radius
@@ -80,6 +81,7 @@ def compare(
     solver: str | None = None,
     device: str | torch.device = "auto",
     seed: int = 0,
+    progress: bool | None = None,
 ) -> Comparison:
     """The certified radius of every method on one question; arguments as in :func:`corgi_opt.radius`.
 
@@ -99,6 +101,16 @@ def compare(
     question = Question.ask(
         net, x, k=k, class_idx=class_idx, norm=norm, clip=clip, tie_tol=tie_tol, within=within, keep_class=keep_class
     )
-    search = RadiusSearch(question, where, PgdOptions(seed=seed), tolerance, solvers.__getitem__)
-    radii = {m: search.run(m, check_time_limit(time_limit)) for m in chosen}
-    return Comparison(radii, dict(search.seconds), k, question.class_idx, clip, tolerance)
+    radii: dict[str, Radius] = {}
+
+    def comparison() -> Comparison:
+        return Comparison(dict(radii), dict(search.seconds), k, question.class_idx, clip, tolerance)
+
+    with reporting(progress, "compare") as report:
+        search = RadiusSearch(question, where, PgdOptions(seed=seed), tolerance, solvers.__getitem__, report)
+        try:
+            for method in chosen:
+                radii[method] = search.run(method, check_time_limit(time_limit))
+        except Interrupted as stop:
+            raise Interrupted(comparison()) from stop
+    return comparison()

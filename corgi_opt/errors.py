@@ -62,3 +62,11 @@ class MissingPackageError(CorgiError, ImportError):
     def __init__(self, package: str, purpose: str, pip: str) -> None:
         self.package, self.pip = package, pip
         super().__init__(f"{purpose} needs the package {package!r}, which is not installed. Run: {pip}")
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C in the middle of a call. ``partial``: the Verdict, Radius or Comparison as far as it is proven by then."""
+
+    def __init__(self, partial: object) -> None:
+        self.partial = partial
+        super().__init__("interrupted; what is known by then is in .partial")

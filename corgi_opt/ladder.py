@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Literal
 
@@ -16,18 +17,17 @@ from corgi_opt.encode.expressions import Expressions
 from corgi_opt.encode.triangle import triangle
 from corgi_opt.errors import BoundOrderError
 from corgi_opt.margins import FLOAT64_SAFETY, Margins, timed
+from corgi_opt.progress import Report, silent
 from corgi_opt.question import Question
 from corgi_opt.results import Proof, Witness
 from corgi_opt.search.attack import PgdOptions, Targets, pgd, polish, replay
 from corgi_opt.search.counting import CountSolver
-from corgi_opt.search.pairs import CamExpressions, PairAnswer, PairSolver
+from corgi_opt.search.pairs import TOO_CLOSE, CamExpressions, PairAnswer, PairSolver
 
 Relaxation = Literal["ibp", "corgi", "crown", "dual"]
 
 PAIR_SECONDS = 2.0
 """What a pair may take at least, where some are allowed to pass: one that takes long most likely does."""
-
-TOO_CLOSE = "too close to zero for float arithmetic"
 
 Entry = tuple[int, int]
 """A top pixel's row and a rival's column."""
@@ -41,8 +41,15 @@ class Ladder:
     margin met. ``above``: the same question at a larger eps; what is proven there holds here.
     """
 
-    def __init__(self, question: Question, eps: float, device: torch.device, above: Ladder | None = None) -> None:
-        self.question, self.device = question, device
+    def __init__(
+        self,
+        question: Question,
+        eps: float,
+        device: torch.device,
+        above: Ladder | None = None,
+        report: Report = silent,
+    ) -> None:
+        self.question, self.device, self._report = question, device, report
         self.ball = question.ball(eps)
         known = None if above is None else above.margins.known(0)
         self.margins: Margins = Margins(question, [eps], torch.float64, device, known)
@@ -147,17 +154,19 @@ class Ladder:
                 continue  # its pixel needs no more
             if deadline.over:
                 return f"time limit reached with {len(self.undecided)} pairs undecided"
-            answer = solver.solve(self._pair(entry), deadline if every_one else deadline.within(max(PAIR_SECONDS, deadline.left / 4)))
+            self._report(f"eps {self.ball.eps:.4g}, {len(self.undecided)} pairs left, margin >= {self.margin:.4g}")
+            share = deadline if every_one else deadline.within(max(PAIR_SECONDS, deadline.left / 4))
+            answer = solver.solve(self.pair(entry), share)
             self._record(name, entry, answer)
             if answer.passes and self._broken(entry, answer):
                 return ""
             if answer.passes and self.question.predicted is not None:
-                answer = solver.solve_keeping_class(self._pair(entry), self._relaxed(), deadline)
+                answer = solver.solve_keeping_class(self.pair(entry), self._relaxed(), deadline)
                 self._record(name, entry, answer)
                 if answer.passes and self._broken(entry, answer):
                     return ""
             if every_one and not float(self.lower[entry]) > 0:
-                i, j = self._pair(entry)
+                i, j = self.pair(entry)
                 return f"{name} leaves pixels {i} and {j} undecided{_because(name, answer)}"
         return "" if self.certified or name == "milp" else f"{name} leaves {len(self.undecided)} pairs undecided"
 
@@ -168,6 +177,7 @@ class Ladder:
             pixel = int(topk.top[row])
             likely = topk.rivals[self.margins.open[0][row]].tolist()
             ahead = topk.rivals[topk.ahead[row]].tolist()
+            self._report(f"eps {self.ball.eps:.4g}, pixel {pixel} against {len(likely)} rivals at once")
             answer = solver.solve(pixel, likely, ahead, relaxed, deadline)
             self.stats["largest_binaries"] = max(self.stats.get("largest_binaries", 0), answer.binaries)
             self.stats["nodes"] = self.stats.get("nodes", 0) + answer.nodes
@@ -186,14 +196,14 @@ class Ladder:
         bound = answer.lower - FLOAT64_SAFETY * self.question.scale
         slack = 2 * (answer.error + FLOAT64_SAFETY * self.question.scale)
         dual = float(self.margins.by_relaxed[0][entry])
-        if name == "lp" and not answer.reason and bound < dual - slack:
+        if name == "lp" and not answer.reason and -math.inf < bound < dual - slack:
             raise BoundOrderError(
-                f"the LP bound {answer.lower:.9g} of pair {self._pair(entry)} is below a dual bound {dual:.9g} on the "
+                f"the LP bound {answer.lower:.9g} of pair {self.pair(entry)} is below a dual bound {dual:.9g} on the "
                 "same relaxation"
             )
         if name == "milp" and answer.image is not None and answer.upper < float(self.lower[entry]) - slack:
             raise BoundOrderError(
-                f"the MILP found {answer.upper:.9g} for pair {self._pair(entry)} below a proven bound "
+                f"the MILP found {answer.upper:.9g} for pair {self.pair(entry)} below a proven bound "
                 f"{float(self.lower[entry]):.9g}"
             )
         self.stats["solved_pairs"] = self.stats.get("solved_pairs", 0) + 1
@@ -209,12 +219,13 @@ class Ladder:
         assert answer.image is not None
         found = replay(self.question, self.ball, answer.image)
         if found is None and self.question.topk.allowed == 0:
-            found = polish(self.question, self.ball, answer.image, self._pair(entry))
+            found = polish(self.question, self.ball, answer.image, self.pair(entry))
         if found is not None:
             self.found(found)
         return found is not None
 
-    def _pair(self, entry: Entry) -> tuple[int, int]:
+    def pair(self, entry: Entry) -> tuple[int, int]:
+        """The flat pixel indices of an entry."""
         topk = self.question.topk
         return int(topk.top[entry[0]]), int(topk.rivals[entry[1]])
 
@@ -225,7 +236,7 @@ class Ladder:
         topk, there = self.question.topk, self.question.topk.gaps(self.witness.cam[None])[0]
         excess = torch.where(topk.own, -torch.inf, self.lower - there)
         if float(excess.max()) > 0:
-            i, j = self._pair(divmod(int(excess.argmax()), len(topk.rivals)))
+            i, j = self.pair(divmod(int(excess.argmax()), len(topk.rivals)))
             what, by = f"CAM_{i} - CAM_{j}", float(excess.max())
         else:
             left = self.margins.left[0] - topk.least(there)

@@ -13,10 +13,11 @@ from corgi_solvers import Backend
 from torch import Tensor
 
 from corgi_opt.deadline import Deadline
-from corgi_opt.errors import BoundOrderError, InputError, TieError
+from corgi_opt.errors import BoundOrderError, InputError, Interrupted, TieError
 from corgi_opt.ladder import Ladder
 from corgi_opt.margins import Known, Margins
 from corgi_opt.network.cam import CamNetwork
+from corgi_opt.progress import Report, reporting, silent
 from corgi_opt.question import Question, resolve_device
 from corgi_opt.results import Proof, Radius, Verdict, Witness
 from corgi_opt.search.attack import PgdOptions, attack_radius, polish, rank_targets, shrink
@@ -29,7 +30,7 @@ LADDER_ORDER = ("ibp", "corgi", "crown", "dual", "lp", "milp")
 
 MOST_PROBES = 60
 
-FAR = 1.5
+FAR = 1.25
 """Ratio of attack to CROWN radius from which a bisection starts in the middle, where rivals are allowed."""
 
 Solvers = Callable[[str], Backend]
@@ -54,13 +55,20 @@ class RadiusSearch:
     """Brackets for one question, method by method; the attack, bounds and certified radii are shared between them."""
 
     def __init__(
-        self, question: Question, device: torch.device, options: PgdOptions, rtol: float, solvers: Solvers
+        self,
+        question: Question,
+        device: torch.device,
+        options: PgdOptions,
+        rtol: float,
+        solvers: Solvers,
+        report: Report = silent,
     ) -> None:
         self.question, self.device, self.options, self.rtol = question, device, options, rtol
-        self._solver_of = solvers
+        self._solver_of, self._report = solvers, report
         span = float(question.x.max() - question.x.min()) or 1.0
         self.largest = min(question.whole_range, 10.0 * span)
         self.nearest: Witness | None = None
+        self._best = Certified(0.0, question.topk.gap, "float64", "")  # the last one certified, for who interrupts
         self.seconds: dict[str, float] = {}
         self._attacked: float | None = None
         self._certified: dict[str, Certified] = {}
@@ -68,11 +76,17 @@ class RadiusSearch:
 
     def run(self, method: str, deadline: Deadline) -> Radius:
         """The bracket of one method; ``deadline`` bounds the whole call."""
-        attack = self.attack(deadline)
-        for name in sorted({"corgi", method}, key=LADDER_ORDER.index):
-            self.certified(name, deadline)  # weakest first: each starts where the one before ended
+        try:
+            self.attack(deadline)
+            for name in sorted({"corgi", method}, key=LADDER_ORDER.index):
+                self.certified(name, deadline)  # weakest first: each starts where the one before ended
+        except KeyboardInterrupt as stop:
+            raise Interrupted(self._bracket(method, replace(self._best, reason="interrupted"))) from stop
         self._check_order()
-        found = self._certified[method]
+        return self._bracket(method, self._certified[method])
+
+    def _bracket(self, method: str, found: Certified) -> Radius:
+        corgi = self._certified.get("corgi")
         upper = self.nearest.distance if self.nearest is not None else float("inf")
         return Radius(
             lower=found.eps,
@@ -81,8 +95,8 @@ class RadiusSearch:
             within=self.question.topk.within,
             class_idx=self.question.class_idx,
             method=method,
-            corgi=self._certified["corgi"].eps,
-            attack=attack,
+            corgi=float("nan") if corgi is None else corgi.eps,
+            attack=float("nan") if self._attacked is None else self._attacked,
             proof=found.proof if found.eps > 0 else None,
             counterexample=self.nearest,
             reason=self._reason(method, found, upper),
@@ -140,7 +154,7 @@ class RadiusSearch:
                 continue
             verdict = self._probe(method, at, deadline)
             if verdict.status == "certified":
-                low = Certified(at, verdict.margin_lower, verdict.proof, "")
+                low = self._best = Certified(at, verdict.margin_lower, verdict.proof, "")
             else:
                 high = Point(at, verdict.margin_lower)
         return replace(low, reason=f"no certified eps above {low.eps:g} in {MOST_PROBES} probes")
@@ -181,7 +195,7 @@ class RadiusSearch:
                 break
             verdict = self._probe("milp", at, deadline.within(max(deadline.left / 2, 5.0)))
             if verdict.status == "certified":
-                low = Certified(at, verdict.margin_lower, verdict.proof, "")
+                low = self._best = Certified(at, verdict.margin_lower, verdict.proof, "")
                 continue
             if verdict.counterexample is not None:
                 self._draw_near(verdict.counterexample)
@@ -231,7 +245,7 @@ class RadiusSearch:
                 self._ladders.pop(next(iter(self._ladders)))
             above = min((e for e in self._ladders if e > eps), default=None)
             larger = None if above is None else self._ladders[above]
-            self._ladders[eps] = Ladder(self.question, eps, self.device, larger)
+            self._ladders[eps] = Ladder(self.question, eps, self.device, larger, self._report)
         return self._ladders[eps]
 
     def _check_order(self) -> None:
@@ -303,6 +317,7 @@ def radius(
     solver: str | None = None,
     device: str | torch.device = "auto",
     seed: int = 0,
+    progress: bool | None = None,
 ) -> Radius:
     """The two-sided bracket of the largest eps at which the k brightest CAM pixels of x cannot change.
 
@@ -328,7 +343,9 @@ def radius(
         )
     except TieError as tie:
         return tied(net, x, k, within, class_idx, chosen, str(tie))
-    return RadiusSearch(question, where, PgdOptions(seed=seed), tolerance, lambda _: backend).run(chosen, deadline)
+    with reporting(progress, "radius") as report:
+        search = RadiusSearch(question, where, PgdOptions(seed=seed), tolerance, lambda _: backend, report)
+        return search.run(chosen, deadline)
 
 
 def tied(

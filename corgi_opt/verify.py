@@ -10,9 +10,10 @@ from corgi_solvers import Backend, ProblemError, backend
 from torch import Tensor
 
 from corgi_opt.deadline import Deadline
-from corgi_opt.errors import InputError, UnknownMethodError
+from corgi_opt.errors import InputError, Interrupted, UnknownMethodError
 from corgi_opt.ladder import Ladder, Relaxation
 from corgi_opt.network.cam import CamNetwork
+from corgi_opt.progress import reporting
 from corgi_opt.question import Question, resolve_device
 from corgi_opt.results import Verdict
 from corgi_opt.search.attack import PgdOptions, rank_targets
@@ -143,6 +144,7 @@ def verify(
     solver: str | None = None,
     device: str | torch.device = "auto",
     seed: int = 0,
+    progress: bool | None = None,
 ) -> Verdict:
     """Whether the k brightest CAM pixels stay the same for every image within eps of x.
 
@@ -156,7 +158,9 @@ def verify(
 
     ``time_limit``: total seconds; it bounds the solver, the bound passes before it always finish.
     ``tie_tol``: pixels k and k+1 closer than this are tied (default 1e-9 of ``sum_c |W_c A_c|``). Only a proven
-    lower bound certifies, only a replayed witness falsifies; everything else is unknown with a reason.
+    lower bound certifies, only a replayed witness falsifies; everything else is unknown with a reason. ``progress``: a
+    line that says what is left (None: where it can be seen). Ctrl-C raises Interrupted, a KeyboardInterrupt whose
+    ``partial`` is the verdict so far.
 
     Raises InputError, UnknownMethodError, TieError; BoundOrderError if bounds contradict each other.
     """
@@ -166,9 +170,13 @@ def verify(
     question = Question.ask(
         net, x, k=k, class_idx=class_idx, norm=norm, clip=clip, tie_tol=tie_tol, within=within, keep_class=keep_class
     )
-    ladder = Ladder(question, eps, where)
+    with reporting(progress, "verify") as report:
+        ladder = Ladder(question, eps, where, report=report)
 
-    def attack() -> None:
-        ladder.attack(rank_targets(question, where), PgdOptions(seed=seed))
+        def attack() -> None:
+            ladder.attack(rank_targets(question, where), PgdOptions(seed=seed))
 
-    return climb(ladder, chosen, attack, backend_, deadline)
+        try:
+            return climb(ladder, chosen, attack, backend_, deadline)
+        except KeyboardInterrupt as stop:
+            raise Interrupted(settle(ladder, chosen, "interrupted", float("nan"))) from stop

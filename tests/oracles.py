@@ -24,9 +24,16 @@ def conv_matrix(conv: nn.Conv2d, shape: tuple[int, int, int]) -> tuple[np.ndarra
 
 
 def brute_force_pair_minimum(
-    layers: list[tuple[np.ndarray, np.ndarray]], objective: np.ndarray, low: np.ndarray, high: np.ndarray
+    layers: list[tuple[np.ndarray, np.ndarray]],
+    objective: np.ndarray,
+    low: np.ndarray,
+    high: np.ndarray,
+    l1: tuple[np.ndarray, float] | None = None,
 ) -> float:
-    """``min objective' relu(W2 relu(W1 x + b1) + b2)`` over the box, over all sign patterns of both layers."""
+    """``min objective' relu(W2 relu(W1 x + b1) + b2)`` over the box, over all sign patterns of both layers.
+
+    ``l1``: centre and radius of an L1 ball that x has to be in as well.
+    """
     (w1, b1), (w2, b2) = layers
     read = objective != 0  # units the objective does not read cannot matter
     w2, b2, objective = w2[read], b2[read], objective[read]
@@ -35,17 +42,34 @@ def brute_force_pair_minimum(
         on1 = np.array(first)
         rows1, rhs1 = (1 - 2 * on1)[:, None] * w1, -(1 - 2 * on1) * b1
         w, b = w2 @ (on1[:, None] * w1), w2 @ (on1 * b1) + b2
-        if linprog(np.zeros(len(low)), rows1, rhs1, bounds=list(zip(low, high, strict=True))).status == 2:
+        if _least(np.zeros(len(low)), rows1, rhs1, low, high, l1) == np.inf:
             continue
         for second in itertools.product((0, 1), repeat=len(b2)):
             on2 = np.array(second)
             rows = np.vstack([rows1, (1 - 2 * on2)[:, None] * w])
             rhs = np.concatenate([rhs1, -(1 - 2 * on2) * b])
-            c = (objective * on2) @ w
-            answer = linprog(c, rows, rhs, bounds=list(zip(low, high, strict=True)))
-            if answer.status == 0:
-                best = min(best, answer.fun + float((objective * on2) @ b))
+            found = _least((objective * on2) @ w, rows, rhs, low, high, l1)
+            best = min(best, found + float((objective * on2) @ b))
     return best
+
+
+def _least(
+    c: np.ndarray, rows: np.ndarray, rhs: np.ndarray, low: np.ndarray, high: np.ndarray, l1: tuple | None
+) -> float:
+    """``min c'x`` over the rows, the box and the ball, with x = centre + p - q in the ball; inf where there is none."""
+    if l1 is None:
+        answer = linprog(c, rows, rhs, bounds=list(zip(low, high, strict=True)))
+    else:
+        center, radius = l1
+        eye, ones = np.eye(len(c)), np.ones((1, 2 * len(c)))
+        table = np.vstack([rows, eye, -eye])
+        table = np.vstack([np.hstack([table, -table]), ones])
+        right = np.concatenate([rhs - rows @ center, high - center, center - low, [radius]])
+        answer = linprog(np.concatenate([c, -c]), table, right)
+    assert answer.status in (0, 2), answer.message
+    if answer.status == 2:
+        return np.inf
+    return float(answer.fun) + (0.0 if l1 is None else float(c @ l1[0]))
 
 
 def brute_force_margin(

@@ -20,6 +20,7 @@ LONGEST = 500
 RANK = {
     "corgi_opt.errors": 0,
     "corgi_opt.arguments": 1,
+    "corgi_opt.progress": 1,
     "corgi_opt.deadline": 1,
     "corgi_opt.spec": 2,
     "corgi_opt.results": 2,
@@ -32,16 +33,25 @@ RANK = {
     "corgi_opt.margins": 6,
     "corgi_opt.encode": 6,
     "corgi_opt.search": 7,
-    "corgi_opt.verify": 8,
-    "corgi_opt.radius": 9,
-    "corgi_opt.compare": 10,
-    "corgi_opt": 11,  # the public names: nothing inside imports them from there
-    "corgi_opt.demo": 11,
-    "corgi_opt.cli": 12,
+    "corgi_opt.ladder": 8,
+    "corgi_opt.verify": 9,
+    "corgi_opt.radius": 10,
+    "corgi_opt.export": 10,
+    "corgi_opt.compare": 11,
+    "corgi_opt": 12,  # the public names: nothing inside imports them from there
+    "corgi_opt.demo": 12,
+    "corgi_opt.cli": 13,
 }
 """A module may import lower ranks and its own package, nothing else of corgi_opt."""
 
-MAY_SOLVE = {"corgi_opt.encode", "corgi_opt.search", "corgi_opt.verify"}
+MAY_SOLVE = {
+    "corgi_opt.encode",
+    "corgi_opt.search",
+    "corgi_opt.ladder",
+    "corgi_opt.verify",
+    "corgi_opt.radius",
+    "corgi_opt.export",
+}
 
 LAZY = {"h5py", "skimage", "PIL", "sklearn", "pandas", "matplotlib", "highspy", "pulp", "cvxpy", "clarabel"}
 """Slow to import, or optional: imported by the function that needs them, never by ``import corgi_opt``."""

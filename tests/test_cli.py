@@ -191,7 +191,9 @@ def test_radius_json_is_the_radius_and_its_ratio(corgi):
 
 
 def test_what_json_has_no_word_for_is_null():
-    endless = co.Radius(0.0, float("inf"), 3, 1, "milp", 0.0, float("inf"), None, None, "", {"seconds": float("nan")})
+    endless = co.Radius(
+        0.0, float("inf"), 3, 3, 1, "milp", 0.0, float("inf"), None, None, "", {"seconds": float("nan")}
+    )
     found = cli.plain(endless)
     assert (found["upper"], found["ratio"], found["stats"]) == (None, None, {"seconds": None})
     assert json.loads(json.dumps(found, allow_nan=False)) == found

@@ -178,17 +178,32 @@ def test_clipping_only_helps(norm):
     assert free.lower <= (1 + RTOL) * boxed.lower
 
 
-@pytest.mark.parametrize("norm", ["1", 1, "2", 2, 2.0])
-@pytest.mark.parametrize("method", ["lp", "milp"])
-def test_solvers_are_refused(norm, method):
+@pytest.mark.parametrize("norm", ["2", 2, 2.0])
+def test_no_exact_method_answers_l2_yet(norm):
     _, net, x = question("plain")
     for call in (
-        lambda: co.verify(net, x, eps=0.1, k=2, norm=norm, method=method),
-        lambda: co.radius(net, x, k=2, norm=norm, method=method),
-        lambda: co.compare(net, x, k=2, norm=norm, methods=["crown", method]),
+        lambda: co.verify(net, x, eps=0.1, k=2, norm=norm, method="milp"),
+        lambda: co.radius(net, x, k=2, norm=norm, method="milp"),
+        lambda: co.compare(net, x, k=2, norm=norm, methods=["crown", "milp"]),
     ):
-        with pytest.raises(co.InputError, match=rf"'{method}' answers norm 'inf' only"):
+        with pytest.raises(co.InputError, match="no exact method answers norm '2' yet"):
             call()
+
+
+@pytest.mark.parametrize(
+    ("norm", "method", "solver", "says"),
+    [
+        ("2", "lp", "highs", "second-order cones"),
+        ("inf", "milp", "cvxpy:clarabel", "does not take MILPs"),
+        ("1", "milp", "glpk", "there is no solver 'glpk'; there are highs"),
+        ("inf", "milp", 3, "must be the name of a backend"),
+    ],
+)
+def test_solvers_that_cannot_are_refused(norm, method, solver, says):
+    _, net, x = question("plain")
+    for call in (co.verify, co.radius):
+        with pytest.raises(co.InputError, match=says):
+            call(net, x, k=2, norm=norm, method=method, solver=solver, **({"eps": 0.1} if call is co.verify else {}))
 
 
 @pytest.mark.parametrize("norm", ["3", 0, None, True])
@@ -204,14 +219,14 @@ def test_unknown_norms_are_refused_everywhere(norm):
             call()
 
 
-@pytest.mark.parametrize("norm", [2, "1"])
-def test_auto_is_dual_ascent(norm):
+@pytest.mark.parametrize("norm", [2])
+def test_auto_is_dual_ascent_where_no_method_is_exact(norm):
     _, net, x = question("plain")
     name = str(norm)
     r = co.radius(net, x, k=2, class_idx=0, norm=norm, rtol=RTOL, device="cpu")
     assert r.method == "dual"
     assert r.lower == pytest.approx(radii("plain", name).radii["dual"].lower, rel=1.05 * RTOL)
-    assert set(co.compare(net, x, k=2, class_idx=0, norm=norm, rtol=0.3, device="cpu").radii) <= set(BOUNDS)
+    assert set(co.compare(net, x, k=2, class_idx=0, norm=norm, rtol=0.3, device="cpu").radii) <= {*BOUNDS, "lp"}
     between = math.sqrt(radii("plain", name).radii["crown"].lower * r.lower)
     v = co.verify(net, x, eps=between, k=2, class_idx=0, norm=norm, device="cpu")
     assert v.status == "certified"
@@ -219,6 +234,22 @@ def test_auto_is_dual_ascent(norm):
     undecided = co.verify(net, x, eps=gap, k=2, class_idx=0, norm=norm, device="cpu")
     assert undecided.status in ("unknown", "falsified")
     assert undecided.method in ("dual", "attack")
+
+
+@pytest.mark.parametrize("clip", [(0.0, 1.0), None])
+@pytest.mark.parametrize("norm", ["1", "2"])
+def test_programs_are_between_the_bounds_and_the_attack(norm, clip):
+    """LPs and, for L1, MILPs on balls: no lower than dual ascent, never past a witness; the MILP closes the bracket."""
+    _, net, x = question("plain")
+    methods = ["dual", "lp", "milp"] if norm == "1" else ["dual", "lp"]
+    found = co.compare(net, x, k=2, class_idx=0, norm=norm, clip=clip, methods=methods, rtol=0.01, device="cpu").radii
+    assert found["dual"].lower <= 1.01 * found["lp"].lower
+    for r in found.values():
+        assert 0 < r.lower < r.upper == found["dual"].upper or r.method == "milp"
+        assert r.counterexample.distance == r.upper
+    if norm == "1":
+        assert found["lp"].lower <= found["milp"].lower * 1.01
+        assert found["milp"].ratio <= 1.011
 
 
 @pytest.mark.parametrize("spelling", [math.inf, "inf"])

@@ -8,6 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from corgi_solvers import Highs
 from nets import Deep, Plain, Pooled, Tiny, image, seeded
 from oracles import brute_force_margin, plain_milp_margin
 
@@ -15,6 +16,7 @@ import corgi_opt as co
 from corgi_opt.results import Verdict
 
 VERIFY = sys.modules["corgi_opt.verify"]  # co.verify is the function of that name
+EXPRESSIONS = sys.modules["corgi_opt.encode.expressions"]
 MARGINS = sys.modules["corgi_opt.margins"]
 METHODS = ("ibp", "corgi", "crown", "lp", "milp")
 
@@ -168,21 +170,46 @@ def test_a_tiny_time_limit_is_unknown_and_says_so(gap):
     assert "time limit" in v.reason
 
 
-def test_a_cone_too_large_to_encode_is_unknown_and_says_so(gap, monkeypatch):
+@pytest.mark.parametrize("method", ["lp", "milp"])
+def test_a_pair_too_large_to_encode_is_unknown_and_says_so(method, gap, monkeypatch):
     net, x, eps = gap
-    monkeypatch.setattr(sys.modules["corgi_opt.search.pairs"], "MOST_BYTES", 1000)
-    v = co.verify(net, x, eps=eps, k=2, class_idx=0, method="milp")
+    monkeypatch.setattr(sys.modules["corgi_opt.encode.program"], "MOST_NONZEROS", 100)
+    v = co.verify(net, x, eps=eps, k=2, class_idx=0, method=method)
     assert v.status == "unknown"
-    assert "GiB to encode" in v.reason
+    assert v.method == method
+    assert "its encoding takes more than 100 coefficients" in v.reason
+
+
+@pytest.mark.parametrize("method", ["lp", "milp"])
+def test_time_that_runs_out_while_a_pair_is_encoded_is_unknown_and_says_so(method, gap, monkeypatch):
+    net, x, eps = gap
+    monkeypatch.setattr(EXPRESSIONS, "rows_at_once", run_out(EXPRESSIONS.rows_at_once, monkeypatch))
+    v = co.verify(net, x, eps=eps, k=2, class_idx=0, method=method, time_limit=1000.0)
+    assert v.status == "unknown"
+    assert v.method == method
+    assert "undecided (time limit)" in v.reason
+
+
+def run_out(function, monkeypatch):
+    """``function``, at whose first call every deadline passes."""
+
+    def last(*args):
+        monkeypatch.setattr(co.deadline.Deadline, "left", 0.0)
+        return function(*args)
+
+    return last
 
 
 class Lying:
     """A solver that claims everything is decided in our favour, in one of several broken ways."""
 
+    capabilities = Highs.capabilities
+
     def __init__(self, how: str) -> None:
-        self.how = how
+        self.how, self.asked = how, 0
 
     def solve(self, problem, *, time_limit, decide_at):
+        self.asked += 1
         from corgi_solvers import Report, Solution, Status
 
         report = Report("liar", "0", 0.0, 0, 0, self.how)
@@ -216,8 +243,10 @@ class Lying:
 )
 def test_a_broken_solver_never_certifies_or_falsifies(how, gap, monkeypatch):
     net, x, eps = gap
-    monkeypatch.setattr(VERIFY, "Highs", lambda: Lying(how))
+    liar = Lying(how)
+    monkeypatch.setattr(VERIFY, "backend", lambda name: liar)
     v = co.verify(net, x, eps=eps, k=2, class_idx=0, method="milp")
+    assert liar.asked
     assert v.status == "unknown"
     assert v.reason
 
@@ -236,9 +265,23 @@ def test_nan_bounds_prove_nothing(gap, monkeypatch):
 
 def test_an_incumbent_below_a_proven_bound_is_raised(gap, monkeypatch):
     net, x, eps = gap
-    monkeypatch.setattr(VERIFY, "Highs", lambda: Lying("impossible incumbent"))
+    monkeypatch.setattr(VERIFY, "backend", lambda name: Lying("impossible incumbent"))
     with pytest.raises(co.BoundOrderError, match="below a proven bound"):
         co.verify(net, x, eps=eps, k=2, class_idx=0, method="milp")
+
+
+@pytest.mark.parametrize(
+    ("seed", "k", "within", "eps"), [(6, 2, 2, 0.0217258), (7, 2, 2, 0.0198484), (4, 1, 3, 0.02), (4, 1, 5, 0.04)]
+)
+def test_an_lp_of_pixels_apart_is_no_contradiction(seed, k, within, eps):
+    """Where one of two LPs, or PGD before them, shows that the pair cannot be proven, nothing of it is proven."""
+    x = image(1, 16, 16, seed=seed)
+    net = co.from_torch(seeded(Pooled, 1), x)
+    v = co.verify(net, x, eps=eps, k=k, within=within, class_idx=0, method="lp")
+    assert v.status == "unknown"
+    assert v.reason
+    exact = co.verify(net, x, eps=eps, k=k, within=within, class_idx=0, method="milp")
+    assert v.margin_lower <= exact.margin_upper
 
 
 def test_a_bound_above_a_replayed_image_is_raised(monkeypatch):
@@ -254,8 +297,8 @@ def test_a_bound_above_a_replayed_image_is_raised(monkeypatch):
 
 
 def ladder_with_witness(net, x, eps):
+    from corgi_opt.ladder import Ladder
     from corgi_opt.question import Question
-    from corgi_opt.verify import Ladder
 
     question = Question.ask(net, x, k=1, class_idx=None, norm="inf", clip=(0.0, 1.0), tie_tol=None)
     ladder = Ladder(question, eps, torch.device("cpu"))

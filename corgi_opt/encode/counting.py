@@ -21,15 +21,15 @@ from corgi_opt.encode.program import Program, cleared
 
 
 def counting(program: Program, upper: Vector, delta: Vector) -> Problem:
-    """The MILP whose optimum is minus the number of outputs (F,) that can count at once.
+    """The MILP whose optimum is minus the number of the first R outputs that can count at once.
 
-    ``upper``, ``delta`` (F,): in units of each output's scale, ``upper > delta``.
+    ``upper``, ``delta`` (R,): in units of each output's scale, ``upper > delta``.
     """
     base, count = big_m(program), len(upper)
     wide = sparse.csr_array((count, base.n - program.outputs.shape[1]))
     rows, row_upper = cleared(
-        sparse.csr_array(sparse.hstack([program.outputs, wide, sparse.diags_array(upper - delta)])),
-        upper - program.output_constants,
+        sparse.csr_array(sparse.hstack([program.outputs[:count], wide, sparse.diags_array(upper - delta)])),
+        upper - program.output_constants[:count],
     )
     return replace(
         base,

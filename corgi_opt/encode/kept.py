@@ -15,14 +15,16 @@ from corgi_opt.encode.expressions import Vector
 from corgi_opt.encode.program import Program, cleared
 
 
-def keeping_class(program: Program, problem: Problem, errors: Vector) -> Problem:
-    """``problem``, an encoding of ``program``, where all outputs (F,) after the first are not negative.
+def keeping_class(program: Program, problem: Problem, errors: Vector, first: int) -> Problem:
+    """``problem``, an encoding of ``program``, where all outputs (F,) from ``first`` on are not negative.
 
     ``errors`` (F,): how far an output may be off by rounding, in its own unit; a row is relaxed by as much.
     """
-    others = program.outputs[1:]
-    wide = sparse.csr_array((others.shape[0], problem.n - others.shape[1]))
-    rows, upper = cleared(sparse.csr_array(sparse.hstack([-others, wide])), program.output_constants[1:] + errors[1:])
+    gaps = program.outputs[first:]
+    wide = sparse.csr_array((gaps.shape[0], problem.n - gaps.shape[1]))
+    rows, upper = cleared(
+        sparse.csr_array(sparse.hstack([-gaps, wide])), program.output_constants[first:] + errors[first:]
+    )
     return replace(
         problem,
         A=sparse.csr_array(sparse.vstack([problem.A, rows])),

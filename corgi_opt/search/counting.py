@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,12 +15,14 @@ from corgi_opt.bounds.objective import pair_bounds
 from corgi_opt.deadline import Deadline
 from corgi_opt.encode.counting import counting
 from corgi_opt.encode.expressions import Vector
+from corgi_opt.encode.kept import keeping_class
 from corgi_opt.encode.program import TooLargeError, compile_program
 from corgi_opt.margins import FLOAT64_SAFETY
 from corgi_opt.question import Question
 from corgi_opt.results import Witness
 from corgi_opt.search.attack import polish, replay
-from corgi_opt.search.pairs import TOLERANCE, CamExpressions, why_undecided
+from corgi_opt.search.kept import class_gaps
+from corgi_opt.search.pairs import IN_PART, TOLERANCE, TOO_CLOSE, CamExpressions, why_undecided
 from corgi_opt.spec import Ball
 
 
@@ -33,6 +35,16 @@ class CountAnswer:
     binaries: int
     nodes: int
     reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class _Attempt:
+    """``rivals`` to encode, with ``sure`` others taken to be ahead; whether they have to pass ``clearly``."""
+
+    rivals: Sequence[int]
+    sure: int
+    keep_class: bool = False
+    clearly: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,40 +61,53 @@ class CountSolver:
     ) -> CountAnswer:
         """``likely``: rivals that may pass; ``ahead``: those as bright at the image (all others are proven not to).
 
-        Those ahead are first taken to stay so, which is sound and mostly true; only where that suggests a
-        counterexample that is none, they are encoded as well.
+        Each attempt is sound; a later one is made only where the one before found a point that is no counterexample.
+        Those ahead are first taken to stay so, which is mostly true; then they are encoded as well; then the class is
+        kept, where it has to be; and in the end rivals have to pass clearly, for a point that replays.
         """
+        attempts = [_Attempt(likely, len(ahead))]
+        attempts += [_Attempt([*likely, *ahead], 0)] if ahead else []
+        attempts += [replace(attempts[-1], keep_class=True)] if self.question.predicted is not None else []
+        attempts += [replace(attempts[-1], clearly=True)]
         try:
-            answer = self._solve(pixel, likely, len(ahead), relaxed, deadline)
-            if answer.left > 0 or answer.witness is not None or answer.reason or not ahead:
-                return answer
-            return self._solve(pixel, [*likely, *ahead], 0, relaxed, deadline)
+            for attempt in attempts:
+                answer = self._solve(pixel, attempt, relaxed, deadline)
+                if answer.left > 0 or answer.witness is not None or answer.reason:
+                    break
         except (TooLargeError, TimeoutError) as stop:
             return CountAnswer(-math.inf, None, 0, 0, str(stop))
+        return answer
 
-    def _solve(self, pixel: int, rivals: Sequence[int], sure: int, relaxed: Relaxed, deadline: Deadline) -> CountAnswer:
-        """With ``sure`` rivals taken to be ahead beside the ones that are encoded."""
-        needed = self.question.topk.within - sure
-        safety = FLOAT64_SAFETY * self.question.scale
+    def _solve(self, pixel: int, attempt: _Attempt, relaxed: Relaxed, deadline: Deadline) -> CountAnswer:
+        rivals = attempt.rivals
         pixels = self.cam.pixels([pixel, *rivals], deadline)
-        outputs = [pixels[pixel] - pixels[j] for j in rivals]
+        outputs, exact = [pixels[pixel] - pixels[j] for j in rivals], True
+        if attempt.keep_class:
+            gaps = class_gaps(self.question, self.cam.expressions, relaxed, [pixel, *rivals], deadline)
+            outputs, exact = outputs + gaps.expressions, gaps.exact
         program = compile_program(self.cam.expressions, self.ball, outputs, deadline)
-        error = program.errors(TOLERANCE) + safety / program.scales
-        upper = np.maximum(self._upper(pixel, rivals, relaxed) / program.scales, 4 * error)
-        problem = counting(program, upper, 2 * error)
-        decide_at = 0.5 - needed
+        errors = program.errors(TOLERANCE)
+        scales = program.scales[: len(rivals)]
+        error = errors[: len(rivals)] + FLOAT64_SAFETY * self.question.scale / scales
+        upper = np.maximum(self._upper(pixel, rivals, relaxed) / scales, 4 * error)
+        problem = counting(program, upper, -4 * error if attempt.clearly else 2 * error)
+        if attempt.keep_class:
+            problem = keeping_class(program, problem, errors, first=len(rivals))
+        decide_at = 0.5 - (self.question.topk.within - attempt.sure)
         solution = self.solver.solve(problem, time_limit=deadline.left, decide_at=decide_at)
+        binaries, nodes = program.units + len(rivals), solution.report.nodes
         proven = solution.status in (Status.OPTIMAL, Status.DECIDED, Status.LIMIT)
         if proven and solution.bound > decide_at:
-            left = float((error * program.scales).min())
-            return CountAnswer(left, None, program.units + len(rivals), solution.report.nodes, "")
+            # where rivals had to pass clearly, the others may tie: nothing is proven
+            left = -math.inf if attempt.clearly else float((error * scales).min())
+            return CountAnswer(left, None, binaries, nodes, "" if left > 0 else TOO_CLOSE)
         witness = None
         if solution.x is not None and solution.objective <= decide_at:
             image = program.image(solution.x, self.ball.center)
             witness = replay(self.question, self.ball, image)
             witness = witness or polish(self.question, self.ball, image, (pixel, rivals[0]))
-        reason = why_undecided(solution)
-        return CountAnswer(-math.inf, witness, program.units + len(rivals), solution.report.nodes, reason)
+        reason = why_undecided(solution) or ("" if exact else IN_PART)
+        return CountAnswer(-math.inf, witness, binaries, nodes, reason)
 
     def _upper(self, pixel: int, rivals: Sequence[int], relaxed: Relaxed) -> Vector:
         """Proven upper bounds of ``CAM_pixel - CAM_j``."""

@@ -27,6 +27,9 @@ from corgi_opt.spec import Ball
 
 Encoding = Callable[[Program], Problem]
 
+TOO_CLOSE, IN_PART = "too close to zero for float arithmetic", "the class is kept in part only"
+"""Why an answer may be no answer."""
+
 TOLERANCE = 1e-8
 """To which solvers are trusted to keep a row, a bound or an integer: ten times what HiGHS is asked for."""
 
@@ -102,7 +105,7 @@ class PairSolver:
             answer = self._minimise(pixels[i] - pixels[j], self.ball.center, 0.0, deadline, gaps.expressions)
         except (TooLargeError, TimeoutError) as stop:
             return PairAnswer(-math.inf, math.inf, None, 0.0, 0, 0, str(stop))
-        return answer if gaps.exact or answer.reason else replace(answer, reason="the class is kept in part only")
+        return answer if gaps.exact or answer.reason else replace(answer, reason=IN_PART)
 
     def _minimise(
         self,
@@ -117,7 +120,7 @@ class PairSolver:
         scale, error = float(program.scales[0]), float(program.scales[0] * errors[0])
         problem = self.encoding(program)
         if not_negative:
-            problem = keeping_class(program, problem, errors)
+            problem = keeping_class(program, problem, errors, first=1)
         solution = self.solver.solve(problem, time_limit=deadline.left, decide_at=(decide_at + error) / scale)
         # The image itself satisfies every row, so "infeasible" is a failure of the solver and proves nothing.
         proven = solution.status in (Status.OPTIMAL, Status.DECIDED, Status.LIMIT) and math.isfinite(solution.bound)
@@ -154,8 +157,9 @@ class PairSolver:
             lower[side] = max(lower[side], answer.lower)
             error[side], binaries[side], nodes = answer.error, answer.binaries, nodes + answer.nodes
             reason = answer.reason
-            if reason or not (lower[side] > target or upper[side] <= target + answer.error):
-                break  # stopped, or too close to tell
+            stuck = not (lower[side] > target or upper[side] <= target + answer.error)
+            if reason or (stuck and min(lower) > -math.inf):
+                break  # stopped, or as close as this encoding and float arithmetic come
         return PairAnswer(sum(lower), sum(upper), image, sum(error), sum(binaries), nodes, reason)
 
 

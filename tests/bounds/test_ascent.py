@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 from corgi_solvers import Highs, Status
+from encoding import PATIENT
 from nets import Deep, Everything, Plain, Pooled, Residual, image, seeded
 from oracles import points_in
 from relaxing import pairs, pixels, relaxed
@@ -18,10 +19,10 @@ import corgi_opt as co
 from corgi_opt.bounds.ascent import ascend
 from corgi_opt.bounds.dual import Rows
 from corgi_opt.bounds.objective import pixel_rows
-from corgi_opt.encode.program import compile_cone
+from corgi_opt.encode.expressions import Expressions
+from corgi_opt.encode.program import compile_program
 from corgi_opt.encode.triangle import triangle
-from corgi_opt.network.cone import Cone
-from corgi_opt.network.ops import ReLU, Window
+from corgi_opt.network.ops import ReLU
 
 ASCENT = sys.modules["corgi_opt.bounds.ascent"]  # ``corgi_opt.bounds`` is a function as well
 DUAL = sys.modules["corgi_opt.bounds.dual"]
@@ -61,17 +62,14 @@ class Setting:
 
     @functools.cached_property
     def lp(self) -> Tensor:
-        """The optimum of the triangle LP of each pair, on the cone of both pixels."""
-        one, found = self.known.only(0), []
-        height, width = self.net.map_shape
+        """The optimum of the triangle LP of each pair, as one program."""
+        expressions, found = Expressions(self.net.graph, self.known.only(0)), []
+        pixels = expressions.of(self.net.features, self.pixel_rows(), PATIENT)
         for i, j in self.pairs.tolist():
-            objective = torch.zeros(self.net.graph[self.net.features].shape, dtype=torch.float64)
-            objective[:, i // width, i % width] += self.net.weight[0]
-            objective[:, j // width, j % width] -= self.net.weight[0]
-            cone = Cone.of(self.net.graph, self.net.features, Window(0, 0, height, width), objective)
-            solution = Highs().solve(triangle(compile_cone(cone, self.ball, one)))
+            program = compile_program(expressions, self.ball, [pixels[i] - pixels[j]], PATIENT)
+            solution = Highs().solve(triangle(program))
             assert solution.status is Status.OPTIMAL
-            found.append(solution.bound)
+            found.append(solution.bound * program.scales[0])
         return torch.tensor(found, dtype=torch.float64)
 
     @functools.cached_property

@@ -1,236 +1,192 @@
-"""The encodings against the torch forward, scipy's solvers and brute force."""
+"""The triangle and the big-M encoding against the torch forward, scipy's solvers and brute force."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import functools
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
-from corgi_solvers import Highs, Problem, Status
-from nets import Everything, Plain, Pooled, Residual, image, seeded
-from oracles import points_in
-from relaxing import pairs, relaxed
-from scipy.optimize import Bounds, LinearConstraint, linprog, milp
+from corgi_solvers import Highs, Status
+from encoding import CASES, CUT_CASES, Setting, scipy_lp, scipy_milp
+from relaxing import pairs
 
-import corgi_opt as co
 from corgi_opt.encode.big_m import big_m
-from corgi_opt.encode.program import Program, cleared, compile_cone
 from corgi_opt.encode.triangle import triangle
-from corgi_opt.network.cone import Cone
-from corgi_opt.network.ops import ReLU, Window, crop
 
-CASES = [
-    (Plain, {}, (1, 6, 6), 0.05),
-    (Residual, {}, (1, 7, 5), 0.02),
-    (Pooled, {}, (1, 8, 8), 0.03),
-    (Pooled, {"kernel": 3, "stride": 2, "padding": 1}, (1, 9, 9), 0.02),
-    (Everything, {}, (3, 12, 11), 0.002),
-]
+setting = functools.cache(Setting.case)
+cut_setting = functools.cache(lambda index, planes: Setting.with_cuts(*CUT_CASES[index], planes=planes))
 
 
-def setting(model, kwargs, shape, eps, seed=0):
-    net = co.from_torch(seeded(model, seed, **kwargs), image(*shape))
-    ball = co.Ball(image(*shape, seed=seed + 7), eps)
-    known = relaxed(net, ball).only(0)
-    channels, height, width = net.graph[net.features].shape
-    objective = torch.zeros(channels, height, width, dtype=torch.float64)
-    objective[:, height // 2, width // 2] += net.weight[0]
-    objective[:, height // 2 - 1, 0] -= net.weight[0]
-    cone = Cone.of(net.graph, net.features, Window(0, 0, height, width), objective)
-    return net, ball, known, cone
+def crown(at: Setting) -> float:
+    return float(pairs(at.net, at.whole, 0, torch.tensor([at.pair]))[0])
 
 
-def variables_at(net, program: Program, cone: Cone, known, x: torch.Tensor) -> np.ndarray:
-    """(t, s, d) of one image by running the whole network: the point an encoding must accept."""
-    channel, row, column = program.places.T
-    t = (x[0, channel, row, column].numpy() - program.middle) / program.radius
-    values = net.graph.values(x, net.features)
-    z = []
-    for name in cone.order:
-        node = net.graph[name]
-        if isinstance(node.op, ReLU):
-            window, source = cone.windows[name], node.inputs[0]
-            lower, upper = (crop(b, window) for b in known.intervals[source])
-            open_ = (lower < 0) & (upper > 0) & cone.reach[name]
-            z.append((crop(values[source][0], window)[open_] / (upper - lower)[open_]).numpy())
-    every = np.concatenate(z)
-    return t, every
-
-
-@pytest.mark.parametrize(("model", "kwargs", "shape", "eps"), CASES)
-def test_fixed_inputs_satisfy_both_encodings_with_the_torch_objective(model, kwargs, shape, eps, monkeypatch):
-    # keep every unit, so that the order of units is that of the network and nothing else
-    monkeypatch.setattr("corgi_opt.encode.program._used", lambda coefs, costs, n: np.ones(len(coefs), dtype=bool))
-    net, ball, known, cone = setting(model, kwargs, shape, eps)
-    program = compile_cone(cone, ball, known)
+@pytest.mark.parametrize("case", CASES)
+def test_fixed_inputs_satisfy_both_encodings_with_the_torch_objective(case):
+    at = setting(case)
+    program = at.program()
     assert program.units > 0
     lp, mip = triangle(program), big_m(program)
-    for x in points_in(ball.lower, ball.upper, 20, 3):
-        t, z = variables_at(net, program, cone, known, x[None])
-        s, d = np.maximum(z, 0), (z > 0).astype(float)
-        expected = float(cone.forward(x[None])[0])
-        assert lp.violation(np.concatenate([t, s])) < 1e-7
-        assert mip.violation(np.concatenate([t, s, d])) < 1e-7
-        assert lp.objective(np.concatenate([t, s])) == pytest.approx(expected, rel=1e-7, abs=1e-7)
-        assert mip.objective(np.concatenate([t, s, d])) == pytest.approx(expected, rel=1e-7, abs=1e-7)
+    assert not lp.is_mip
+    assert int(mip.integrality.sum()) == program.units
+    for x in at.points(20):
+        expected = at.pair_at(x[None])[0] / program.scales[0]
+        assert lp.violation(at.point(program, x)) < 1e-7
+        assert mip.violation(at.binary_point(program, x)) < 1e-7
+        assert lp.objective(at.point(program, x)) == pytest.approx(expected, rel=1e-7, abs=1e-7)
+        assert mip.objective(at.binary_point(program, x)) == pytest.approx(expected, rel=1e-7, abs=1e-7)
 
 
-@pytest.mark.parametrize(("model", "kwargs", "shape", "eps"), CASES)
-def test_pruned_encodings_keep_their_optima_and_order(model, kwargs, shape, eps, monkeypatch):
-    net, ball, known, cone = setting(model, kwargs, shape, eps)
-    program = compile_cone(cone, ball, known)
-    solver = Highs()
-    lp, exact = solver.solve(triangle(program)), solver.solve(big_m(program))
-    assert lp.status is Status.OPTIMAL
-    assert exact.status is Status.OPTIMAL
-    height, width = net.map_shape
-    pair = torch.tensor([[(height // 2) * width + width // 2, (height // 2 - 1) * width]])
-    crown = float(pairs(net, relaxed(net, ball), 0, pair)[0])
-    sampled = float(cone.forward(points_in(ball.lower, ball.upper, 500, 4)).min())
-    assert crown - 1e-6 <= lp.bound <= exact.bound + 1e-6
-    assert exact.objective <= sampled + 1e-6
-    # the minimiser, run through the network, attains the optimum
-    witness = program.image(exact.x, ball.center)
-    assert ball.contains(ball.project(witness))
-    assert float(cone.forward(witness)[0]) == pytest.approx(exact.objective, abs=1e-5)
-    monkeypatch.setattr("corgi_opt.encode.program._used", lambda coefs, costs, n: np.ones(len(coefs), dtype=bool))
-    whole = compile_cone(cone, ball, known)
-    assert whole.units >= program.units
-    assert solver.solve(big_m(whole)).objective == pytest.approx(exact.objective, abs=1e-6)
-
-
-@pytest.mark.parametrize(("model", "kwargs", "shape", "eps"), CASES[:3])
-def test_scipy_agrees(model, kwargs, shape, eps):
-    _, ball, known, cone = setting(model, kwargs, shape, eps)
-    program = compile_cone(cone, ball, known)
-    lp, mip = triangle(program), big_m(program)
-    ours = Highs()
-    theirs = linprog(lp.c, lp.A, lp.row_upper, bounds=np.column_stack([lp.col_lower, lp.col_upper]), method="highs-ds")
-    assert ours.solve(lp).objective == pytest.approx(theirs.fun + lp.offset, abs=1e-6)
-    assert ours.solve(mip).objective == pytest.approx(scipy_minimum(mip), abs=1e-5)
-
-
-def scipy_minimum(problem: Problem) -> float:
-    answer = milp(
-        problem.c,
-        integrality=problem.integrality.astype(int),
-        bounds=Bounds(problem.col_lower, problem.col_upper),
-        constraints=LinearConstraint(problem.A, problem.row_lower, problem.row_upper),
-        options={"mip_rel_gap": 0.0},
-    )
-    return float(answer.fun) + problem.offset
-
-
-def test_clearing_tiny_coefficients_only_relaxes():
-    from scipy import sparse
-
-    rows = sparse.csr_array(np.array([[1.0, 1e-12, -3e-10], [0.0, 2.0, 1e-11]]))
-    kept, upper = cleared(rows, np.array([0.5, 1.0]))
-    assert np.array_equal(kept.toarray(), [[1.0, 0.0, 0.0], [0.0, 2.0, 0.0]])
-    np.testing.assert_allclose(upper - [0.5, 1.0], [1e-12 + 3e-10, 1e-11], rtol=1e-3)
-
-
-def test_units_that_cancel_or_die_are_not_encoded():
-    """A candidate that is proven never to win its pooling window costs no binary."""
-    net, ball, known, cone = setting(Pooled, {}, (1, 8, 8), 0.01)
-    program = compile_cone(cone, ball, known)
-    unstable = sum(
-        int(
-            (
-                (crop(known.intervals[net.graph[n].inputs[0]].lower, cone.windows[n]) < 0)
-                & (crop(known.intervals[net.graph[n].inputs[0]].upper, cone.windows[n]) > 0)
-                & cone.reach[n]
-            ).sum()
+@pytest.mark.parametrize("case", CASES)
+def test_with_the_input_fixed_the_milp_leaves_no_choice(case):
+    """Whatever is minimised: big-M rows are not only satisfied by the network's values, but by nothing else."""
+    at = setting(case)
+    program = at.program()
+    problem, n = big_m(program), program.inputs
+    generator = np.random.default_rng(0)
+    for x in at.points(3):
+        point = at.binary_point(program, x)
+        lower, upper = problem.col_lower.copy(), problem.col_upper.copy()
+        lower[:n] = upper[:n] = point[:n]
+        fixed = type(problem)(
+            generator.normal(size=problem.n) * (np.arange(problem.n) < n + program.units),
+            0.0,
+            problem.A,
+            problem.row_lower,
+            problem.row_upper,
+            lower,
+            upper,
+            problem.integrality,
         )
-        for n in cone.order
-        if isinstance(net.graph[n].op, ReLU)
-    )
-    assert program.units <= unstable
+        found = Highs().solve(fixed)
+        assert found.status is Status.OPTIMAL
+        np.testing.assert_allclose(found.x[: n + program.units], point[: n + program.units], atol=1e-6)
 
 
-def test_eps_zero_gives_the_value_at_the_image():
-    _, ball, _, cone = setting(Plain, {}, (1, 6, 6), 0.05)
-    net = co.from_torch(seeded(Plain), image(1, 6, 6))
-    point = ball.with_eps(0.0)
-    known = relaxed(net, point).only(0)
-    program = compile_cone(Cone.of(net.graph, cone.node, cone.windows[cone.node], cone.objective), point, known)
-    assert program.units == 0
-    value = Highs().solve(big_m(program)).objective
-    assert value == pytest.approx(float(cone.forward(point.center)[0]), abs=1e-9)
-
-
-CUT_CASES = [
-    ({"kernel": 2}, (1, 8, 8), 0.04, 2),
-    ({"kernel": 3, "stride": 2}, (1, 7, 7), 0.02, 3),
-    ({"kernel": 3, "stride": 2, "padding": 1}, (1, 7, 7), 0.01, 3),
-    ({"kernel": 3, "stride": 1}, (1, 6, 6), 0.02, 2),
-    ({"kernel": 3, "stride": 3}, (1, 9, 9), 0.01, 3),
-]
-"""Smooth images and eps at which many candidates of a pooling window compete, so that direct planes are used, and
-which a MILP still decides within a second."""
-
-
-def cut_setting(kwargs, shape, eps, seed):
-    """The network, ball, bounds and cone of one pair of CAM pixels, and the pair."""
-    net = co.from_torch(seeded(Pooled, seed, channels=2, **kwargs), image(*shape))
-    coarse = torch.rand(1, 1, 3, 3, generator=torch.Generator().manual_seed(seed))
-    ball = co.Ball(F.interpolate(coarse, shape[1:], mode="bicubic", align_corners=True).clamp(0, 1), eps)
-    whole = relaxed(net, ball)
-    channels, height, width = net.graph[net.features].shape
-    i, j = (height // 2) * width + width // 2, (height // 2 - 1) * width
-    objective = torch.zeros(channels, height, width, dtype=torch.float64)
-    objective.flatten(1)[:, i] += net.weight[0]
-    objective.flatten(1)[:, j] -= net.weight[0]
-    return net, ball, whole, Cone.of(net.graph, net.features, Window(0, 0, height, width), objective), (i, j)
-
-
-@pytest.mark.parametrize(("kwargs", "shape", "eps", "seed"), CUT_CASES)
-def test_images_satisfy_the_cuts(kwargs, shape, eps, seed, monkeypatch):
-    # keep every unit, so that the order of units is that of the network and nothing else
-    monkeypatch.setattr("corgi_opt.encode.program._used", lambda coefs, costs, n: np.ones(len(coefs), dtype=bool))
-    net, ball, whole, cone, _ = cut_setting(kwargs, shape, eps, seed)
-    known = whole.only(0)
-    assert known.planes
-    program = compile_cone(cone, ball, known)
-    assert program.cuts.shape[0] > 0
-    assert np.abs(program.cuts.toarray()).max() <= 1 + 1e-12  # of order one, as a solver's tolerances take them
+@pytest.mark.parametrize("case", CASES)
+def test_the_triangle_is_the_hull_of_each_unit(case):
+    """Rows of a unit alone: at z in [l, u], s may be anything from relu(z) to the chord."""
+    at = setting(case)
+    program = at.program()
     lp = triangle(program)
-    tightest = np.inf
-    for x in points_in(ball.lower, ball.upper, 60, 3):
-        t, z = variables_at(net, program, cone, known, x[None])
-        point = np.concatenate([t, np.maximum(z, 0)])
-        room = program.cut_upper - program.cuts @ point
-        assert room.min() > -1e-7
-        assert lp.violation(point) < 1e-7
-        tightest = min(tightest, room.min())
-    assert tightest < 0.5  # a row that no image comes near would say nothing
+    rows, n = lp.A.toarray(), program.inputs
+    for unit in range(program.units):
+        own = rows[[unit, program.units + unit]]
+        # move s alone from an image: the room that the two rows and its bounds leave is that of the triangle
+        x = at.points(1, unit)[0]
+        point = at.point(program, x)
+        z = float((program.rows[[unit]] @ point)[0]) + program.constants[unit]
+        rest = point.copy()
+        rest[n + unit] = 0.0
+        sides = (lp.row_upper[[unit, program.units + unit]] - own @ rest) / own[:, n + unit]
+        l, u = program.lower[unit], program.upper[unit]
+        assert max(0.0, sides[0]) == pytest.approx(max(0.0, z), abs=1e-7)
+        assert sides[1] == pytest.approx(u * (z - l), abs=1e-7)
+        assert (lp.col_lower[n + unit], lp.col_upper[n + unit]) == (0.0, u)
 
 
-@pytest.mark.parametrize(("kwargs", "shape", "eps", "seed"), CUT_CASES)
-def test_cuts_put_the_lp_between_crown_and_the_milp(kwargs, shape, eps, seed):
-    net, ball, whole, cone, pair = cut_setting(kwargs, shape, eps, seed)
-    known = whole.only(0)
-    with_cuts, bare = (compile_cone(cone, ball, k) for k in (known, replace(known, planes={})))
+@pytest.mark.parametrize("case", CASES)
+def test_optima_are_in_order_and_attained(case):
+    at = setting(case)
+    program = at.program()
+    lp, exact = (Highs().solve(encoding(program)) for encoding in (triangle, big_m))
+    assert lp.status is exact.status is Status.OPTIMAL
+    scale = program.scales[0]
+    sampled = float(at.pair_at(at.points(500, 4)).min())
+    assert crown(at) - 1e-6 <= lp.bound * scale <= exact.bound * scale + 1e-6
+    assert exact.objective * scale <= sampled + 1e-6
+    # the minimiser, run through the network, attains the optimum
+    witness = program.image(exact.x, at.ball.center)
+    assert float((witness - at.ball.center).abs().max()) <= at.ball.eps + 1e-12
+    assert at.ball.contains(at.ball.project(witness))
+    assert at.pair_at(witness)[0] == pytest.approx(exact.objective * scale, abs=1e-5)
+
+
+def test_some_cases_tell_lp_milp_and_crown_apart():
+    gaps = []
+    for case in ("residual", "pooled"):
+        at = setting(case)
+        program = at.program()
+        lp, exact = (Highs().solve(e(program)).objective * program.scales[0] for e in (triangle, big_m))
+        gaps.append((lp - crown(at), exact - lp))
+    assert max(g for g, _ in gaps) > 1e-3
+    assert max(g for _, g in gaps) > 1e-3
+
+
+@pytest.mark.parametrize("case", ["plain", "residual", "pooled", "deep"])
+def test_scipy_agrees(case):
+    program = setting(case).program()
+    lp, mip = triangle(program), big_m(program)
+    assert Highs().solve(lp).objective == pytest.approx(scipy_lp(lp), abs=1e-6)
+    assert Highs().solve(mip).objective == pytest.approx(scipy_milp(mip), abs=1e-5)
+
+
+@pytest.mark.parametrize("case", ["plain", "residual", "pooled"])
+def test_other_outputs_do_not_move_the_optimum_of_the_first(case):
+    """They bring units of their own, but say nothing about the first."""
+    at = setting(case)
+    count = at.net.map_shape[0] * at.net.map_shape[1]
+    others = [e for e in at.pixels(*range(0, count, 3)) if len(e.columns)]
+    alone, beside = at.program(), at.program(at.difference, *others)
+    assert beside.units > alone.units
+    for encoding in (triangle, big_m):
+        expected, found = (Highs().solve(encoding(p)).objective * p.scales[0] for p in (alone, beside))
+        assert found == pytest.approx(expected, abs=1e-6)
+    first, second = (at.program(*e) for e in ((at.difference, others[0]), (others[0], at.difference)))
+    optima = [Highs().solve(big_m(p)).objective * p.scales[0] for p in (first, second)]
+    assert optima[0] == pytest.approx(Highs().solve(big_m(alone)).objective * alone.scales[0], abs=1e-6)
+    expected = at.program(others[0])
+    assert optima[1] == pytest.approx(Highs().solve(big_m(expected)).objective * expected.scales[0], abs=1e-6)
+
+
+@pytest.mark.parametrize("case", ["plain", "pooled"])
+def test_eps_zero_gives_the_value_at_the_image(case):
+    at = setting(case, eps=0.0)
+    program = at.program()
+    assert program.units == 0
+    for encoding in (triangle, big_m):
+        value = Highs().solve(encoding(program)).objective * program.scales[0]
+        assert value == pytest.approx(at.pair_at(at.ball.center)[0], abs=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("clip", [None, (0.0, 1.0)])
+def test_the_milp_is_brute_force(seed, clip):
+    at, expected = Setting.tiny(seed, 0.3, clip=clip)
+    program = at.program()
+    lp, exact = (Highs().solve(encoding(program)) for encoding in (triangle, big_m))
+    assert exact.objective * program.scales[0] == pytest.approx(expected, abs=1e-6)
+    assert lp.objective * program.scales[0] <= expected + 1e-6
+
+
+# --- direct planes of pooling windows ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("index", range(len(CUT_CASES)))
+def test_cuts_put_the_lp_between_crown_and_the_milp(index):
+    at, bare = cut_setting(index, True), cut_setting(index, False)
+    with_cuts, without = at.program(), bare.program()
     assert with_cuts.cuts.shape[0] > 0
-    assert bare.cuts.shape[0] == 0
-    problem = triangle(with_cuts)
-    lp, plain, exact = (Highs().solve(p) for p in (problem, triangle(bare), big_m(bare)))
+    problem, scale = triangle(with_cuts), with_cuts.scales[0]
+    assert problem.m == 2 * with_cuts.units + with_cuts.cuts.shape[0]
+    lp, plain, exact = (Highs().solve(p) for p in (problem, triangle(without), big_m(without)))
     assert all(s.status is Status.OPTIMAL for s in (lp, plain, exact))
-    crown = float(pairs(net, whole, 0, torch.tensor([pair]))[0])
-    assert crown - 1e-6 <= lp.bound <= exact.bound + 1e-6
-    assert lp.bound > plain.bound + 1e-5  # the planes say something that the triangles do not
-    columns = np.column_stack([problem.col_lower, problem.col_upper])
-    theirs = linprog(problem.c, problem.A, problem.row_upper, bounds=columns, method="highs-ds")
-    assert lp.objective == pytest.approx(theirs.fun + problem.offset, abs=1e-6)
+    assert crown(at) - 1e-6 <= lp.bound * scale <= exact.bound * without.scales[0] + 1e-6
+    # the planes say something that the triangles do not
+    assert lp.bound * scale > plain.bound * without.scales[0] + 1e-5
+    assert lp.objective == pytest.approx(scipy_lp(problem), abs=1e-6)
+    # and nothing that binaries do not say: units that only cuts read leave the exact optimum as it is
+    assert Highs().solve(big_m(with_cuts)).objective * scale == pytest.approx(
+        exact.objective * without.scales[0], abs=1e-6
+    )
 
 
 def test_without_cuts_an_lp_can_be_below_crown():
     """CROWN uses the direct planes. An LP that did not have them would break the order of the methods."""
     short = []
-    for kwargs, shape, eps, seed in CUT_CASES:
-        net, ball, whole, cone, pair = cut_setting(kwargs, shape, eps, seed)
-        bare = Highs().solve(triangle(compile_cone(cone, ball, replace(whole.only(0), planes={}))))
-        short.append(float(pairs(net, whole, 0, torch.tensor([pair]))[0]) - bare.bound)
+    for index in range(len(CUT_CASES)):
+        bare = cut_setting(index, False).program()
+        lp = Highs().solve(triangle(bare)).bound * bare.scales[0]
+        short.append(crown(cut_setting(index, True)) - lp)
     assert max(short) > 1e-4

@@ -1,4 +1,4 @@
-"""Cones: the slice computes exactly what the whole network computes, and depends on nothing else."""
+"""Receptive fields: what a window, or some positions, of the last map can depend on, and nothing else."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import torch
 from nets import Deep, Everything, Plain, Pooled, Residual, image, seeded
 
 import corgi_opt as co
-from corgi_opt.network.cone import Cone, reach_of, windows_of
-from corgi_opt.network.ops import Window, crop
+from corgi_opt.network.cone import reach_of, windows_of
+from corgi_opt.network.ops import Window
 
 CASES = [
     (Everything, {}, (3, 20, 22)),
@@ -23,49 +23,63 @@ def build(model, kwargs, shape):
     return co.from_torch(seeded(model, **kwargs), image(*shape))
 
 
+def positive(model, shape):
+    torch_model = seeded(model)
+    with torch.no_grad():
+        for parameter in torch_model.parameters():
+            parameter.abs_()
+    return co.from_torch(torch_model, image(*shape))
+
+
+def seen(window, size):
+    """The positions (H, W) of a map that a window holds."""
+    y, x = torch.arange(size[0])[:, None] - window.y, torch.arange(size[1]) - window.x
+    return (y >= 0) & (y < window.h) & (x >= 0) & (x < window.w)
+
+
 @pytest.mark.parametrize(("model", "kwargs", "shape"), CASES)
-def test_cone_equals_the_network_on_every_window(model, kwargs, shape):
+def test_windows_hold_every_neuron_with_a_gradient(model, kwargs, shape):
     net = build(model, kwargs, shape)
-    channels, height, width = net.graph[net.features].shape
-    xs = torch.rand(3, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    values = net.graph.forward(xs, net.features)
-    # corners, the middle, a window that overhangs the map on each side
+    height, width = net.map_shape
+    # corners, the middle, windows that overhang the map on each side
     windows = [Window(0, 0, 1, 1), Window(height - 1, width - 1, 1, 1), Window(height // 2, width // 2, 1, 2)]
     windows += [Window(-1, -1, 3, 2), Window(height - 2, width - 2, 4, 4)]
-    for seed, window in enumerate(windows):
-        q = torch.randn(channels, window.h, window.w, generator=torch.Generator().manual_seed(seed)).double()
-        cone = Cone.of(net.graph, net.features, window, q)
-        expected = (crop(values, window) * q).sum(dim=(1, 2, 3))
-        torch.testing.assert_close(cone.forward(xs), expected, rtol=1e-11, atol=1e-11)
+    for window in windows:
+        found = windows_of(net.graph, net.features, window)
+        assert set(found) == set(net.graph.ancestors(net.features))
+        mask = seen(window, (height, width))
+        for seed in range(4):
+            x = torch.rand(1, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+            for name, moved in influence(net, x, mask).items():
+                assert not bool((moved & ~seen(found[name], moved.shape)).any()), name
 
 
-@pytest.mark.parametrize(("model", "kwargs", "shape"), CASES)
-def test_reach_holds_every_input_with_a_gradient(model, kwargs, shape):
-    net = build(model, kwargs, shape)
-    channels, height, width = net.graph[net.features].shape
-    q = torch.zeros(channels, height, width, dtype=torch.float64)
-    q[:, 0, 0], q[:, -1, -1] = 1.0, -1.0
-    cone = Cone.of(net.graph, net.features, Window(0, 0, height, width), q)
-    reached = torch.zeros(shape, dtype=torch.bool)
-    window, reach = cone.windows[net.graph.input], cone.reach[net.graph.input]
-    c, y, x = torch.nonzero(reach, as_tuple=True)
-    reached[c, y + window.y, x + window.x] = True
-    for seed in range(20):
-        point = torch.rand(1, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-        point.requires_grad_(True)
-        value = (net.graph.forward(point, net.features)[0] * q).sum()
-        (gradient,) = torch.autograd.grad(value, point)
-        assert not bool((gradient[0] != 0)[~reached].any())
+@pytest.mark.parametrize(("model", "shape"), [(Plain, (1, 6, 6)), (Deep, (1, 8, 6)), (Deep, (1, 4, 16))])
+def test_windows_hold_no_row_or_column_more(model, shape):
+    """With positive weights nothing cancels and no ReLU is off, so a window on the map ends where gradients end."""
+    net = positive(model, shape)
+    height, width = net.map_shape
+    x = 0.1 + torch.rand(1, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for window in (Window(0, 0, 1, 1), Window(height // 2, width // 2, 1, 1), Window(height - 1, width - 2, 1, 2)):
+        found = windows_of(net.graph, net.features, window)
+        for name, moved in influence(net, x.clone(), seen(window, (height, width))).items():
+            on_map = seen(found[name], moved.shape)
+            assert torch.equal(moved.any(dim=1), on_map.any(dim=1)), name
+            assert torch.equal(moved.any(dim=0), on_map.any(dim=0)), name
 
 
 def test_far_apart_pixels_leave_the_middle_out():
     net = build(Pooled, {}, (1, 16, 16))
-    channels, height, width = net.graph[net.features].shape
-    q = torch.zeros(channels, height, width, dtype=torch.float64)
-    q[:, 0, 0], q[:, -1, -1] = 1.0, -1.0
-    cone = Cone.of(net.graph, net.features, Window(0, 0, height, width), q)
-    assert int(cone.reach[net.graph.input].sum()) < 16 * 16
-    assert not bool(cone.reach[net.graph.input][0, 8, 8])
+    height, width = net.map_shape
+    mask = torch.zeros(1, height, width, dtype=torch.bool)
+    mask[0, 0, 0] = mask[0, -1, -1] = True
+    read = reach_of(net.graph, net.features, mask)[net.graph.input][0, 0]
+    apart = [windows_of(net.graph, net.features, Window(y, x, 1, 1)) for y, x in ((0, 0), (height - 1, width - 1))]
+    first, second = (windows[net.graph.input] for windows in apart)
+    assert not first.intersects(second)
+    assert torch.equal(read, seen(first, read.shape) | seen(second, read.shape))
+    assert bool(read[0, 0]) and bool(read[-1, -1])
+    assert not bool(read[8, 8])
 
 
 def test_the_papers_receptive_field():
@@ -94,8 +108,11 @@ def test_the_papers_receptive_field():
     net = co.from_torch(seeded(Paper), image(3, 48, 48))
     window = windows_of(net.graph, net.features, Window(12, 12, 1, 1))[net.graph.input]
     assert window == Window(18, 18, 14, 14)
-    cone = Cone.of(net.graph, net.features, Window(12, 12, 1, 1), torch.ones(16, 1, 1, dtype=torch.float64))
-    assert sum(int(cone.reach[r].sum()) for r in net.graph.relus) == 2112
+    mask = torch.zeros(1, *net.map_shape, dtype=torch.bool)
+    mask[0, 12, 12] = True
+    reach = reach_of(net.graph, net.features, mask)
+    assert torch.equal(reach[net.graph.input][0, 0], seen(window, (48, 48)))
+    assert sum(net.graph[r].shape[0] * int(reach[r].sum()) for r in net.graph.relus) == 2112
     assert sum(torch.Size(net.graph[r].shape).numel() for r in net.graph.relus) == 55296
 
 
@@ -142,11 +159,7 @@ def test_reach_of_positions_holds_every_neuron_with_a_gradient(model, kwargs, sh
 @pytest.mark.parametrize(("model", "shape"), [(Plain, (1, 6, 6)), (Deep, (1, 8, 6)), (Deep, (1, 4, 16))])
 def test_reach_of_positions_holds_nothing_else(model, shape):
     """With positive weights nothing cancels and no ReLU is off: what is reached has a gradient."""
-    torch_model = seeded(model)
-    with torch.no_grad():
-        for parameter in torch_model.parameters():
-            parameter.abs_()
-    net = co.from_torch(torch_model, image(*shape))
+    net = positive(model, shape)
     masks = marks(*net.map_shape)
     reach = reach_of(net.graph, net.features, masks)
     x = 0.1 + torch.rand(1, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -159,17 +172,18 @@ def test_reach_of_positions_holds_nothing_else(model, shape):
 
 
 @pytest.mark.parametrize(("model", "kwargs", "shape"), REACH_CASES)
-def test_reach_of_positions_is_that_of_their_cone(model, kwargs, shape):
+def test_reach_of_positions_is_that_of_each_alone(model, kwargs, shape):
+    """Questions of a batch do not mix, and what some positions reach is what each of them reaches, in its windows."""
     net = build(model, kwargs, shape)
-    channels, height, width = net.graph[net.features].shape
-    masks = marks(height, width)
+    masks = marks(*net.map_shape)
     together = reach_of(net.graph, net.features, masks)
-    for case, mask in enumerate(masks):
-        alone = reach_of(net.graph, net.features, mask[None])
-        cone = Cone.of(net.graph, net.features, Window(0, 0, height, width), mask.expand(channels, -1, -1).double())
-        for name in together:
-            assert torch.equal(together[name][case : case + 1], alone[name])
-            whole = Window(0, 0, *net.graph[name].shape[1:])
-            window = cone.windows[name]
-            seen = crop(cone.reach[name].any(dim=0), Window(-window.y, -window.x, whole.h, whole.w))
-            assert torch.equal(seen, alone[name][0, 0]), name
+    every = torch.eye(masks[0].numel(), dtype=torch.bool).view(-1, *net.map_shape)
+    each = reach_of(net.graph, net.features, every)
+    for name in together:
+        for case, mask in enumerate(masks):
+            assert torch.equal(together[name][case], each[name][mask.flatten()].any(dim=0)), name
+    height, width = net.map_shape
+    for y, x in ((0, 0), (height // 2, width // 2), (height - 1, width - 1)):
+        for name, window in windows_of(net.graph, net.features, Window(y, x, 1, 1)).items():
+            reached = each[name][y * width + x, 0]
+            assert not bool((reached & ~seen(window, reached.shape)).any()), name

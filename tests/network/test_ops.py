@@ -42,20 +42,6 @@ def test_adjoint_and_constant_are_the_transpose(name):
         assert total + (0.0 if constant is None else float(constant)) == pytest.approx(expected, abs=1e-9)
 
 
-@pytest.mark.parametrize("name", OPS)
-def test_a_window_of_the_output_is_what_apply_window_says(name):
-    op, shapes = OPS[name]
-    xs = [random(2, *s, seed=n) for n, s in enumerate(shapes)]
-    out = op.apply(xs)
-    shape = tuple(out.shape[1:])
-    for window in (Window(0, 0, 2, 2), Window(1, 1, 2, 1), Window(-1, -1, 3, 3)):
-        inputs = [crop(v, op.geometry.window(window)) for v in xs]
-        got = op.apply_window(inputs, window, shape, bias=True)
-        mask = inside(shape, Places.of(torch.tensor([[window.y, window.x]])), window.h, window.w)
-        got = got if mask is None else got * mask
-        torch.testing.assert_close(got, crop(out, window))
-
-
 def test_gather_is_crop_row_by_row():
     values = random(2, 3, 5, 6)
     origins = torch.tensor([[0, 0], [-2, 3], [4, 5], [-9, -9], [2, 20]])

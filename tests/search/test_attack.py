@@ -9,7 +9,7 @@ from nets import Plain, Pooled, Residual, image, seeded
 
 import corgi_opt as co
 from corgi_opt.question import Question
-from corgi_opt.search.attack import PgdOptions, rank_pairs, replay, shrink
+from corgi_opt.search.attack import PgdOptions, rank_targets, replay, shrink
 
 CPU = torch.device("cpu")
 CASES = [(Plain, (1, 6, 6)), (Residual, (1, 6, 5)), (Pooled, (1, 8, 8))]
@@ -51,7 +51,7 @@ def test_linearised_radii_are_gap_over_gradient_norm():
     x = image(1, 8, 8, seed=3)
     net = co.from_torch(seeded(Pooled, 1), x)
     question = ask(net, x)
-    targets = rank_pairs(question, CPU)
+    targets = rank_targets(question, CPU)
     assert torch.equal(targets.radii, targets.radii.sort().values)
     for row in (0, len(targets.pairs) - 1):
         i, j = targets.pairs[row].tolist()

@@ -1,0 +1,149 @@
+"""Pairs of CAM pixels by LP and MILP: true bounds, decided signs, and how receptive fields apart are taken apart."""
+
+from __future__ import annotations
+
+import functools
+import math
+import sys
+
+import pytest
+import torch
+from corgi_solvers import Highs, Status
+from encoding import PATIENT, Setting
+from nets import Pooled, image, seeded
+
+import corgi_opt as co
+from corgi_opt.bounds.objective import share_inputs
+from corgi_opt.deadline import Deadline
+from corgi_opt.encode.big_m import big_m
+from corgi_opt.encode.expressions import Expressions
+from corgi_opt.encode.triangle import triangle
+from corgi_opt.question import Question
+from corgi_opt.search.pairs import CamExpressions, PairSolver
+
+APART = [(56, 16), (56, 18), (56, 25), (56, 27), (8, 48), (8, 41)]
+TOGETHER = [(56, 32), (56, 50), (56, 41), (8, 16), (8, 24)]
+"""Pairs of a map of 8x8 whose receptive fields do not meet, and pairs whose do; some hold at 0.05, some do not."""
+
+
+@functools.cache
+def setting(norm: str = "inf", eps: float = 0.05) -> tuple[Question, Setting]:
+    x = image(1, 16, 16, seed=4)
+    net = co.from_torch(seeded(Pooled, 1), x)
+    question = Question.ask(net, x, k=2, class_idx=0, norm=norm, clip=(0.0, 1.0), tie_tol=None)
+    return question, Setting.of(net, question.ball(eps), planes=False)
+
+
+def solver_of(norm: str = "inf", eps: float = 0.05, encoding=big_m) -> PairSolver:
+    question, at = setting(norm, eps)
+    return PairSolver(question, at.ball, CamExpressions(question, at.expressions), encoding, Highs())
+
+
+@functools.cache
+def exact(pair: tuple[int, int], norm: str = "inf", eps: float = 0.05) -> float:
+    """The minimum, by one MILP of both pixels, to the end."""
+    _, at = setting(norm, eps)
+    first, second = at.pixels(*pair)
+    program = at.program(first - second)
+    solution = Highs().solve(big_m(program))
+    assert solution.status is Status.OPTIMAL
+    return solution.objective * float(program.scales[0])
+
+
+def apart(pair: tuple[int, int]) -> bool:
+    return not bool(share_inputs(setting()[0].net, torch.tensor([pair]))[0])
+
+
+def test_pixels_are_those_of_the_network_and_made_once():
+    question, at = setting()
+    cam = CamExpressions(question, at.expressions)
+    first = dict(cam.pixels([5, 9, 5], PATIENT))
+    assert set(first) == {5, 9}
+    more = cam.pixels([9, 60], Deadline(math.inf))
+    assert more[9] is first[9]
+    assert cam.pixels([5, 60], Deadline(0.0))[60] is more[60]  # nothing to be made, so no time is needed
+    with pytest.raises(TimeoutError, match="time limit"):
+        cam.pixels([5, 61], Deadline(0.0))
+    for x in at.points(3):
+        values, variables = question.net.cams(x[None], 0).flatten(), at.variables(x)
+        for pixel, e in more.items():
+            got = e.constant + e.values @ variables[e.columns]
+            assert got == pytest.approx(float(values[pixel]), abs=1e-9)
+
+
+@pytest.mark.parametrize("pair", APART + TOGETHER)
+def test_an_exact_solve_decides_the_sign(pair):
+    question, at = setting()
+    assert apart(pair) == (pair in APART)
+    answer, minimum = solver_of().solve(pair, PATIENT), exact(pair)
+    assert answer.reason == ""
+    assert answer.lower <= minimum + 1e-7
+    assert answer.upper >= minimum - 1e-7
+    assert (answer.lower > 0) == (minimum > 0)
+    assert answer.passes == (minimum <= 0)
+    assert 0 < answer.error < 1e-4 if answer.binaries else answer.error >= 0
+    if answer.image is not None:
+        cam = question.net.model_cam(answer.image, 0).flatten()
+        assert float(cam[pair[0]] - cam[pair[1]]) == pytest.approx(answer.upper, abs=1e-5)
+        assert at.ball.contains(at.ball.project(answer.image))
+        assert at.ball.distance(answer.image) <= at.ball.eps * (1 + 1e-6)
+
+
+def test_the_pairs_are_of_both_signs():
+    for pairs in (APART, TOGETHER):
+        assert len({exact(pair) > 0 for pair in pairs}) == 2
+
+
+@pytest.mark.parametrize("pair", TOGETHER)
+def test_an_lp_bounds_from_below(pair):
+    _, at = setting()
+    answer = solver_of(encoding=triangle).solve(pair, PATIENT)
+    assert answer.reason == ""
+    assert answer.lower <= exact(pair) + 1e-7
+    first, second = at.pixels(*pair)
+    program = at.program(first - second)
+    assert answer.lower == pytest.approx(Highs().solve(triangle(program)).bound * program.scales[0], abs=1e-6)
+
+
+@pytest.mark.parametrize("pair", APART)
+def test_an_lp_of_pixels_apart_bounds_from_below(pair):
+    answer = solver_of(encoding=triangle).solve(pair, PATIENT)
+    assert answer.lower <= exact(pair) + 1e-7
+    if exact(pair) <= 0:
+        assert not answer.lower > 0
+
+
+@pytest.mark.parametrize("pair", [(56, 16), (56, 24), (56, 48), (8, 48)])
+def test_an_l1_ball_is_shared_by_pixels_that_are_apart(pair):
+    """Each on its own could spend the whole budget: the sum of the two minima is too low."""
+    _, at = setting("1", 0.5)
+    answer, minimum = solver_of("1", 0.5).solve(pair, PATIENT), exact(pair, "1", 0.5)
+    assert answer.reason == ""
+    assert answer.lower <= minimum + 1e-7
+    assert answer.upper >= minimum - 1e-7
+    assert (answer.lower > 0) == (minimum > 0)
+    first, second = at.pixels(*pair)
+    assert answer.binaries == at.program(first - second).units
+    if apart(pair):
+        programs = at.program(first), at.program(-second)
+        alone = sum(Highs().solve(big_m(p)).bound * p.scales[0] for p in programs)
+        assert alone < minimum - 1e-3
+
+
+@pytest.mark.parametrize("pair", [(56, 25), (56, 32)])
+@pytest.mark.parametrize("encoding", [triangle, big_m])
+def test_what_is_too_large_or_too_late_proves_nothing(pair, encoding, monkeypatch):
+    question, at = setting()
+
+    def fresh() -> PairSolver:
+        cam = CamExpressions(question, Expressions(question.net.graph, at.known))
+        return PairSolver(question, at.ball, cam, encoding, Highs())
+
+    late = fresh().solve(pair, Deadline(0.0))
+    with monkeypatch.context() as patch:
+        patch.setattr(sys.modules["corgi_opt.encode.program"], "MOST_NONZEROS", 10)
+        large = fresh().solve(pair, PATIENT)
+    for answer, reason in ((late, "time limit"), (large, "coefficients")):
+        assert (answer.lower, answer.upper, answer.image) == (-math.inf, math.inf, None)
+        assert not answer.passes
+        assert reason in answer.reason
