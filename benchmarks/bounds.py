@@ -37,18 +37,19 @@ from torch import Tensor, nn
 import corgi_opt as co
 from corgi_opt.bounds.ascent import ascend
 from corgi_opt.bounds.corgi import corgi_bounds, corgi_cam_bounds
-from corgi_opt.bounds.crown import Relaxed, crown_pass, settle, unscreened
+from corgi_opt.bounds.crown import Bounded, Relaxed, crown_pass, settle, unscreened
 from corgi_opt.bounds.dual import Interval, lower_bounds
 from corgi_opt.bounds.interval import interval_bounds
 from corgi_opt.bounds.objective import cam_bounds, pair_rows
 from corgi_opt.bounds.relaxation import PoolPlanes, direct_planes
 from corgi_opt.data import gtsrb
 from corgi_opt.deadline import Deadline
+from corgi_opt.encode.expressions import Expressions
 from corgi_opt.encode.triangle import triangle
 from corgi_opt.margins import Margins
 from corgi_opt.question import Question
 from corgi_opt.region import Regions
-from corgi_opt.search.pairs import PairSolver
+from corgi_opt.search.pairs import CamExpressions, PairAnswer, PairSolver
 from corgi_opt.spec import TopK
 
 CPU = torch.device("cpu")
@@ -213,14 +214,20 @@ def queries(net: co.CamNetwork, x: Tensor, class_idx: int, k: int, epses: Sequen
         margins.crown()
         relaxed = margins.relaxed
         assert relaxed is not None
-        solver = PairSolver(here, question.ball(eps), class_idx, relaxed.only(0), triangle, Highs())
+        ball, known = question.ball(eps), relaxed.only(0)
+
+        def solve(pair: tuple[int, int], ball: co.Ball = ball, known: Bounded = known) -> PairAnswer:
+            """Encodes from nothing and solves."""
+            cam = CamExpressions(question, Expressions(here.graph, known))
+            return PairSolver(question, ball, cam, triangle, Highs()).solve(pair, Deadline(600))
+
         for pair in margins.open_pairs()[:6]:
             wanted = torch.tensor([pair])
             ((_, rows),) = pair_rows(here, class_idx, wanted, torch.zeros(1, dtype=torch.long))
             crown, dual = (float(b(here.features, rows)) for b in (relaxed.bound, partial(ascend, relaxed)))
-            lp = solver.solve(pair, None, Deadline(600)).lower
+            lp = solve(pair).lower
             taken = median_seconds(partial(ascend, relaxed, here.features, rows), runs)
-            by_lp = median_seconds(partial(solver.solve, pair, None, Deadline(600)), runs)
+            by_lp = median_seconds(partial(solve, pair), runs)
             ratios.append(taken / by_lp)
             recovered.append((dual - crown) / (lp - crown) if lp - crown > 1e-6 else 1.0)
             print(

@@ -4,7 +4,7 @@ For a network of convolutions, ReLUs and max pools as the user wrote it, with pr
 
     convolution:  an equality row a value
     ReLU:         a >= 0, a >= z, a <= z - l (1 - d), a <= u d,  d binary where l < 0 < u
-    max pool:     m >= a_t,  m <= a_t + (u_max - l_t) (1 - d_t),  sum d_t = 1,  d_t binary for every candidate that can win
+    max pool:     m >= a_t,  m <= a_t + (u_max - l_t) (1 - d_t),  sum d_t = 1,  d_t binary for all that can win
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ class PlainMilp:
 
 
 def bounds_of_values(net: co.CamNetwork, ball: co.Ball) -> dict[str, Interval]:
-    """Proven bounds of every node of ``net.pooled``: CROWN's for what a convolution puts out, intervals for the rest."""
+    """Proven bounds of every node of ``net.pooled``: CROWN's for convolutions, intervals for the rest."""
     regions = Regions.of([ball], torch.float64, torch.device("cpu"))
     relaxed = crown_pass(net.graph, regions)
     known: dict[str, Interval] = {}

@@ -68,7 +68,7 @@ class RadiusSearch:
         span = float(question.x.max() - question.x.min()) or 1.0
         self.largest = min(question.whole_range, 10.0 * span)
         self.nearest: Witness | None = None
-        self._best = Certified(0.0, question.topk.gap, "float64", "")  # the last one certified, for who interrupts
+        self._best = Certified(0.0, question.topk.gap, "float64", "")  # of all methods, for who interrupts
         self.seconds: dict[str, float] = {}
         self._attacked: float | None = None
         self._certified: dict[str, Certified] = {}
@@ -154,7 +154,7 @@ class RadiusSearch:
                 continue
             verdict = self._probe(method, at, deadline)
             if verdict.status == "certified":
-                low = self._best = Certified(at, verdict.margin_lower, verdict.proof, "")
+                low = self._proven(at, verdict)
             else:
                 high = Point(at, verdict.margin_lower)
         return replace(low, reason=f"no certified eps above {low.eps:g} in {MOST_PROBES} probes")
@@ -195,7 +195,7 @@ class RadiusSearch:
                 break
             verdict = self._probe("milp", at, deadline.within(max(deadline.left / 2, 5.0)))
             if verdict.status == "certified":
-                low = self._best = Certified(at, verdict.margin_lower, verdict.proof, "")
+                low = self._proven(at, verdict)
                 continue
             if verdict.counterexample is not None:
                 self._draw_near(verdict.counterexample)
@@ -205,6 +205,11 @@ class RadiusSearch:
             low = max(low, self.certified("crown", deadline), key=lambda c: c.eps)
             step = math.inf if self._upper() > FAR * low.eps and not pairwise else 4 * self.rtol
         return replace(low, reason=next(iter(doubts.values()), "time limit" if deadline.over else ""))
+
+    def _proven(self, eps: float, verdict: Verdict) -> Certified:
+        found = Certified(eps, verdict.margin_lower, verdict.proof, "")
+        self._best = max(self._best, found, key=lambda c: c.eps)
+        return found
 
     def _draw_near(self, witness: Witness) -> None:
         """Takes a solver's witness for the nearest one, and PGD from it to nearer ones."""
