@@ -31,7 +31,7 @@ from corgi_opt.errors import CorgiError, InputError, MissingPackageError
 from corgi_opt.network.cam import CamNetwork, from_torch
 from corgi_opt.plots import check_picture
 from corgi_opt.radius import radius
-from corgi_opt.results import Radius, asked
+from corgi_opt.results import Radius, asked, asked_in_words
 from corgi_opt.spec import canonical_norm
 from corgi_opt.verify import verify
 
@@ -239,7 +239,11 @@ def demo_command(
 
 
 def _table(c: Comparison) -> Table:
-    table = Table(title=f"top-{c.k} set of the CAM of class {c.class_idx}", title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(
+        title=f"{asked_in_words(c.k, c.within)} of the CAM of class {c.class_idx}",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+    )
     table.add_column("method")
     for name in ("certified eps", "falsified eps", "ratio", "over corgi", "seconds"):
         table.add_column(name, justify="right")

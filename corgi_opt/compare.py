@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from corgi_opt.network.cam import CamNetwork
 from corgi_opt.progress import reporting
 from corgi_opt.question import Question, resolve_device
 from corgi_opt.radius import LADDER_ORDER, RadiusSearch, check_rtol
-from corgi_opt.results import Radius
+from corgi_opt.results import Radius, asked
 from corgi_opt.search.attack import PgdOptions
 from corgi_opt.spec import Clip, Norm, canonical_norm
 from corgi_opt.verify import check_method, check_solver, check_time_limit
@@ -30,6 +31,7 @@ class Comparison:
     radii: Mapping[str, Radius]
     seconds: Mapping[str, float]
     k: int
+    within: int
     class_idx: int
     clip: Clip
     rtol: float
@@ -61,7 +63,7 @@ class Comparison:
     def __repr__(self) -> str:
         parts = ", ".join(f"{name} {r.lower:.6g}" for name, r in self.radii.items())
         upper = min(r.upper for r in self.radii.values())
-        return f"Comparison(k={self.k}, class {self.class_idx}: {parts}, falsified at {upper:.6g})"
+        return f"Comparison({asked(self.k, self.within)}, class {self.class_idx}: {parts}, falsified at {upper:.6g})"
 
 
 def compare(
@@ -97,17 +99,21 @@ def compare(
     chosen = sorted({check_method(m, norm) for m in methods}, key=LADDER_ORDER.index)
     where, tolerance = resolve_device(device), check_rtol(rtol)
     check_time_limit(time_limit)
-    solvers = {m: check_solver(solver, m, norm) for m in (*chosen, "corgi")}
+    for method in chosen:
+        check_solver(solver, method, norm)
     question = Question.ask(
         net, x, k=k, class_idx=class_idx, norm=norm, clip=clip, tie_tol=tie_tol, within=within, keep_class=keep_class
     )
     radii: dict[str, Radius] = {}
 
     def comparison() -> Comparison:
-        return Comparison(dict(radii), dict(search.seconds), k, question.class_idx, clip, tolerance)
+        topk = question.topk
+        return Comparison(dict(radii), dict(search.seconds), topk.k, topk.within, question.class_idx, clip, tolerance)
 
     with reporting(progress, "compare") as report:
-        search = RadiusSearch(question, where, PgdOptions(seed=seed), tolerance, solvers.__getitem__, report)
+        search = RadiusSearch(
+            question, where, PgdOptions(seed=seed), tolerance, partial(check_solver, solver, norm=norm), report
+        )
         try:
             for method in chosen:
                 radii[method] = search.run(method, check_time_limit(time_limit))

@@ -12,7 +12,7 @@ from torch import Tensor
 from corgi_opt.errors import InputError
 from corgi_opt.network.cam import CamNetwork
 from corgi_opt.question import Question
-from corgi_opt.results import Witness
+from corgi_opt.results import Witness, asked_in_words
 from corgi_opt.spec import Clip
 
 if TYPE_CHECKING:
@@ -57,7 +57,8 @@ def plot_comparison(comparison: Comparison, ax: Any = None) -> Any:
     ax.set_xlim(0, 1.05 * right)
     clip = "no clip box" if comparison.clip is None else f"clip box [{comparison.clip[0]:g}, {comparison.clip[1]:g}]"
     ax.set_xlabel(f"certified eps (L-inf, input units, {clip})")
-    ax.set_title(f"top-{comparison.k} set of the CAM of class {comparison.class_idx}", fontsize=10, pad=20)
+    about = asked_in_words(comparison.k, comparison.within)
+    ax.set_title(f"{about} of the CAM of class {comparison.class_idx}", fontsize=10, pad=20)
     for side in ("top", "right"):
         ax.spines[side].set_visible(False)
     return ax

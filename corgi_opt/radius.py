@@ -201,8 +201,8 @@ class RadiusSearch:
                 self._draw_near(verdict.counterexample)
             else:
                 doubts[at] = f"undecided at eps={at:.6g}: {verdict.reason}"
-            # the cheap radius that bounds how far down a bisection may have to go
-            low = max(low, self.certified("crown", deadline), key=lambda c: c.eps)
+            # a cheap radius bounds how far down a bisection may have to go; a dearer one where it may not arrive
+            low = max(low, self.certified("lp" if doubts else "crown", deadline), key=lambda c: c.eps)
             step = math.inf if self._upper() > FAR * low.eps and not pairwise else 4 * self.rtol
         return replace(low, reason=next(iter(doubts.values()), "time limit" if deadline.over else ""))
 

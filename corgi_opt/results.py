@@ -111,3 +111,8 @@ class Radius:
 def asked(k: int, within: int) -> str:
     """Which pixels a question is about, in short."""
     return f"k={k}" if within == k else f"k={k} within {within}"
+
+
+def asked_in_words(k: int, within: int) -> str:
+    """The same, to stand before "of the CAM"."""
+    return f"top-{k} set" if within == k else f"top {k} within the top {within}"

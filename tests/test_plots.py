@@ -41,7 +41,7 @@ def radius(method: str, lower: float, upper: float) -> co.Radius:
 
 
 def comparison(upper: float, clip: tuple[float, float] | None = (0.0, 1.0), **lower: float) -> co.Comparison:
-    return co.Comparison({m: radius(m, r, upper) for m, r in lower.items()}, {}, K, 1, clip, 0.01)
+    return co.Comparison({m: radius(m, r, upper) for m, r in lower.items()}, {}, K, K, 1, clip, 0.01)
 
 
 def texts(ax) -> list[str]:

@@ -97,10 +97,23 @@ class Program:
         """How far an output (F,) may be off, in its own unit, where every row and bound is kept to a tolerance only."""
         size = abs(self.rows)
         moved = np.full(self.inputs + self.units, tolerance)
+        overspent = self._overspent(size, tolerance)
         for unit in range(self.units):  # a row reads units before it only
             row = slice(*size.indptr[unit : unit + 2])
-            moved[self.inputs + unit] += tolerance + size.data[row] @ moved[size.indices[row]]
-        return np.asarray(abs(self.outputs) @ moved)
+            moved[self.inputs + unit] += tolerance + self.slack[unit] + overspent[unit]
+            moved[self.inputs + unit] += size.data[row] @ moved[size.indices[row]]
+        outputs = abs(self.outputs)
+        return np.asarray(outputs @ moved + self._overspent(outputs, tolerance))
+
+    def _overspent(self, size: sparse.csr_array, tolerance: float) -> Vector:
+        """What an image may add to rows of these absolute coefficients by leaving an L1 or L2 ball by the tolerances of
+        the rows that make it one (an L1 ball: of each ``a`` twice, and of their sum)."""
+        if self.norm == "inf" or not self.inputs:
+            return np.zeros(size.shape[0])
+        per_distance = sparse.csr_array(size[:, : self.inputs] @ sparse.diags_array(1 / self.reach))
+        if self.norm == "1":
+            return (2 * self.inputs + 1) * tolerance * np.asarray(per_distance.max(axis=1).todense()).ravel()
+        return np.asarray(tolerance * np.sqrt(per_distance.power(2).sum(axis=1)))
 
 
 def cleared(rows: sparse.csr_array, upper: Vector) -> tuple[sparse.csr_array, Vector]:
