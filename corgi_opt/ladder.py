@@ -201,7 +201,14 @@ class Ladder:
                 f"the LP bound {answer.lower:.9g} of pair {self.pair(entry)} is below a dual bound {dual:.9g} on the "
                 "same relaxation"
             )
-        if name == "milp" and answer.image is not None and answer.upper < float(self.lower[entry]) - slack:
+        # a bound may hold for images that keep the class, an incumbent be another
+        any_class = self.question.predicted is None
+        if (
+            any_class
+            and name == "milp"
+            and answer.image is not None
+            and answer.upper < float(self.lower[entry]) - slack
+        ):
             raise BoundOrderError(
                 f"the MILP found {answer.upper:.9g} for pair {self.pair(entry)} below a proven bound "
                 f"{float(self.lower[entry]):.9g}"

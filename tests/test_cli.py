@@ -146,6 +146,16 @@ def test_verify_json_is_the_verdict(corgi):
     assert found["corgi_margin"] == pytest.approx(v.corgi_margin, rel=1e-9)
 
 
+def test_verify_asks_the_relaxed_question_with_the_class_kept_by_another_solver(corgi):
+    """The set changes at this eps; each of its pixels stays among the five brightest."""
+    assert corgi("verify", *QUESTION, "--eps", 0.006).code == 1
+    ran = corgi("verify", *QUESTION, "--eps", 0.006, "--within", 5, "--keep-class", "--solver", "pulp:highs", "--json")
+    found = only_json(ran)
+    assert (ran.code, found["status"], found["k"], found["within"]) == (0, "certified", 3, 5)
+    said = corgi("radius", *QUESTION, "--within", 5, "--method", "crown").out
+    assert "k=3 within 5, class 7, crown" in said
+
+
 def test_the_counterexample_in_json_breaks_the_top_set(corgi):
     ran = corgi("verify", *QUESTION, "--eps", 0.02, "--json")
     found = only_json(ran)["counterexample"]

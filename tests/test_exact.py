@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from scipy.optimize import Bounds, LinearConstraint, milp
 from small_questions import SmallQuestion, questions
@@ -48,6 +50,21 @@ def test_exact_answers_are_those_of_enumeration(norm, seed):
 def test_bounds_never_contradict_enumeration(norm, method):
     for question in questions(EACH // 2, 100, (norm,)):
         check(question, verdict_of(question, method), exact=False)
+
+
+@pytest.mark.parametrize("norm", ["inf", "1"])
+def test_exact_brackets_hold_the_radius(norm):
+    """Enumeration agrees at both ends: of top-k sets, (k1, k2), and with the class kept."""
+    closed = 0
+    for question in questions(EACH // 2, 200, (norm,)):
+        net = co.from_torch(question.model, question.x)
+        asked = {n: v for n, v in question.arguments.items() if n != "eps"}
+        r = co.radius(net, question.x, method="milp", rtol=0.02, time_limit=60, device="cpu", **asked)
+        assert replace(question, eps=r.lower).answer().upper > -1e-9, question.label
+        if r.counterexample is not None:
+            assert replace(question, eps=r.upper).answer().lower <= 1e-9, question.label
+        closed += r.ratio <= 1.021
+    assert closed >= EACH // 4
 
 
 def mps_optimum(path) -> float:
