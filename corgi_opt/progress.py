@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -24,11 +25,20 @@ def reporting(wanted: bool | None, title: str) -> Iterator[Report]:
     """
     if wanted is not None and not isinstance(wanted, bool):
         raise InputError(f"progress must be True, False or None (shown when interactive), got {wanted!r}")
-    interactive = sys.stderr.isatty() or "ipykernel" in sys.modules
-    if wanted is False or (wanted is None and not interactive):
+    if wanted is False or (wanted is None and not _interactive()):
         yield silent
         return
-    from tqdm.auto import tqdm
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # tqdm's, of a notebook without ipywidgets: it then prints text, which will do
+        from tqdm.auto import tqdm
 
-    with tqdm(desc=title, bar_format="{desc} [{elapsed}] {postfix}", leave=False) as bar:
+        # unasked, only a call that takes its time
+        bar = tqdm(desc=title, bar_format="{desc} [{elapsed}] {postfix}", leave=False, delay=0 if wanted else 1)
+    with bar:
         yield lambda text: bar.set_postfix_str(text)
+
+
+def _interactive() -> bool:
+    """Whether somebody watches: a terminal, or a notebook."""
+    python = sys.modules.get("IPython")
+    return sys.stderr.isatty() or (python is not None and python.get_ipython() is not None)

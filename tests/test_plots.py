@@ -37,7 +37,7 @@ def asked():
 
 
 def radius(method: str, lower: float, upper: float) -> co.Radius:
-    return co.Radius(lower, upper, K, 1, method, lower, upper, None, None, "")
+    return co.Radius(lower, upper, K, K, 1, method, lower, upper, None, None, "")
 
 
 def comparison(upper: float, clip: tuple[float, float] | None = (0.0, 1.0), **lower: float) -> co.Comparison:
