@@ -182,7 +182,9 @@ class Ladder:
             self.stats["largest_binaries"] = max(self.stats.get("largest_binaries", 0), answer.binaries)
             self.stats["nodes"] = self.stats.get("nodes", 0) + answer.nodes
             if answer.left > 0:
-                self.margins.left[0, row] = answer.left
+                # the last rival allowed may be one of those that were not counted, but proven positive
+                others = self.lower[row][self.lower[row] > 0].min()
+                self.margins.left[0, row] = min(answer.left, float(others))
                 self.by_solver[row] = True
                 self._check_order()
             elif answer.witness is not None:
