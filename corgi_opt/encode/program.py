@@ -51,7 +51,7 @@ class Program:
     their proven bounds in the same units (upper - lower = 1); ``slack`` (U,): what clearing tiny coefficients may have
     moved a row. ``cuts`` (M, n+U) csr, ``cut_upper`` (M,): rows ``cuts @ [t, s] <= cut_upper`` that hold besides (the
     direct planes of pooling windows). ``outputs`` (F, n+U) csr and ``output_constants`` (F,): the outputs in units of
-    ``scales`` (F,), their largest coefficients.
+    ``scales`` (F,), their largest coefficients, less what rounding left of cancellations (``residue`` (F,) at most).
 
     ``places`` (n, 3): channel, row, column of each input in the image. An input's distance to the centre, in units of
     eps, is ``|reach * t + shift|``; ``norm`` bounds all of them together. ``units_at`` (U,): columns of
@@ -74,6 +74,7 @@ class Program:
     outputs: sparse.csr_array
     output_constants: Vector
     scales: Vector
+    residue: Vector
     units_at: Indices
 
     @property
@@ -103,7 +104,7 @@ class Program:
             moved[self.inputs + unit] += tolerance + self.slack[unit] + overspent[unit]
             moved[self.inputs + unit] += size.data[row] @ moved[size.indices[row]]
         outputs = abs(self.outputs)
-        return np.asarray(outputs @ moved + self._overspent(outputs, tolerance))
+        return np.asarray(outputs @ moved + self._overspent(outputs, tolerance) + self.residue)
 
     def _overspent(self, size: sparse.csr_array, tolerance: float) -> Vector:
         """What an image may add to rows of these absolute coefficients by leaving an L1 or L2 ball by the tolerances of
@@ -134,14 +135,30 @@ def compile_program(expressions: Expressions, ball: Ball, outputs: Sequence[Expr
     """
     kept = [_without_residue(output) for output in outputs]
     layers, cuts = _gathered(expressions, kept, deadline)
-    return _assembled(expressions, ball, layers, cuts, kept)
+    residue = np.array([_residue(expressions, ball, output) for output in outputs])
+    return _assembled(expressions, ball, layers, cuts, kept, residue)
 
 
 def _without_residue(output: Expression) -> Expression:
-    """The output where coefficients are more than rounding; it may only be lower for it (every |variable| is bounded by
-    the caller's scale, and what is left out is of the size of float64's own errors)."""
-    kept = np.abs(output.values) > RESIDUE * np.abs(output.values).max(initial=0.0)
-    return replace(output, columns=output.columns[kept], values=output.values[kept])
+    """The output where coefficients are more than rounding."""
+    return replace(output, columns=output.columns[_kept(output)], values=output.values[_kept(output)])
+
+
+def _kept(output: Expression) -> NDArray[np.bool_]:
+    kept: NDArray[np.bool_] = np.abs(output.values) > RESIDUE * np.abs(output.values).max(initial=0.0)
+    return kept
+
+
+def _residue(expressions: Expressions, ball: Ball, output: Expression) -> float:
+    """How much what is left out of an output may come to over the region."""
+    dropped = ~_kept(output)
+    size = dict(zip(output.columns[dropped].tolist(), np.abs(output.values[dropped]).tolist(), strict=True))
+    most = torch.maximum(ball.lower.abs(), ball.upper.abs()).flatten().numpy()
+    total = 0.0
+    for name, columns in expressions.by_node(size).items():
+        largest = most[columns] if name == expressions.graph.input else expressions.bounds(name, columns)[1]
+        total += float(largest @ np.array([size[c] for c in columns.tolist()]))
+    return total
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,7 +210,12 @@ def _widened(bounds: Vector) -> Vector:
 
 
 def _assembled(
-    expressions: Expressions, ball: Ball, layers: list[_Layer], cuts: list[Expression], outputs: Sequence[Expression]
+    expressions: Expressions,
+    ball: Ball,
+    layers: list[_Layer],
+    cuts: list[Expression],
+    outputs: Sequence[Expression],
+    residue: Vector,
 ) -> Program:
     units_at = np.concatenate([np.zeros(0, dtype=np.int64), *(layer.columns for layer in layers)])
     bounds = np.concatenate([np.zeros((2, 0)), *(layer.bounds for layer in layers)], axis=1)
@@ -241,6 +263,7 @@ def _assembled(
         outputs=_divided(out, scales),
         output_constants=out_constant / scales,
         scales=scales,
+        residue=residue / scales,
         units_at=units_at,
     )
 

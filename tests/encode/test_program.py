@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -101,6 +102,12 @@ def test_what_rounding_left_of_a_cancellation_is_left_out():
     only, with_residue = at.program(near), at.program(combined([(1.0, near), (1e-14, far)]))
     assert np.array_equal(with_residue.units_at, only.units_at)
     assert with_residue.inputs == only.inputs
+    # what is left out counts as an error: its coefficients times the largest values of their inputs, at least
+    inputs = far.columns < at.expressions.inputs
+    largest = torch.maximum(at.ball.lower.abs(), at.ball.upper.abs()).flatten().numpy()[far.columns[inputs]]
+    worth = 1e-14 * float(np.abs(far.values[inputs]) @ largest)
+    assert worth <= 1.0001 * with_residue.residue[0] * with_residue.scales[0]
+    assert only.residue[0] == 0 < with_residue.residue[0]
     assert at.program(combined([(1.0, near), (1e-6, far)])).inputs > only.inputs
     nothing = at.program(near - near)
     assert (nothing.inputs, nothing.units) == (0, 0)
@@ -235,6 +242,7 @@ def by_hand() -> Program:
         outputs=sparse.csr_array(np.array([[0.0, 0.0, 1.0, -1.0], [2.0, 0.0, 0.0, 4.0]])),
         output_constants=pair,
         scales=pair + 1,
+        residue=pair,
         units_at=np.array([2, 3]),
     )
 
@@ -243,6 +251,7 @@ def test_errors_by_hand():
     # t: e each; s0: e (its bound) + e (its row) + 3e; s1: 2e + 3e + 0.5 * 5e
     np.testing.assert_allclose(by_hand().errors(1e-3), [12.5e-3, 32e-3], rtol=1e-12)
     assert (by_hand().errors(0.0) == 0.0).all()
+    assert replace(by_hand(), residue=np.array([1e-6, 0.0])).errors(0.0).tolist() == [1e-6, 0.0]
 
 
 @pytest.mark.parametrize("case", CASES)
