@@ -87,13 +87,14 @@ def compare(
 ) -> Comparison:
     """The certified radius of every method on one question; arguments as in :func:`corgi_opt.radius`.
 
-    ``methods``: names; None means corgi, crown, dual and lp, and unless norm is "2" milp as well.
+    ``methods``: names; None means corgi, crown, dual, lp and bab (auto where rivals are counted or the class is kept).
     ``time_limit`` is the total for each method. Raises TieError for a tied image, BoundOrderError if bounds
     contradict each other or a certified eps reaches a broken one.
     """
     norm = canonical_norm(norm)
     if methods is None:
-        methods = ("corgi", "crown", "dual", "lp") if norm == "2" else ("corgi", "crown", "dual", "lp", "milp")
+        pairwise = not keep_class and within in (None, k)
+        methods = ("corgi", "crown", "dual", "lp", "bab" if pairwise else "auto")
     if isinstance(methods, str) or not isinstance(methods, Sequence) or not methods:
         raise InputError(f"methods must be a non-empty sequence of names or None, got {methods!r}")
     chosen = sorted({check_method(m, norm) for m in methods}, key=LADDER_ORDER.index)

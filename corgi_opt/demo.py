@@ -15,7 +15,7 @@ from corgi_opt.compare import Comparison, compare
 from corgi_opt.data import digits
 from corgi_opt.network.cam import CamNetwork, from_torch
 
-METHODS = ("corgi", "crown", "lp", "milp")
+METHODS = ("corgi", "crown", "lp", "bab")
 
 
 @dataclass(frozen=True)
@@ -72,15 +72,15 @@ def _table(rows: list[Row]) -> Table:
     table.add_column("k", justify="right")
     for name in (*METHODS, "attack"):
         table.add_column(f"{name}\n[dim]time[/dim]", justify="right")
-    table.add_column("milp /\ncorgi", justify="right")
-    table.add_column("attack /\nmilp", justify="right")
+    table.add_column("bab /\ncorgi", justify="right")
+    table.add_column("attack /\nbab", justify="right")
     for row, after in zip(rows, [*rows[1:], None], strict=True):
         radii = row.comparison.radii
-        attack, milp = radii["milp"].attack, radii["milp"].lower
+        attack, exact = radii["bab"].attack, radii["bab"].lower
         cells = [f"{row.image} (a {row.label})", str(row.comparison.k)]
         eps = {name: radii[name].lower for name in METHODS} | {"attack": attack}
         cells += [f"{value:.5f}\n[dim]{row.comparison.seconds[name]:.2f} s[/dim]" for name, value in eps.items()]
-        cells += [_ratio(milp, radii["milp"].corgi), _ratio(attack, milp)]
+        cells += [_ratio(exact, radii["bab"].corgi), _ratio(attack, exact)]
         table.add_row(*cells, end_section=after is None or after.image != row.image)
     return table
 
@@ -100,7 +100,7 @@ def _save_picture(net: CamNetwork, rows: list[Row], path: Path) -> bool:
     from corgi_opt.plots import plot_counterexample
 
     for row in sorted(rows, key=lambda r: (rows[0].image != r.image, -r.comparison.k)):
-        witness = row.comparison.radii["milp"].counterexample
+        witness = row.comparison.radii["bab"].counterexample
         if witness is not None:
             figure = plot_counterexample(net, row.x, row.comparison.k, witness)
             figure.savefig(path, dpi=150)

@@ -21,10 +21,15 @@ from corgi_opt.progress import Report, silent
 from corgi_opt.question import Question
 from corgi_opt.results import Proof, Witness
 from corgi_opt.search.attack import PgdOptions, Targets, pgd, polish, replay
+from corgi_opt.search.branch import TOO_CLOSE
 from corgi_opt.search.counting import CountSolver
-from corgi_opt.search.pairs import TOO_CLOSE, CamExpressions, PairAnswer, PairSolver
+from corgi_opt.search.decide import Branched, Decider, SolvedProgram
+from corgi_opt.search.pairs import CamExpressions, PairAnswer, PairSolver
 
 Relaxation = Literal["ibp", "corgi", "crown", "dual"]
+
+EXACT = ("milp", "bab")
+"""The rungs that decide pairs, up to float tolerance."""
 
 PAIR_SECONDS = 2.0
 """What a pair may take at least, where some are allowed to pass: one that takes long most likely does."""
@@ -107,19 +112,20 @@ class Ladder:
         relaxed = self._relaxed()
         cam = CamExpressions(self.question, Expressions(self.question.net.graph, relaxed.only(0)))
         with timed(self.stats, "lp"):
-            return self._solve("lp", PairSolver(self.question, self.ball, cam, triangle, solver), deadline)
+            solver_ = PairSolver(self.question, self.ball, cam, SolvedProgram(triangle, solver))
+            return self._solve("lp", solver_, deadline)
 
     def milp(self, solver: Backend, deadline: Deadline) -> str:
         """The exact MILP on every pair left, until one is broken or stays undecided. Returns why it stopped, or ''."""
-        relaxed = self._relaxed()
-        # binaries say what the planes of pooling windows do, exactly
-        known = replace(relaxed.only(0), planes={})
-        cam = CamExpressions(self.question, Expressions(self.question.net.graph, known))
-        with timed(self.stats, "milp"):
-            reason = self._solve("milp", PairSolver(self.question, self.ball, cam, big_m, solver), deadline)
-            if self.question.topk.allowed and not self.settled and not reason:
-                reason = self._count(relaxed, CountSolver(self.question, self.ball, cam, solver), deadline)
-        return reason
+        return self._exact("milp", SolvedProgram(big_m, solver), solver, deadline)
+
+    def bab(self, leaves: Backend, others: Backend | None, deadline: Deadline) -> str:
+        """Branch and bound on every pair left, likewise; ``leaves`` solves linear programs.
+
+        Rivals are counted and classes kept by MILPs only, by ``others``.
+        """
+        error = 2 * FLOAT64_SAFETY * self.question.scale  # twice: what is recorded is less once
+        return self._exact("bab", Branched(leaves, self.device, error), others, deadline)
 
     def attack(self, targets: Targets, options: PgdOptions) -> Witness | None:
         """PGD, unless a witness is already known."""
@@ -138,6 +144,20 @@ class Ladder:
         self._check_order()
 
     # --- how -------------------------------------------------------------------------------------------------
+
+    def _exact(self, name: str, decide: Decider, milp: Backend | None, deadline: Deadline) -> str:
+        relaxed = self._relaxed()
+        # phases say what the planes of pooling windows do, exactly
+        known = replace(relaxed.only(0), planes={})
+        cam = CamExpressions(self.question, Expressions(self.question.net.graph, known))
+        keeping = None if milp is None else SolvedProgram(big_m, milp)
+        with timed(self.stats, name):
+            reason = self._solve(name, PairSolver(self.question, self.ball, cam, decide, keeping), deadline)
+            if self.question.topk.allowed and not self.settled and not reason:
+                if milp is None:
+                    return "how many rivals pass at once is for a MILP to count (method 'milp' or 'auto')"
+                reason = self._count(relaxed, CountSolver(self.question, self.ball, cam, milp), deadline)
+        return reason
 
     def _relaxed(self) -> Relaxed:
         self.bound("crown")
@@ -168,7 +188,7 @@ class Ladder:
             if every_one and not float(self.lower[entry]) > 0:
                 i, j = self.pair(entry)
                 return f"{name} leaves pixels {i} and {j} undecided{_because(name, answer)}"
-        return "" if self.certified or name == "milp" else f"{name} leaves {len(self.undecided)} pairs undecided"
+        return "" if self.certified or name in EXACT else f"{name} leaves {len(self.undecided)} pairs undecided"
 
     def _count(self, relaxed: Relaxed, solver: CountSolver, deadline: Deadline) -> str:
         """Whether so many rivals can pass one top pixel at once, for each top pixel that its pairs leave open."""
@@ -205,14 +225,9 @@ class Ladder:
             )
         # a bound may hold for images that keep the class, an incumbent be another
         any_class = self.question.predicted is None
-        if (
-            any_class
-            and name == "milp"
-            and answer.image is not None
-            and answer.upper < float(self.lower[entry]) - slack
-        ):
+        if any_class and name in EXACT and answer.image is not None and answer.upper < float(self.lower[entry]) - slack:
             raise BoundOrderError(
-                f"the MILP found {answer.upper:.9g} for pair {self.pair(entry)} below a proven bound "
+                f"{name} found {answer.upper:.9g} for pair {self.pair(entry)} below a proven bound "
                 f"{float(self.lower[entry]):.9g}"
             )
         self.stats["solved_pairs"] = self.stats.get("solved_pairs", 0) + 1
@@ -220,7 +235,7 @@ class Ladder:
         self.stats["nodes"] = self.stats.get("nodes", 0) + answer.nodes
         if bound > float(self.lower[entry]):
             self.lower[entry] = bound
-            self.by_solver[entry] = True
+            self.by_solver[entry] = name != "bab"
         self._check_order()
 
     def _broken(self, entry: Entry, answer: PairAnswer) -> bool:

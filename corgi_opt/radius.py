@@ -25,8 +25,11 @@ from corgi_opt.search.crossing import Point, crossing, probes
 from corgi_opt.spec import Clip, Norm, canonical_norm
 from corgi_opt.verify import check_method, check_solver, check_time_limit, climb
 
-LADDER_ORDER = ("ibp", "corgi", "crown", "dual", "lp", "milp")
+LADDER_ORDER = ("ibp", "corgi", "crown", "dual", "lp", "milp", "bab", "auto")
 """Each certifies at least what the ones before it do; a stronger search starts where a weaker one ended."""
+
+EXACT = ("milp", "bab", "auto")
+"""Methods whose brackets close."""
 
 MOST_PROBES = 60
 
@@ -119,7 +122,7 @@ class RadiusSearch:
         """The largest eps (within rtol) that the method certifies below the nearest witness."""
         if method not in self._certified:
             start, others = time.monotonic(), sum(self.seconds.values())
-            found = self._closing(deadline) if method == "milp" else self._limit(method, deadline)
+            found = self._closing(method, deadline) if method in EXACT else self._limit(method, deadline)
             self._certified[method] = found
             # what this method called for on the way (a weaker radius) stands under that name
             elsewhere = sum(self.seconds.values()) - others
@@ -168,14 +171,14 @@ class RadiusSearch:
         high = Point(high.eps, min(there, 0.0))
         return crossing(estimates, low, high, self.rtol / 2)
 
-    def _closing(self, deadline: Deadline) -> Certified:
+    def _closing(self, method: str, deadline: Deadline) -> Certified:
         """An exact method: probe just below the nearest witness first, then bisect towards what is certified.
 
         An eps that stays undecided (time, or too close to zero for float arithmetic) splits the bracket: what is
         certified is pushed up to it from below, what is broken down to it from above.
         """
         pairwise = self.question.topk.allowed == 0
-        low, step = self._known_below("milp"), 0.9 * self.rtol
+        low, step = self._known_below(method), 0.9 * self.rtol
         if not pairwise:
             low = max(low, self.certified("crown", deadline), key=lambda c: c.eps)
             if self._upper() > FAR * low.eps:  # the attack may be far off, and a probe too far up takes long
@@ -193,7 +196,7 @@ class RadiusSearch:
                 at = (last * high) ** 0.5
             else:
                 break
-            verdict = self._probe("milp", at, deadline.within(max(deadline.left / 2, 5.0)))
+            verdict = self._probe(method, at, deadline.within(max(deadline.left / 2, 5.0)))
             if verdict.status == "certified":
                 low = self._proven(at, verdict)
                 continue
@@ -202,7 +205,8 @@ class RadiusSearch:
             else:
                 doubts[at] = f"undecided at eps={at:.6g}: {verdict.reason}"
             # a cheap radius bounds how far down a bisection may have to go; a dearer one where it may not arrive
-            low = max(low, self.certified("lp" if doubts else "crown", deadline), key=lambda c: c.eps)
+            weaker = "lp" if doubts and method == "milp" else "crown"
+            low = max(low, self.certified(weaker, deadline), key=lambda c: c.eps)
             step = math.inf if self._upper() > FAR * low.eps and not pairwise else 4 * self.rtol
         return replace(low, reason=next(iter(doubts.values()), "time limit" if deadline.over else ""))
 
@@ -240,7 +244,7 @@ class RadiusSearch:
 
     def _probe(self, method: str, eps: float, deadline: Deadline) -> Verdict:
         ladder = Ladder(self.question, eps, self.device) if method == "ibp" else self._ladder(eps)
-        if self.nearest is not None and ladder.ball.contains(self.nearest.image) and method != "milp":
+        if self.nearest is not None and ladder.ball.contains(self.nearest.image) and method not in EXACT:
             ladder.found(self.nearest)
         return climb(ladder, method, None, self._solver_of(method), deadline)
 

@@ -19,7 +19,7 @@ from corgi_opt.results import Verdict
 from corgi_opt.search.attack import PgdOptions, rank_targets
 from corgi_opt.spec import Clip, Norm, canonical_norm
 
-METHODS = ("ibp", "corgi", "crown", "dual", "lp", "milp", "auto")
+METHODS = ("ibp", "corgi", "crown", "dual", "lp", "milp", "bab", "auto")
 
 
 def climb(
@@ -50,8 +50,13 @@ def climb(
             return settle(ladder, name, "", corgi)
     if method in relaxations:
         return settle(ladder, method, f"{method} leaves {len(ladder.undecided)} pairs undecided", corgi)
-    rung = ladder.lp if method == "lp" else ladder.milp
-    return settle(ladder, method, rung(solver, deadline), corgi)
+    if method == "lp":
+        return settle(ladder, method, ladder.lp(solver, deadline), corgi)
+    if method == "milp":
+        return settle(ladder, method, ladder.milp(solver, deadline), corgi)
+    counts = method == "auto" and solver.capabilities.mip and ladder.ball.norm != "2"
+    reason = ladder.bab(solver, solver if counts else None, deadline)
+    return settle(ladder, "milp" if ladder.proof == "solver" else "bab", reason, corgi)
 
 
 def settle(ladder: Ladder, method: str, reason: str, corgi: float) -> Verdict:
@@ -83,21 +88,21 @@ def settle(ladder: Ladder, method: str, reason: str, corgi: float) -> Verdict:
 
 
 def check_method(method: str, norm: Norm) -> str:
-    """The method's own name ("auto" is the strongest that answers the norm).
+    """The method, if it exists and answers this norm.
 
     Raises UnknownMethodError; InputError for a method that does not answer this norm.
     """
     if not isinstance(method, str) or method not in METHODS:
         raise UnknownMethodError(method, METHODS)
-    if method == "auto":
-        return "dual" if norm == "2" else "milp"
     if norm == "2" and method == "milp":
-        raise InputError("no exact method answers norm '2' yet (HiGHS takes no cone); use method='lp' or 'dual'")
+        raise InputError("no MILP answers norm '2' (HiGHS takes no cone); method='bab' is exact there too")
     return method
 
 
 def check_solver(solver: str | None, method: str, norm: Norm) -> Backend:
     """The backend that a method asks: HiGHS, or for an L2 ball CVXPY with Clarabel, unless another is named.
+
+    Branch and bound asks it for linear programs only.
 
     Raises InputError for an unknown backend, or one that cannot take what the method builds.
     """
@@ -112,7 +117,7 @@ def check_solver(solver: str | None, method: str, norm: Norm) -> Backend:
         what
         for what, wanted, able in (
             ("MILPs", method == "milp", chosen.capabilities.mip),
-            ("second-order cones (norm '2')", norm == "2" and method == "lp", chosen.capabilities.soc),
+            ("second-order cones (norm '2')", norm == "2" and method in ("lp", "bab", "auto"), chosen.capabilities.soc),
         )
         if wanted and not able
     ]
@@ -150,8 +155,9 @@ def verify(
 
     x (1, C, H, W) and eps are in the units of the network's input; ``norm``: "inf", "2" or "1". ``method``: "ibp",
     "corgi", "crown", "dual" (bounds), "lp" (triangle relaxation on the pairs left), "milp" (exact; norms "inf" and
-    "1"); "auto": milp, or dual for norm "2". ``solver``, for lp and milp: "highs" (default), "pulp:cbc",
-    "cvxpy:clarabel" ... ``clip``: the box images live in, or None.
+    "1"), "bab" (exact; branch and bound on ReLU phases); "auto": bab, and MILPs where only they answer. ``solver``, for
+    lp, milp and the linear programs of bab: "highs" (default), "pulp:cbc", "cvxpy:clarabel" ... ``clip``: the box
+    images live in, or None.
 
     ``within``: asks only that each of the k brightest stays among the ``within`` brightest (default k: the set stays).
     ``keep_class``: only images that keep the predicted class count as counterexamples.

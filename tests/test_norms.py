@@ -359,9 +359,7 @@ def exact_l1_margin(model: nn.Module, x: Tensor, eps: float, weight: Tensor) -> 
                 sign = 1 - 2 * np.array(second_on)
                 cost = (objective.flatten()[read] * second_on) @ w[read]
                 constant = float((objective.flatten()[read] * second_on) @ b[read])
-                found = least(
-                    np.vstack([rows, sign[:, None] * w[read]]), np.concatenate([rhs, -sign * b[read]]), cost
-                )
+                found = least(np.vstack([rows, sign[:, None] * w[read]]), np.concatenate([rhs, -sign * b[read]]), cost)
                 best = min(best, found + constant)
     return best
 

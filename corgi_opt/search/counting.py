@@ -21,8 +21,10 @@ from corgi_opt.margins import FLOAT64_SAFETY
 from corgi_opt.question import Question
 from corgi_opt.results import Witness
 from corgi_opt.search.attack import polish, replay
-from corgi_opt.search.kept import class_gaps
-from corgi_opt.search.pairs import IN_PART, TOLERANCE, TOO_CLOSE, CamExpressions, why_undecided
+from corgi_opt.search.branch import TOO_CLOSE
+from corgi_opt.search.decide import TOLERANCE, why_undecided
+from corgi_opt.search.kept import IN_PART, class_gaps
+from corgi_opt.search.pairs import CamExpressions
 from corgi_opt.spec import Ball
 
 

@@ -20,6 +20,9 @@ from corgi_opt.encode.expressions import Expression, Expressions, combined
 from corgi_opt.margins import FLOAT64_SAFETY
 from corgi_opt.question import Question
 
+IN_PART = "the class is kept in part only"
+"""Why an answer may be no answer."""
+
 MOST_UNITS = 300
 """Most unstable ReLUs of the whole network that are encoded for the sake of the class."""
 

@@ -1,0 +1,330 @@
+"""D(mu) of one program under many phase patterns at once: what a branch and bound on ReLU phases asks of each node.
+
+A *phase* fixes an unstable ReLU: on (z >= 0, so relu(z) = z) or off (z <= 0, so relu(z) = 0). With the rows of a
+program ``z = rows @ [t, s] + constants``, walking its units backwards, ``lambda`` what the objective has come to:
+
+    open:  mu = slope lambda where lambda >= 0 (slope in [0, 1]), else u/(u-l) lambda, and D += -u l/(u-l) lambda
+           (or a share of lambda < 0 by a plane above relu(z) over all its inputs, encode/hull.py)
+    on:    mu = lambda - pull          (pull >= 0: the multiplier of z >= 0)
+    off:   mu = pull                   (of z <= 0)
+
+and in the end D += min over the region of lambda_t' t. Slopes are those of alpha-CROWN (Xu et al., arXiv 2011.13824),
+pulls the beta of beta-CROWN (Wang et al., arXiv 2103.06624): any give a lower bound over the images that a phase
+pattern allows; ascent only makes it better. The image that attains the last minimum, carried forwards through the
+relaxed units, gives the derivatives (Danskin), and says where the relaxation is wrong: what to branch on.
+
+All maps are (variables, N), N nodes side by side, so that the sparse rows of a program multiply contiguous memory.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from scipy import sparse
+from torch import Tensor
+
+from corgi_opt.encode.hull import HullPlanes, layers
+from corgi_opt.encode.program import Program
+from corgi_opt.region import Move, least
+from corgi_opt.spec import Norm
+
+SPARSE = 0.2
+"""Rows with a smaller share of nonzeros are multiplied as sparse ones."""
+
+MKL: bool = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
+
+AT_ONCE = 128
+"""Nodes that are bounded in one pass, so that what it holds stays in a processor's cache."""
+
+SLOPE_RATE, PULL_RATE, LAST = 0.02, 0.02, 0.2
+"""Adam's first step for slopes and mixes, and for pulls (objectives are scaled to a largest coefficient of 1); the
+share of it that the last step has."""
+
+
+@dataclass(frozen=True, eq=False)
+class Nodes:
+    """N phase patterns, and the multipliers to bound them with: (U, N) each.
+
+    ``phases`` (int8): 1 on, -1 off, 0 open. ``mixes``: the share of planes, in [0, 1]. ``goal`` (N,): which output of
+    the program each is about.
+    """
+
+    phases: Tensor
+    slopes: Tensor
+    pulls: Tensor
+    mixes: Tensor
+    goal: Tensor
+
+    def __len__(self) -> int:
+        return len(self.goal)
+
+    def __getitem__(self, part: Tensor) -> Nodes:
+        phases, slopes, pulls, mixes = (m[:, part] for m in (self.phases, self.slopes, self.pulls, self.mixes))
+        return Nodes(phases, slopes, pulls, mixes, self.goal[part])
+
+    def to(self, dtype: torch.dtype) -> Nodes:
+        slopes, pulls, mixes = (m.to(dtype) for m in (self.slopes, self.pulls, self.mixes))
+        return replace(self, slopes=slopes, pulls=pulls, mixes=mixes)
+
+    def split(self, units: Tensor, lam: Tensor) -> Nodes:
+        """Both children (2N) of each node by one open unit (N,): first all with it on, then all with it off.
+
+        ``lam`` (N,): the objective's coefficient that reached the unit. Where it is positive, pulls are such that
+        mu stays what it was, so that a child's bound starts from its parent's.
+        """
+        at = torch.arange(len(units), device=units.device)
+        slope, positive = self.slopes[units, at], lam.clamp(min=0)
+        sides = ((1, (1 - slope) * positive), (-1, slope * positive))
+        phases = [self.phases.index_put((units, at), self.phases.new_tensor(side)) for side, _ in sides]
+        pulls = [self.pulls.index_put((units, at), pull) for _, pull in sides]
+        slopes, mixes = (torch.cat([part, part], dim=1) for part in (self.slopes, self.mixes))
+        goal = torch.cat([self.goal, self.goal])
+        return Nodes(torch.cat(phases, dim=1), slopes, torch.cat(pulls, dim=1), mixes, goal)
+
+
+@dataclass(frozen=True, eq=False)
+class Bound:
+    """D of N nodes: ``value`` (N,), the coefficients ``lam`` (n+U, N) that the variables had."""
+
+    value: Tensor
+    lam: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Point:
+    """The images that bounds believe in: ``variables`` (n+U, N) through the relaxed units, ``z`` (U, N) before them.
+
+    ``gain`` (U, N): how far a unit's plane is above its chord there.
+    """
+
+    variables: Tensor
+    z: Tensor
+    gain: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class _Block:
+    """Units ``first`` to ``last``, none of which reads another: their rows (B, n+first), and the transpose.
+
+    Where there are planes, their slopes are as many rows more.
+    """
+
+    first: int
+    last: int
+    rows: Tensor
+    columns: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class _Lines:
+    """How N nodes relax their units: mu = above lambda or below lambda by its sign, less ``push``; ``plane`` lambda < 0
+    goes to the planes; all (U, N)."""
+
+    open: Tensor
+    above: Tensor
+    below: Tensor
+    shift: Tensor
+    push: Tensor
+    plane: Tensor
+    phases: Tensor
+
+
+class PhaseBounds:
+    """The bounds of one program's outputs, in units of their scales, under phases; in one dtype, on one device."""
+
+    def __init__(self, program: Program, planes: HullPlanes | None, dtype: torch.dtype, device: torch.device) -> None:
+        def tensor(values: object) -> Tensor:
+            return torch.as_tensor(np.asarray(values)).to(device, dtype)
+
+        self.inputs, self.units, self.device = program.inputs, program.units, device
+        self.norm: Norm = program.norm
+        self._blocks = [_block(program, planes, first, last, dtype, device) for first, last in layers(program)]
+        self._constants = tensor(program.constants)[:, None]
+        lower, upper = tensor(program.lower)[:, None], tensor(program.upper)[:, None]
+        self._chord = upper / (upper - lower)
+        self._shift = -self._chord * lower
+        self._slack = tensor(program.slack)[:, None] if program.slack.any() else None
+        self._costs, self._offsets = tensor(program.outputs.toarray().T), tensor(program.output_constants)
+        self._residue = tensor(program.residue)
+        self._planes = None if planes is None else tensor(planes.shifts)[:, None]
+        crown = (self._chord > 0.5).to(dtype)
+        self._below = crown if planes is None else tensor(planes.below)[:, None]
+        self._mixes = torch.zeros_like(crown) if planes is None else tensor(planes.mixes)[:, None]
+        # a region's offsets from its centre, in units of eps: reach * t + shift
+        self._reach, self._center = tensor(program.reach), tensor(program.shift)
+        self._low = (self._center - self._reach).clamp(max=0)
+        self._high = (self._center + self._reach).clamp(min=0)
+
+    def root(self, goals: int = 1) -> Nodes:
+        """One node for each of the first outputs, all units open, at CROWN's slopes or those found with the planes."""
+        slopes, mixes = (start.repeat(1, goals) for start in (self._below, self._mixes))
+        phases = torch.zeros(self.units, goals, dtype=torch.int8, device=self.device)
+        return Nodes(phases, slopes, torch.zeros_like(slopes), mixes, torch.arange(goals, device=self.device))
+
+    def descend(self, nodes: Nodes) -> Tensor:
+        """D (N,) at the nodes' multipliers."""
+        every = torch.arange(len(nodes), device=self.device)
+        parts = [nodes[every[start : start + AT_ONCE]] for start in range(0, len(nodes), AT_ONCE)]
+        return torch.cat([self._descend(part.goal, self._lines(part)).value for part in parts])
+
+    def values(self, images: Tensor, goal: Tensor) -> Tensor:
+        """The outputs (N,) themselves at ``t`` (n, N)."""
+        variables = self._new(len(goal))
+        variables[: self.inputs] = images
+        for block in self._blocks:
+            part = slice(self.inputs + block.first, self.inputs + block.last)
+            variables[part] = self._read(block, variables)[0].relu()
+        return (variables * self._costs[:, goal]).sum(dim=0) + self._offsets[goal]
+
+    def ascend(self, nodes: Nodes, steps: int) -> tuple[Nodes, Bound, Point]:
+        """The nodes at the best multipliers that a few steps of Adam meet, and their bounds."""
+        best, lines = nodes, self._lines(nodes)
+        bound = self._descend(nodes.goal, lines)
+        value, memory = bound.value, [_Adam(nodes.slopes) for _ in range(3)]
+        for step in range(steps):
+            point = self._rise(bound.lam, lines)
+            open_ = lines.open * bound.lam[self.inputs :]
+            gradients = (open_.clamp(min=0) * point.z, -lines.phases * point.z, open_.clamp(max=0) * point.gain)
+            slopes, pulls, mixes = (adam.step(g) for adam, g in zip(memory, gradients, strict=True))
+            share = LAST ** (step / max(1, steps - 1))
+            nodes = replace(
+                nodes,
+                slopes=(nodes.slopes + SLOPE_RATE * share * slopes).clamp_(0, 1),
+                pulls=(nodes.pulls + PULL_RATE * share * pulls).clamp_(min=0),
+                mixes=nodes.mixes if self._planes is None else (nodes.mixes + SLOPE_RATE * share * mixes).clamp_(0, 1),
+            )
+            lines = self._lines(nodes)
+            bound = self._descend(nodes.goal, lines)
+            better = bound.value > value
+            value = torch.where(better, bound.value, value)
+            best = replace(
+                best,
+                slopes=torch.where(better, nodes.slopes, best.slopes),
+                pulls=torch.where(better, nodes.pulls, best.pulls),
+                mixes=torch.where(better, nodes.mixes, best.mixes),
+            )
+        lines = self._lines(best)
+        bound = self._descend(best.goal, lines)
+        return best, bound, self._rise(bound.lam, lines)
+
+    def doubt(self, nodes: Nodes, bound: Bound, point: Point) -> Tensor:
+        """How much each open unit (U, N) misleads the bound: |lambda| times its error at the believed image."""
+        error = point.variables[self.inputs :] - point.z.relu()
+        return (bound.lam[self.inputs :] * error).abs() * (nodes.phases == 0)
+
+    def before(self, variables: Tensor) -> Tensor:
+        """The pre-activations (U, N) that variables (n+U, N) say."""
+        return torch.cat([self._read(block, variables)[0] for block in self._blocks] or [variables[:0]])
+
+    # --- how -------------------------------------------------------------------------------------------------
+
+    def _new(self, count: int) -> Tensor:
+        return self._constants.new_empty(self.inputs + self.units, count)
+
+    def _read(self, block: _Block, variables: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Pre-activations (B, N), and what the planes above them say."""
+        part, count = slice(block.first, block.last), block.last - block.first
+        found: Tensor = block.rows @ variables[: self.inputs + block.first]
+        if self._planes is None:
+            return found + self._constants[part], None
+        return found[:count] + self._constants[part], found[count:] + self._planes[part]
+
+    def _lines(self, nodes: Nodes) -> _Lines:
+        phases = nodes.phases.to(self._constants.dtype)
+        on, open_ = phases.clamp(min=0), 1 - phases.abs()
+        chord = open_ if self._planes is None else open_ * (1 - nodes.mixes)
+        return _Lines(
+            open=open_,
+            above=chord * self._chord + on,
+            below=open_ * nodes.slopes + on,
+            shift=chord * self._shift,
+            push=nodes.pulls * phases,
+            plane=open_ - chord,
+            phases=phases,
+        )
+
+    def _descend(self, goal: Tensor, lines: _Lines) -> Bound:
+        alike = self._costs.shape[1] == 1
+        lam = self._costs.repeat(1, len(goal)) if alike else self._costs.index_select(1, goal)
+        value = self._offsets[goal] - self._residue[goal]
+        for block in reversed(self._blocks):
+            part = slice(block.first, block.last)
+            here = lam[self.inputs + block.first : self.inputs + block.last]
+            positive = here.clamp(min=0)
+            negative = here - positive
+            mu = positive * lines.below[part] + negative * lines.above[part] - lines.push[part]
+            value = value + (negative * lines.shift[part] + mu * self._constants[part]).sum(dim=0)
+            if self._slack is not None:
+                value = value - (mu.abs() * self._slack[part]).sum(dim=0)
+            if self._planes is not None:
+                planes = negative * lines.plane[part]
+                value = value + (planes * self._planes[part]).sum(dim=0)
+                mu = torch.cat([mu, planes])
+            lam[: self.inputs + block.first].addmm_(block.columns, mu)
+        return Bound(value + self._least(lam[: self.inputs]), lam)
+
+    def _rise(self, lam: Tensor, lines: _Lines) -> Point:
+        variables, z = self._new(lam.shape[1]), lam.new_empty(self.units, lam.shape[1])
+        gain = torch.zeros_like(z)
+        variables[: self.inputs] = self._lowest(lam[: self.inputs])
+        for block in self._blocks:
+            part = slice(block.first, block.last)
+            here, plane = self._read(block, variables)
+            helps = lam[self.inputs + block.first : self.inputs + block.last] > 0
+            line = torch.where(helps, lines.below[part], lines.above[part]) * here + ~helps * lines.shift[part]
+            if plane is not None:
+                line = line + ~helps * lines.plane[part] * plane
+                gain[part] = plane - self._chord[part] * here - self._shift[part]
+            variables[self.inputs + block.first : self.inputs + block.last] = line
+            z[part] = here
+        return Point(variables, z, gain)
+
+    def _least(self, lam: Tensor) -> Tensor:
+        """The minimum of ``lam' t`` (N,) over the region, for lam (n, N)."""
+        if self.norm == "inf":
+            return -lam.abs().sum(dim=0)
+        move = self._move(lam)
+        return (lam * self._moved(move)).sum(dim=0) + move.slack
+
+    def _lowest(self, lam: Tensor) -> Tensor:
+        """The ``t`` (n, N) of the region where ``lam' t`` is least."""
+        return lam.sign().neg_() if self.norm == "inf" else self._moved(self._move(lam))
+
+    def _move(self, lam: Tensor) -> Move:
+        low, high = (side.expand(lam.shape[1], -1) for side in (self._low, self._high))
+        return least(self.norm, (lam / self._reach[:, None]).T, low, high, lam.new_ones(lam.shape[1]))
+
+    def _moved(self, move: Move) -> Tensor:
+        return ((move.offset - self._center) / self._reach).T
+
+
+class _Adam:
+    """Directions of Adam (Kingma & Ba 2015) for one map of multipliers."""
+
+    def __init__(self, like: Tensor) -> None:
+        self._mean, self._square, self._steps = torch.zeros_like(like), torch.zeros_like(like), 0
+
+    def step(self, gradient: Tensor) -> Tensor:
+        self._steps += 1
+        self._mean.mul_(0.9).add_(gradient, alpha=0.1)
+        self._square.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
+        size = (self._square / (1 - 0.999**self._steps)).sqrt_().add_(1e-12)
+        return self._mean / (1 - 0.9**self._steps) / size
+
+
+def _block(
+    program: Program, planes: HullPlanes | None, first: int, last: int, dtype: torch.dtype, device: torch.device
+) -> _Block:
+    parts = [program.rows] if planes is None else [program.rows, planes.slopes]
+    rows = sparse.csr_array(sparse.vstack([part[first:last, : program.inputs + first] for part in parts]))
+    dense = torch.from_numpy(rows.toarray()).to(device, dtype)
+    columns = dense.T.contiguous()
+    # on a GPU dense rows win, and without MKL there is no product of a sparse and a dense matrix in place
+    if rows.nnz > SPARSE * dense.numel() or device.type != "cpu" or not MKL:
+        return _Block(first, last, dense, columns)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+        return _Block(first, last, dense.to_sparse_csr(), columns.to_sparse_csr())

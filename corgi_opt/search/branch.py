@@ -1,0 +1,184 @@
+"""Branch and bound on ReLU phases: is a program's output above a threshold on the whole region?
+
+Nodes are bounded many at once by D(mu) (encode/phases.py), in float32; one is closed only by its bound in float64. A
+node is split by one of the units that mislead its bound most (|lambda| times the error of the relaxed unit at the image
+that the bound believes in), whichever of a few does most for the weaker child (strong branching, Applegate et al.
+1995). Where no open unit misleads it, what is left is a linear program, and is solved as one: a multiplier of a
+phase may need more than a few steps of ascent.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from corgi_solvers import Backend
+from numpy.typing import NDArray
+from torch import Tensor
+
+from corgi_opt.deadline import Deadline
+from corgi_opt.encode.expressions import Vector
+from corgi_opt.encode.hull import HullPlanes, hull_planes
+from corgi_opt.encode.leaf import leaf
+from corgi_opt.encode.phases import Nodes, PhaseBounds
+from corgi_opt.encode.program import Program
+from corgi_opt.search.frontier import Frontier, Likely
+
+BATCH, LOOKAHEAD = 128, 8
+"""Nodes that are split at once; units that are tried for each."""
+
+ROOT_STEPS, STEPS = 30, 12
+"""Steps of ascent at the root, and at every other node."""
+
+FIRST_NODES = 200
+"""Nodes of the tree without planes: about as long as it takes to find planes."""
+
+CLEARLY = 1e-4
+"""How far above the threshold, in units of the output's largest coefficient, a root's bound in float32 is enough."""
+
+SETTLED = 1e-7
+"""A unit that misleads its bound by less, in units of the output's largest coefficient, is not worth a split."""
+
+TOO_CLOSE = "too close to zero for float arithmetic"
+"""Why an answer may be no answer."""
+
+PENALTIES = (10.0, 1e3, 1e5)
+"""Of a phase that is not kept, in a leaf's linear program; the next is tried where the last one was paid."""
+
+
+@dataclass(frozen=True, eq=False)
+class Searched:
+    """``lower`` <= the output's minimum <= ``upper``, its value at ``image`` ([t], (n,)); units of its scale.
+
+    ``nodes`` that were bounded; ``leaves`` that took a linear program; ``reason``: why it is not decided.
+    """
+
+    lower: float
+    upper: float
+    image: Vector
+    nodes: int
+    leaves: int
+    reason: str
+
+
+def branch(program: Program, threshold: float, solver: Backend, device: torch.device, deadline: Deadline) -> Searched:
+    """Searches until every node is closed, an image at or below the threshold is met, or time is over.
+
+    ``threshold`` in units of the first output's scale; ``solver`` solves the linear programs of leaves. A small tree
+    comes first; where it does not suffice, one whose units also have planes above them (encode/hull.py).
+    """
+    first = _Tree(program, None, threshold, solver, device).search(deadline, FIRST_NODES)
+    if first.lower > threshold or first.upper <= threshold or deadline.over:
+        return first
+    planes = hull_planes(program, threshold + CLEARLY)
+    second = _Tree(program, planes, threshold, solver, device).search(deadline, math.inf)
+    upper, image = min(((s.upper, s.image) for s in (first, second)), key=lambda found: found[0])
+    nodes, leaves = first.nodes + second.nodes, first.leaves + second.leaves
+    return Searched(max(first.lower, second.lower), upper, image, nodes, leaves, second.reason)
+
+
+def children(bounds: PhaseBounds, nodes: Nodes, value: Tensor, likely: Likely, threshold: float) -> Nodes:
+    """Both children of each node, whose bound is ``value`` (N,), by the best of its likely units.
+
+    A split is worth what it does for the weaker child, and a tenth of what it does for the other; nothing counts beyond
+    the threshold.
+    """
+    count, tried = likely.units.shape
+    every = nodes[torch.arange(count, device=value.device).repeat(tried)]
+    units, lam = likely.units.T.flatten(), likely.lam.T.flatten()
+    found = bounds.descend(every.split(units, lam)).view(2, tried, count)
+    gain = (found.clamp(max=threshold) - value).clamp(min=0)
+    worth = gain.amin(dim=0) + 0.1 * gain.amax(dim=0)
+    settled = every.phases.gather(0, units[None]).view(tried, count) != 0
+    choice = worth.masked_fill(settled, -1.0).argmax(dim=0)[:, None]
+    return nodes.split(likely.units.gather(1, choice)[:, 0], likely.lam.gather(1, choice)[:, 0])
+
+
+class _Tree:
+    """One search: the open nodes, the lowest bound of a closed one, and the lowest value met."""
+
+    def __init__(
+        self, program: Program, planes: HullPlanes | None, threshold: float, solver: Backend, device: torch.device
+    ) -> None:
+        self.program, self.threshold, self.solver = program, threshold, solver
+        self.bounds = PhaseBounds(program, planes, torch.float32, device)
+        self.exact = PhaseBounds(program, planes, torch.float64, device)
+        self.tries = min(LOOKAHEAD, program.units)
+        self.frontier = Frontier(program.units, self.tries, device)
+        self.closed, self.upper, self.image = math.inf, math.inf, np.zeros(program.inputs)
+        self.nodes = self.leaves = 0
+        self.reason = ""
+
+    def search(self, deadline: Deadline, most_nodes: float) -> Searched:
+        root = self.bounds.root()
+        self._bound(root, torch.full((1,), -1e30, device=root.goal.device), ROOT_STEPS, deadline)
+        while len(self.frontier) and self.upper > self.threshold and not self.reason:
+            if deadline.over or self.nodes >= most_nodes:
+                self.reason = "time limit" if deadline.over else "node limit"
+                break
+            nodes, value, likely = self.frontier.take(BATCH)
+            both = children(self.bounds, nodes, value, likely, self.threshold)
+            self._bound(both, value.repeat(2), STEPS, deadline)
+        lower = min(self.frontier.lowest, self.closed)
+        return Searched(lower, self.upper, self.image, self.nodes, self.leaves, self.reason)
+
+    def _bound(self, nodes: Nodes, known: Tensor, steps: int, deadline: Deadline) -> None:
+        """Bounds nodes whose parents' bounds are ``known`` (N,), closes what can be closed and keeps the rest."""
+        self.nodes += len(nodes)
+        nodes, bound, point = self.bounds.ascend(nodes, steps)
+        self._meet(point.variables[: self.program.inputs])
+        doubt = self.bounds.doubt(nodes, bound, point)
+        worth, units = doubt.topk(self.tries, dim=0)
+        value = torch.maximum(bound.value, known).clamp(max=self.threshold)
+        kept = ~self._closed(nodes, bound.value)
+        for k in torch.nonzero(kept & ~(worth > SETTLED).any(dim=0)).flatten().tolist():
+            if self.upper <= self.threshold or self.reason:
+                break
+            unit = self._leaf(nodes.phases[:, k].cpu().numpy(), deadline)
+            kept[k] = unit is not None
+            units[:, k] = unit or 0
+        likely = Likely(units.T, bound.lam[self.program.inputs :].gather(0, units).T)
+        self.frontier.put(nodes[kept], value[kept], likely[kept])
+
+    def _closed(self, nodes: Nodes, value: Tensor) -> Tensor:
+        """Which nodes (N,), of float32 bounds ``value``, are above the threshold in float64."""
+        closed = value > self.threshold
+        if bool(closed.any()):
+            proven = self.exact.descend(nodes[closed].to(torch.float64))
+            holds = proven > self.threshold
+            self.closed = min(self.closed, float(torch.where(holds, proven, torch.inf).min()))
+            closed[closed.clone()] = holds
+        return closed
+
+    def _meet(self, images: Tensor) -> None:
+        """Looks at the output's values at images (n, N)."""
+        goal = torch.zeros(images.shape[1], dtype=torch.long, device=images.device)
+        best = self.bounds.values(images, goal).argmin()
+        image = images[:, best, None].double()
+        value = float(self.exact.values(image, goal[:1]))
+        if value < self.upper:
+            self.upper, self.image = value, image[:, 0].cpu().numpy()
+
+    def _leaf(self, phases: NDArray[np.int8], deadline: Deadline) -> int | None:
+        """Closes a node by its linear program (None), or names an open unit to split it by."""
+        self.leaves += 1
+        inputs, units = self.program.inputs, self.program.units
+        for penalty in PENALTIES:
+            solution = self.solver.solve(leaf(self.program, 0, phases, penalty), time_limit=deadline.left)
+            if solution.bound > self.threshold:
+                self.closed = min(self.closed, solution.bound)
+                return None
+            if solution.x is None:
+                self.reason = f"a leaf's linear program ended {solution.report.raw_status}"
+                return 0
+            found = solution.x
+            if found[inputs + units : inputs + 2 * units].max(initial=0.0) <= 1e-7:
+                break
+        point = torch.from_numpy(found[: inputs + units])[:, None]
+        self._meet(point[:inputs].to(self.bounds.device, torch.float32))
+        error = (point[inputs:] - self.exact.before(point).relu()).abs()[:, 0].numpy() * (phases == 0)
+        if self.upper > self.threshold and not error.max(initial=0.0) > 1e-9:
+            self.reason = TOO_CLOSE
+        return int(error.argmax()) if units else 0

@@ -1,0 +1,101 @@
+"""Two ways to decide a program: hand its encoding to a solver, or branch and bound on ReLU phases."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from corgi_solvers import Backend, Problem, Solution, Status
+
+from corgi_opt.deadline import Deadline
+from corgi_opt.encode.expressions import Vector
+from corgi_opt.encode.kept import keeping_class
+from corgi_opt.encode.program import Program
+from corgi_opt.search.branch import branch
+
+Encoding = Callable[[Program], Problem]
+
+TOLERANCE = 1e-8
+"""To which solvers are trusted to keep a row, a bound or an integer: ten times what HiGHS is asked for."""
+
+
+@dataclass(frozen=True, eq=False)
+class Decided:
+    """Proven ``lower`` <= the minimum of a program's first output <= ``upper``, its value at ``variables`` ([t, ...]).
+
+    In the output's own unit. ``lower`` is less ``error`` already; ``reason``: why its side is not known.
+    """
+
+    lower: float
+    upper: float
+    variables: Vector | None
+    error: float
+    nodes: int
+    reason: str
+
+
+class Decider(Protocol):
+    """Bounds the minimum of a program's first output, at least until it is known to be above ``decide_at``, or not."""
+
+    def __call__(self, program: Program, decide_at: float, deadline: Deadline) -> Decided: ...
+
+
+@dataclass(frozen=True, eq=False)
+class SolvedProgram:
+    """By an encoding, ``triangle`` (an LP, a lower bound only) or ``big_m`` (exact), and a backend.
+
+    All outputs but the first are kept from being negative. ``lower`` rests on the backend's word.
+    """
+
+    encoding: Encoding
+    solver: Backend
+
+    def __call__(self, program: Program, decide_at: float, deadline: Deadline) -> Decided:
+        errors = program.errors(TOLERANCE)
+        scale, error = float(program.scales[0]), float(program.scales[0] * errors[0])
+        problem = self.encoding(program)
+        if len(errors) > 1:
+            problem = keeping_class(program, problem, errors, first=1)
+        solution = self.solver.solve(problem, time_limit=deadline.left, decide_at=(decide_at + error) / scale)
+        # The image itself satisfies every row, so "infeasible" is a failure of the solver and proves nothing.
+        proven = solution.status in (Status.OPTIMAL, Status.DECIDED, Status.LIMIT) and math.isfinite(solution.bound)
+        return Decided(
+            lower=solution.bound * scale - error if proven else -math.inf,
+            upper=solution.objective * scale,
+            variables=solution.x,
+            error=error,
+            nodes=solution.report.nodes,
+            reason=why_undecided(solution),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Branched:
+    """By branch and bound. ``solver`` solves the linear programs of leaves; ``error``: what float64 may hide."""
+
+    solver: Backend
+    device: torch.device
+    error: float
+
+    def __call__(self, program: Program, decide_at: float, deadline: Deadline) -> Decided:
+        scale = float(program.scales[0])
+        found = branch(program, (decide_at + self.error) / scale, self.solver, self.device, deadline)
+        return Decided(
+            lower=found.lower * scale - self.error,
+            upper=found.upper * scale,
+            variables=found.image,
+            error=self.error,
+            nodes=found.nodes,
+            reason=found.reason,
+        )
+
+
+def why_undecided(solution: Solution) -> str:
+    if solution.status in (Status.OPTIMAL, Status.DECIDED):
+        return ""
+    if solution.status is Status.LIMIT:
+        return "time limit"
+    return f"solver ended {solution.status.name.lower()} ({solution.report.raw_status})"

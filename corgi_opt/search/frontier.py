@@ -1,0 +1,86 @@
+"""The open nodes of a branch and bound, in arrays that grow: put many, take the most doubtful many."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from corgi_opt.encode.phases import Nodes
+
+MOST_BYTES = 2_000_000_000
+"""Memory for open nodes; from half of it on the nodes nearest to being closed go first, so that no more are opened."""
+
+
+@dataclass(frozen=True, eq=False)
+class Likely:
+    """For each of N nodes K open ``units`` that it may be split by, and ``lam``, the coefficients that reach them."""
+
+    units: Tensor
+    lam: Tensor
+
+    def __getitem__(self, part: Tensor) -> Likely:
+        return Likely(self.units[part], self.lam[part])
+
+
+class Frontier:
+    """Open nodes by their bounds, and the units that each may be split by."""
+
+    def __init__(self, units: int, tries: int, device: torch.device) -> None:
+        def column(width: int, dtype: torch.dtype) -> Tensor:
+            return torch.empty(0, width, dtype=dtype, device=device)
+
+        self._value = torch.full((0,), torch.inf, device=device)  # infinite: an empty slot
+        self._goal = torch.empty(0, dtype=torch.long, device=device)
+        self._units, self._lam = column(tries, torch.long), column(tries, torch.float32)
+        self._phases = column(units, torch.int8)
+        self._slopes, self._pulls, self._mixes = (column(units, torch.float32) for _ in range(3))
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    @property
+    def lowest(self) -> float:
+        """The lowest bound of all; infinity when there is none."""
+        return float(self._value.min()) if self._count else float("inf")
+
+    def put(self, nodes: Nodes, value: Tensor, likely: Likely) -> None:
+        """N more, with their bounds ``value`` (N,), finite."""
+        missing = self._count + len(nodes) - len(self._value)
+        if missing > 0:
+            self._grow(max(missing, len(self._value), 256))
+        slots = torch.nonzero(self._value.isinf()).flatten()[: len(nodes)]
+        self._value[slots], self._goal[slots] = value, nodes.goal
+        self._units[slots], self._lam[slots] = likely.units, likely.lam
+        self._phases[slots], self._slopes[slots] = nodes.phases.T, nodes.slopes.T
+        self._pulls[slots], self._mixes[slots] = nodes.pulls.T, nodes.mixes.T
+        self._count += len(nodes)
+
+    def take(self, most: int) -> tuple[Nodes, Tensor, Likely]:
+        """Up to ``most`` nodes, which leave, with their bounds: those with the lowest."""
+        if self._count * self._slot_bytes > MOST_BYTES / 2:
+            slots = torch.where(self._value.isinf(), -torch.inf, self._value).topk(min(most, self._count)).indices
+        else:
+            slots = self._value.topk(min(most, self._count), largest=False).indices
+        value = self._value[slots]
+        self._value[slots] = torch.inf
+        self._count -= len(slots)
+        parts = (self._phases, self._slopes, self._pulls, self._mixes)
+        phases, slopes, pulls, mixes = (part[slots].T.contiguous() for part in parts)
+        return (
+            Nodes(phases, slopes, pulls, mixes, self._goal[slots]),
+            value,
+            Likely(self._units[slots], self._lam[slots]),
+        )
+
+    def _grow(self, more: int) -> None:
+        self._value = torch.cat([self._value, self._value.new_full((more,), torch.inf)])
+        for name in ("_goal", "_units", "_lam", "_phases", "_slopes", "_pulls", "_mixes"):
+            part: Tensor = getattr(self, name)
+            setattr(self, name, torch.cat([part, part.new_empty(more, *part.shape[1:])]))
+
+    @property
+    def _slot_bytes(self) -> int:
+        return 13 * self._phases.shape[1] + 12 * self._units.shape[1] + 12
