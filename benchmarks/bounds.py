@@ -49,6 +49,7 @@ from corgi_opt.encode.triangle import triangle
 from corgi_opt.margins import Margins
 from corgi_opt.question import Question
 from corgi_opt.region import Regions
+from corgi_opt.search.decide import SolvedProgram
 from corgi_opt.search.pairs import CamExpressions, PairAnswer, PairSolver
 from corgi_opt.spec import TopK
 
@@ -219,7 +220,7 @@ def queries(net: co.CamNetwork, x: Tensor, class_idx: int, k: int, epses: Sequen
         def solve(pair: tuple[int, int], ball: co.Ball = ball, known: Bounded = known) -> PairAnswer:
             """Encodes from nothing and solves."""
             cam = CamExpressions(question, Expressions(here.graph, known))
-            return PairSolver(question, ball, cam, triangle, Highs()).solve(pair, Deadline(600))
+            return PairSolver(question, ball, cam, SolvedProgram(triangle, Highs())).solve(pair, Deadline(600))
 
         for pair in margins.open_pairs()[:6]:
             wanted = torch.tensor([pair])

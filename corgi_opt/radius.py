@@ -90,6 +90,8 @@ class RadiusSearch:
 
     def _bracket(self, method: str, found: Certified) -> Radius:
         corgi = self._certified.get("corgi")
+        if method == "auto":
+            method = "milp" if found.proof == "solver" else "bab"
         upper = self.nearest.distance if self.nearest is not None else float("inf")
         return Radius(
             lower=found.eps,

@@ -179,14 +179,14 @@ def test_clipping_only_helps(norm):
 
 
 @pytest.mark.parametrize("norm", ["2", 2, 2.0])
-def test_no_exact_method_answers_l2_yet(norm):
+def test_no_milp_answers_l2(norm):
     _, net, x = question("plain")
     for call in (
         lambda: co.verify(net, x, eps=0.1, k=2, norm=norm, method="milp"),
         lambda: co.radius(net, x, k=2, norm=norm, method="milp"),
         lambda: co.compare(net, x, k=2, norm=norm, methods=["crown", "milp"]),
     ):
-        with pytest.raises(co.InputError, match="no exact method answers norm '2' yet"):
+        with pytest.raises(co.InputError, match="no MILP answers norm '2'.*'bab' is exact"):
             call()
 
 
@@ -219,21 +219,18 @@ def test_unknown_norms_are_refused_everywhere(norm):
             call()
 
 
-@pytest.mark.parametrize("norm", [2])
-def test_auto_is_dual_ascent_where_no_method_is_exact(norm):
+@pytest.mark.parametrize("norm", [1, 2])
+def test_auto_closes_brackets(norm):
+    """By branch and bound, which needs no more of a norm than its least value of a linear function."""
     _, net, x = question("plain")
-    name = str(norm)
     r = co.radius(net, x, k=2, class_idx=0, norm=norm, rtol=RTOL, device="cpu")
-    assert r.method == "dual"
-    assert r.lower == pytest.approx(radii("plain", name).radii["dual"].lower, rel=1.05 * RTOL)
-    assert set(co.compare(net, x, k=2, class_idx=0, norm=norm, rtol=0.3, device="cpu").radii) <= {*BOUNDS, "lp"}
-    between = math.sqrt(radii("plain", name).radii["crown"].lower * r.lower)
-    v = co.verify(net, x, eps=between, k=2, class_idx=0, norm=norm, device="cpu")
-    assert v.status == "certified"
-    gap = math.sqrt(r.lower * (1 + 1.05 * RTOL) * r.upper)
-    undecided = co.verify(net, x, eps=gap, k=2, class_idx=0, norm=norm, device="cpu")
-    assert undecided.status in ("unknown", "falsified")
-    assert undecided.method in ("dual", "attack")
+    assert (r.method, r.proof) == ("bab", "float64")
+    assert r.ratio <= 1 + RTOL
+    assert r.lower >= radii("plain", str(norm)).radii["dual"].lower
+    found = co.compare(net, x, k=2, class_idx=0, norm=norm, rtol=0.3, device="cpu").radii
+    assert list(found) == ["corgi", "crown", "dual", "lp", "bab"]
+    for eps, status in ((r.lower, "certified"), (r.upper, "falsified")):
+        assert co.verify(net, x, eps=eps, k=2, class_idx=0, norm=norm, device="cpu").status == status
 
 
 @pytest.mark.parametrize("clip", [(0.0, 1.0), None])

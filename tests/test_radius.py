@@ -119,5 +119,6 @@ def test_plain_network_and_predicted_class():
     net = co.from_torch(seeded(Plain, 2), x)
     r = co.radius(net, x, k=3)
     assert r.class_idx == int(net.logits(x).argmax())
-    assert r.method == "milp"
+    assert r.method == "bab"
+    assert r.proof == "float64"
     assert r.upper / r.lower <= 1.01

@@ -19,6 +19,7 @@ from corgi_opt.encode.big_m import big_m
 from corgi_opt.encode.expressions import Expressions
 from corgi_opt.encode.triangle import triangle
 from corgi_opt.question import Question
+from corgi_opt.search.decide import SolvedProgram
 from corgi_opt.search.pairs import CamExpressions, PairSolver
 
 APART = [(56, 16), (56, 18), (56, 25), (56, 27), (8, 48), (8, 41)]
@@ -36,7 +37,7 @@ def setting(norm: str = "inf", eps: float = 0.05) -> tuple[Question, Setting]:
 
 def solver_of(norm: str = "inf", eps: float = 0.05, encoding=big_m) -> PairSolver:
     question, at = setting(norm, eps)
-    return PairSolver(question, at.ball, CamExpressions(question, at.expressions), encoding, Highs())
+    return PairSolver(question, at.ball, CamExpressions(question, at.expressions), SolvedProgram(encoding, Highs()))
 
 
 @functools.cache
@@ -137,7 +138,7 @@ def test_what_is_too_large_or_too_late_proves_nothing(pair, encoding, monkeypatc
 
     def fresh() -> PairSolver:
         cam = CamExpressions(question, Expressions(question.net.graph, at.known))
-        return PairSolver(question, at.ball, cam, encoding, Highs())
+        return PairSolver(question, at.ball, cam, SolvedProgram(encoding, Highs()))
 
     late = fresh().solve(pair, Deadline(0.0))
     with monkeypatch.context() as patch:
