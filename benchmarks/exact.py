@@ -1,11 +1,11 @@
 """Exact radii on the paper's network: how far the brackets close, what it costs, and what the encoding is worth.
 
-    OMP_WAIT_POLICY=PASSIVE python benchmarks/exact.py --root DIR [--images 20] [--k 15] [--only radii,verify,...]
+    OMP_WAIT_POLICY=PASSIVE python benchmarks/exact.py --root DIR [--images 20] [--k 15] [--method auto] [--only radii,...]
 
 DIR as for examples/reproduce_paper.py. Sections: ``radii`` (brackets of the first test images, with and without the
 clip box), ``verify`` (one verdict just below and just above each radius), ``queries`` (single CAM pixels to optimality,
-beside the textbook MILP of plain.py), ``within`` (the paper's relaxed question on training image 496). Record tables in
-benchmarks/RESULTS.md with the date and the machine.
+beside the textbook MILP of plain.py), ``pairs`` (recorded pairs by branch and bound beside HiGHS), ``within`` (the paper's
+relaxed question on training image 496). Record tables in benchmarks/RESULTS.md with the date and the machine.
 """
 
 from __future__ import annotations
@@ -32,8 +32,10 @@ from corgi_opt.encode.big_m import big_m
 from corgi_opt.encode.expressions import Expressions
 from corgi_opt.encode.program import compile_program
 from corgi_opt.ladder import Ladder
+from corgi_opt.margins import FLOAT64_SAFETY
 from corgi_opt.question import Question
-from corgi_opt.search.pairs import CamExpressions
+from corgi_opt.search.decide import Branched, SolvedProgram
+from corgi_opt.search.pairs import CamExpressions, PairSolver
 
 CLIPS = ((0.0, 1.0), None)
 
@@ -58,10 +60,10 @@ def timed(run: Callable[[], Any]) -> tuple[Any, float]:
     return run(), time.perf_counter() - start
 
 
-def radii(bench: Bench, k: int, rtol: float, limit: float) -> None:
+def radii(bench: Bench, k: int, method: str, rtol: float, limit: float) -> None:
     """Brackets from scratch, an image each; crown and lp beside them, not timed with them."""
     for clip in CLIPS:
-        print(f"\nradii, k={k}, clip {clip or 'off'}, rtol {rtol:g}, at most {limit:g} s an image")
+        print(f"\nradii by {method}, k={k}, clip {clip or 'off'}, rtol {rtol:g}, at most {limit:g} s an image")
         print(
             f"{'image':>6} | paper: corgi    attack   gap | ours: corgi     crown        lp  [certified, falsified]"
             "    ratio    attack  seconds"
@@ -71,7 +73,7 @@ def radii(bench: Bench, k: int, rtol: float, limit: float) -> None:
             x, asked = bench.image(row)
             asked |= {"k": k, "clip": clip}
             r, took = timed(
-                lambda x=x, a=asked: co.radius(bench.net, x, method="milp", rtol=rtol, time_limit=limit, **a)
+                lambda x=x, a=asked: co.radius(bench.net, x, method=method, rtol=rtol, time_limit=limit, **a)
             )
             beside = co.compare(bench.net, x, methods=["crown", "lp"], time_limit=limit, **asked).radii
             crown, lp = beside["crown"].lower, beside["lp"].lower
@@ -92,23 +94,23 @@ def radii(bench: Bench, k: int, rtol: float, limit: float) -> None:
         )
 
 
-def verify(bench: Bench, k: int) -> None:
+def verify(bench: Bench, k: int, method: str) -> None:
     """One verdict at 0.99 and one at 1.01 of the exact radius."""
     below, above = [], []
     for row in bench.tests:
         x, asked = bench.image(row)
-        r = co.radius(bench.net, x, k=k, method="milp", rtol=0.002, time_limit=120, **asked)
+        r = co.radius(bench.net, x, k=k, method=method, rtol=0.002, time_limit=120, **asked)
         if r.ratio > 1.01:
             print(f"image {row.index}: bracket {r.lower:.4e}..{r.upper:.4e}, left out")
             continue
         for eps, found, wanted in ((0.99 * r.lower, below, "certified"), (1.01 * r.upper, above, "falsified")):
-            v, took = timed(lambda x=x, e=eps, a=asked: co.verify(bench.net, x, eps=e, k=k, method="milp", **a))
+            v, took = timed(lambda x=x, e=eps, a=asked: co.verify(bench.net, x, eps=e, k=k, method=method, **a))
             found.append(took)
             if v.status != wanted:
                 print(f"image {row.index}, eps {eps:.4e}: {v}")
     for name, found in (("0.99x (certified)", below), ("1.01x (falsified)", above)):
         middle, most = statistics.median(found), max(found)
-        print(f"verify at {name}, k={k}: median {middle:.2f} s, worst {most:.2f} s of {len(found)}")
+        print(f"verify by {method} at {name}, k={k}: median {middle:.2f} s, worst {most:.2f} s of {len(found)}")
 
 
 def queries(bench: Bench, limit: float) -> None:
@@ -147,13 +149,54 @@ def queries(bench: Bench, limit: float) -> None:
     print(f"plain / ours, geometric mean of {len(faster)}: {mean:.1f} (a run stopped at {limit:g} s counts as that)")
 
 
+def pairs(bench: Bench, limit: float) -> None:
+    """The pairs that CROWN leaves open at a few eps, is their sign positive? Branch and bound beside HiGHS."""
+    first = {row.index: row for row in bench.tests}
+    asked = [
+        (None, 15, 1.2e-3),
+        (None, 13, 2.9e-3),
+        (None, 13, 3.0e-3),
+        (14, 5, 5.0e-3),
+        (14, 5, 5.5e-3),
+        (14, 5, 5.8e-3),
+    ]
+    faster = []
+    print(
+        "\nimage  k      eps       pair binaries | seconds: HiGHS      bab   ratio | nodes | lower bounds: HiGHS       bab"
+    )
+    for index, k, eps in asked:
+        x, of_image = (bench.x, {"class_idx": bench.paper.class_idx}) if index is None else bench.image(first[index])
+        question = Question.ask(bench.net, x, k=k, norm="inf", clip=(0, 1), tie_tol=None, **of_image)
+        ladder = Ladder(question, eps, torch.device("cpu"))
+        ladder.bound("crown")
+        assert ladder.margins.relaxed is not None
+        known = replace(ladder.margins.relaxed.only(0), planes={})
+        cam = CamExpressions(question, Expressions(bench.net.graph, known))
+        for pair in ladder.margins.open_pairs()[:3]:
+            found = []
+            branched = Branched(Highs(), torch.device("cpu"), 2 * FLOAT64_SAFETY * question.scale)
+            for decide in (SolvedProgram(big_m, Highs()), branched):
+                solver = PairSolver(question, ladder.ball, cam, decide)
+                found.append(timed(lambda s=solver, p=pair: s.solve(p, Deadline(limit))))
+            (theirs, plainly), (ours, mine) = found
+            faster.append(plainly / mine)
+            print(
+                f"{index or 496:5d} {k:2d} {eps:.2e}  {pair[0]:4d},{pair[1]:4d} {ours.binaries:8d} | {plainly:14.2f} "
+                f"{mine:8.2f} {faster[-1]:7.1f} | {ours.nodes:5d} | {theirs.lower:19.4f} {ours.lower:9.4f}  "
+                f"{theirs.reason or 'decided'}, {ours.reason or 'decided'}",
+                flush=True,
+            )
+    mean = math.exp(statistics.mean(math.log(f) for f in faster))
+    print(f"HiGHS / bab, geometric mean of {len(faster)}: {mean:.1f} (a run stopped at {limit:g} s counts as that)")
+
+
 def within(bench: Bench, limit: float) -> None:
     """The paper's (k1, k2) question: each of the 15 brightest stays among the k2 brightest."""
     print("\n k2 | paper: corgi | ours: corgi     crown  [certified, falsified]    ratio  seconds")
     for k2 in (16, 20, 30, 50):
         asked = {"k": 15, "within": k2, "class_idx": bench.paper.class_idx}
         crown = co.radius(bench.net, bench.x, method="crown", **asked)
-        r, took = timed(lambda a=asked: co.radius(bench.net, bench.x, method="milp", time_limit=limit, **a))
+        r, took = timed(lambda a=asked: co.radius(bench.net, bench.x, method="auto", time_limit=limit, **a))
         published = bench.paper.relaxed_corgi_radius_by_k2[k2]
         print(
             f"{k2:3d} | {published:12.3e} |  {r.corgi:10.3e} {crown.lower:9.3e}  "
@@ -167,19 +210,22 @@ def main() -> None:
     parser.add_argument("--root", type=Path, required=True)
     parser.add_argument("--images", type=int, default=20)
     parser.add_argument("--k", type=int, default=15)
+    parser.add_argument("--method", default="auto", help="of radii and verify: auto, bab or milp")
     parser.add_argument("--rtol", type=float, default=0.002)
     parser.add_argument("--limit", type=float, default=120.0, help="seconds an image or a query")
-    parser.add_argument("--only", default="radii,verify,queries,within")
+    parser.add_argument("--only", default="radii,verify,queries,pairs,within")
     args = parser.parse_args()
     threads = torch.get_num_threads()
     print(f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__} with {threads} threads")
     bench, wanted = Bench(args.root, args.images), args.only.split(",")
     if "radii" in wanted:
-        radii(bench, args.k, args.rtol, args.limit)
+        radii(bench, args.k, args.method, args.rtol, args.limit)
     if "verify" in wanted:
-        verify(bench, args.k)
+        verify(bench, args.k, args.method)
     if "queries" in wanted:
         queries(bench, args.limit)
+    if "pairs" in wanted:
+        pairs(bench, args.limit)
     if "within" in wanted:
         within(bench, args.limit)
 

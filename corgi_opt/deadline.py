@@ -19,6 +19,15 @@ class Deadline:
     def over(self) -> bool:
         return self.left <= 0.0
 
+    def check(self) -> None:
+        """Raises TimeoutError when time is over."""
+        if self.over:
+            raise TimeoutError("time limit")
+
     def within(self, seconds: float) -> Deadline:
         """A shorter one that is part of this."""
         return Deadline(min(self.left, seconds))
+
+
+NEVER = Deadline(float("inf"))
+"""No budget at all."""

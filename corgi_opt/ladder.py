@@ -11,7 +11,7 @@ from corgi_solvers import Backend
 from torch import Tensor
 
 from corgi_opt.bounds.crown import Relaxed
-from corgi_opt.deadline import Deadline
+from corgi_opt.deadline import NEVER, Deadline
 from corgi_opt.encode.big_m import big_m
 from corgi_opt.encode.expressions import Expressions
 from corgi_opt.encode.triangle import triangle
@@ -101,15 +101,18 @@ class Ladder:
 
     # --- the rungs -------------------------------------------------------------------------------------------
 
-    def bound(self, name: Relaxation) -> float:
-        """Runs a relaxation on the pairs that are open; returns the best proven margin over those."""
-        found = float(getattr(self.margins, name)()[0])
+    def bound(self, name: Relaxation, deadline: Deadline = NEVER) -> float:
+        """Runs a relaxation on the pairs that are open; returns the best proven margin over those.
+
+        Raises TimeoutError; what was proven by then stays.
+        """
+        found = float(getattr(self.margins, name)(deadline)[0])
         self._check_order()
         return found
 
     def lp(self, solver: Backend, deadline: Deadline) -> str:
         """The triangle LP on every pair left, until one that matters stays undecided. Returns why it stopped, or ''."""
-        relaxed = self._relaxed()
+        relaxed = self._relaxed(deadline)
         cam = CamExpressions(self.question, Expressions(self.question.net.graph, relaxed.only(0)))
         with timed(self.stats, "lp"):
             solver_ = PairSolver(self.question, self.ball, cam, SolvedProgram(triangle, solver))
@@ -127,11 +130,11 @@ class Ladder:
         error = 2 * FLOAT64_SAFETY * self.question.scale  # twice: what is recorded is less once
         return self._exact("bab", Branched(leaves, self.device, error), others, deadline)
 
-    def attack(self, targets: Targets, options: PgdOptions) -> Witness | None:
-        """PGD, unless a witness is already known."""
+    def attack(self, targets: Targets, options: PgdOptions, deadline: Deadline = NEVER) -> Witness | None:
+        """PGD, unless a witness is already known; it gives up when time is over."""
         if self.witness is None and not self._attacked:
             with timed(self.stats, "attack"):
-                found = pgd(self.question, self.ball, targets, self.device, options)
+                found = pgd(self.question, self.ball, targets, self.device, options, deadline)
             self._attacked = True
             if found is not None:
                 self.found(found)
@@ -146,7 +149,7 @@ class Ladder:
     # --- how -------------------------------------------------------------------------------------------------
 
     def _exact(self, name: str, decide: Decider, milp: Backend | None, deadline: Deadline) -> str:
-        relaxed = self._relaxed()
+        relaxed = self._relaxed(deadline)
         # phases say what the planes of pooling windows do, exactly
         known = replace(relaxed.only(0), planes={})
         cam = CamExpressions(self.question, Expressions(self.question.net.graph, known))
@@ -159,10 +162,10 @@ class Ladder:
                 reason = self._count(relaxed, CountSolver(self.question, self.ball, cam, milp), deadline)
         return reason
 
-    def _relaxed(self) -> Relaxed:
-        self.bound("crown")
-        assert self.margins.relaxed is not None  # crown has just computed it
-        return self.margins.relaxed
+    def _relaxed(self, deadline: Deadline) -> Relaxed:
+        self.bound("crown", deadline)
+        assert self.margins.relaxed is not None  # crown has computed it, maybe under another deadline
+        return replace(self.margins.relaxed, deadline=deadline)
 
     def _solve(self, name: str, solver: PairSolver, deadline: Deadline) -> str:
         """Pair by pair. Where every pair has to hold, the first that does not ends it; else the likeliest to hold come
@@ -181,7 +184,7 @@ class Ladder:
             if answer.passes and self._broken(entry, answer):
                 return ""
             if answer.passes and self.question.predicted is not None:
-                answer = solver.solve_keeping_class(self.pair(entry), self._relaxed(), deadline)
+                answer = solver.solve_keeping_class(self.pair(entry), self._relaxed(deadline), deadline)
                 self._record(name, entry, answer)
                 if answer.passes and self._broken(entry, answer):
                     return ""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -21,6 +21,7 @@ from corgi_opt.bounds.crown import Relaxed, crown_pass
 from corgi_opt.bounds.dual import Interval, Rows
 from corgi_opt.bounds.interval import interval_bounds
 from corgi_opt.bounds.objective import cam_bounds, pair_bounds, share_inputs
+from corgi_opt.deadline import NEVER, Deadline
 from corgi_opt.network.cone import reach_of
 from corgi_opt.question import Question
 from corgi_opt.region import Regions
@@ -114,50 +115,52 @@ class Margins:
         )
 
     # --- the rungs: each returns the margins (B,) over the pairs that were open when it began -------------------
+    # They raise TimeoutError; what was proven by then stays, and a rung that was cut off can be called again.
 
-    def ibp(self) -> Tensor:
+    def ibp(self, deadline: Deadline = NEVER) -> Tensor:
         """Interval arithmetic."""
-        return self._once("ibp", self._ibp)
+        return self._once("ibp", self._ibp, deadline)
 
-    def corgi(self) -> Tensor:
+    def corgi(self, deadline: Deadline = NEVER) -> Tensor:
         """The paper's bound."""
-        return self._once("corgi", self._corgi)
+        return self._once("corgi", self._corgi, deadline)
 
-    def crown(self) -> Tensor:
+    def crown(self, deadline: Deadline = NEVER) -> Tensor:
         """CROWN per CAM pixel, then per pair that is still open."""
-        return self._once("crown", self._crown)
+        return self._once("crown", self._crown, deadline)
 
-    def dual(self) -> Tensor:
+    def dual(self, deadline: Deadline = NEVER) -> Tensor:
         """Dual ascent on the pairs that CROWN leaves, or on their pixels where the two share no input."""
-        self.crown()
-        return self._once("dual", self._dual)
+        self.crown(deadline)
+        return self._once("dual", self._dual, deadline)
 
     # --- how -------------------------------------------------------------------------------------------------
 
-    def _once(self, name: str, rung: Callable[[], None]) -> Tensor:
+    def _once(self, name: str, rung: Callable[[Deadline], None], deadline: Deadline) -> Tensor:
         if name not in self._found:
             entered = self.open | self.question.topk.ahead
             with timed(self.stats, name):
-                rung()
+                rung(deadline)
             found = self.question.topk.least(torch.where(entered, self.lower, torch.inf)).amin(dim=1)
             # with nothing open on entry the rung had nothing to do: what is known stands
             self._found[name] = torch.where(found.isinf() & (found > 0), self.margin, found)
         return self._found[name]
 
-    def _ibp(self) -> None:
+    def _ibp(self, deadline: Deadline) -> None:
+        deadline.check()
         known = interval_bounds(self._net.graph, self.regions)
         self._take(corgi_cam_bounds(self._net, self.question.class_idx, known[self._net.features]))
 
-    def _corgi(self) -> None:
+    def _corgi(self, deadline: Deadline) -> None:
         matter = reach_of(self._net.pooled, self._net.features, self._pixels_of(self.open))
-        features = corgi_bounds(self._net, self.regions, matter)
+        features = corgi_bounds(self._net, self.regions, matter, deadline)
         self._take(corgi_cam_bounds(self._net, self.question.class_idx, features))
 
-    def _crown(self) -> None:
+    def _crown(self, deadline: Deadline) -> None:
         pixels = self._pixels_of(self.open)
         matter = reach_of(self._net.graph, self._net.features, pixels)
         above = None if self._above is None else self._above.intervals
-        self.relaxed = crown_pass(self._net.graph, self.regions, matter=matter, above=above)
+        self.relaxed = crown_pass(self._net.graph, self.regions, matter=matter, above=above, deadline=deadline)
         self.stats["unstable_relus"] = sum(
             int((self.relaxed.intervals[n].unstable & matter[n]).sum()) for n in self._net.graph.preactivations
         )
@@ -167,8 +170,9 @@ class Margins:
             self._pairs(self.relaxed.bound)
         self.stats["pairs_after_pair_crown"] = int(self.open.sum())
 
-    def _dual(self) -> None:
+    def _dual(self, deadline: Deadline) -> None:
         assert self.relaxed is not None  # dual() has just computed it
+        self.relaxed = replace(self.relaxed, deadline=deadline)
         self._pairs(partial(ascend, self.relaxed, enough=SETTLED * self.question.scale))
         entries = torch.nonzero(self.open)
         apart = entries[~share_inputs(self._net, self._pixel_pairs(entries))]

@@ -147,7 +147,7 @@ class RadiusSearch:
             high = Point(high.eps, verdict.margin_lower)
         ahead: list[float] = []
         if method != "lp" and not deadline.over:
-            guess, high = self._estimated(method, low.point, high)
+            guess, high = self._estimated(method, low.point, high, deadline)
             ahead = [guess.eps, guess.eps / (1 + self.rtol / 4)]
         for _ in range(MOST_PROBES):
             if low.eps > 0 and high.eps <= low.eps * (1 + self.rtol):
@@ -164,14 +164,16 @@ class RadiusSearch:
                 high = Point(at, verdict.margin_lower)
         return replace(low, reason=f"no certified eps above {low.eps:g} in {MOST_PROBES} probes")
 
-    def _estimated(self, method: str, low: Point, high: Point) -> tuple[Point, Point]:
-        """``low`` and ``high`` narrowed by a float32 search."""
-        estimates = Estimates(self.question, method, self.device)
+    def _estimated(self, method: str, low: Point, high: Point, deadline: Deadline) -> tuple[Point, Point]:
+        """``low`` and ``high`` narrowed by a float32 search, or as they are when time is over."""
+        estimates = Estimates(self.question, method, self.device, deadline)
         if high.eps in self._ladders:
             estimates.know(high.eps, self._ladders[high.eps].margins)
-        (there,) = estimates([high.eps])
-        high = Point(high.eps, min(there, 0.0))
-        return crossing(estimates, low, high, self.rtol / 2)
+        try:
+            (there,) = estimates([high.eps])
+            return crossing(estimates, low, Point(high.eps, min(there, 0.0)), self.rtol / 2)
+        except TimeoutError:
+            return low, high
 
     def _closing(self, method: str, deadline: Deadline) -> Certified:
         """An exact method: probe just below the nearest witness first, then bisect towards what is certified.
@@ -282,11 +284,11 @@ class Estimates:
     """Margins of a method at several eps, in float32 and one batch; they prove nothing.
 
     Each eps looks only at the pairs that the smallest eps above it (tried so far) left open, and keeps what was
-    known there.
+    known there. Raises TimeoutError.
     """
 
-    def __init__(self, question: Question, method: str, device: torch.device) -> None:
-        self._question, self._method, self._device = question, method, device
+    def __init__(self, question: Question, method: str, device: torch.device, deadline: Deadline) -> None:
+        self._question, self._method, self._device, self._deadline = question, method, device, deadline
         self._known: dict[float, Known] = {}
 
     def know(self, eps: float, margins: Margins) -> None:
@@ -299,8 +301,8 @@ class Estimates:
             self._question, epses, torch.float32, self._device, None if above is None else self._known[above]
         )
         if above is None and self._method in ("crown", "dual"):
-            margins.corgi()  # cheaper than CROWN, and leaves less for it
-        found: Tensor = getattr(margins, self._method)()
+            margins.corgi(self._deadline)  # cheaper than CROWN, and leaves less for it
+        found: Tensor = getattr(margins, self._method)(self._deadline)
         self._known |= {eps: margins.known(case) for case, eps in enumerate(epses)}
         return [float(margin) for margin in found]
 

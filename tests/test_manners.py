@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+import threading
 import time
 
 import pytest
+import torch
 from corgi_solvers import Capabilities, Highs, Report, Solution, Status
 from nets import Pooled, image, seeded
 
 import corgi_opt as co
+
+LATE = 2.0
+"""Seconds that a budget may be overrun, or a Ctrl-C be waited for."""
 
 QUESTION = {"k": 2, "class_idx": 0, "method": "milp", "device": "cpu"}
 
@@ -98,9 +105,79 @@ def test_time_limits_are_kept_within_two_seconds(setting, monkeypatch):
     ):
         start = time.monotonic()
         result = call()
-        assert time.monotonic() - start < 3.5
+        assert time.monotonic() - start < 1.5 + LATE
         assert "time limit" in result.reason
         assert getattr(result, "status", "unknown") == "unknown"
+
+
+class Deep(torch.nn.Module):
+    """A network whose bounds alone take tens of seconds: many layers of full resolution, nearly all of them open."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        convs = [torch.nn.Conv2d(8 if n else 1, 8, 3, padding=1) for n in range(10)]
+        self.features = torch.nn.Sequential(*(part for conv in convs for part in (conv, torch.nn.ReLU())))
+        self.classify = torch.nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.classify(self.features(x).mean((2, 3)))
+
+
+@pytest.fixture(scope="module")
+def deep():
+    x = image(1, 32, 32, seed=1)
+    return co.from_torch(seeded(Deep, 0), x), x
+
+
+@pytest.mark.parametrize("method", ["corgi", "crown", "dual", "bab"])
+def test_bounds_keep_a_time_limit(deep, method):
+    net, x = deep
+    asked = {"k": 2, "class_idx": 0, "method": method, "device": "cpu", "time_limit": 1.0}
+    start = time.monotonic()
+    verdict = co.verify(net, x, eps=0.01, **asked)
+    assert time.monotonic() - start < 1.0 + LATE
+    assert verdict.status == "unknown"
+    assert verdict.reason == "time limit reached in the bounds"
+    assert verdict.margin_lower <= 0 < verdict.margin_upper
+    start = time.monotonic()
+    bracket = co.radius(net, x, **asked)
+    assert time.monotonic() - start < 1.0 + LATE
+    assert "time limit" in bracket.reason
+    assert bracket.lower < bracket.upper
+
+
+@pytest.mark.parametrize("method", ["milp", "bab"])
+def test_ctrl_c_stops_a_real_radius(setting, monkeypatch, method):
+    """SIGINT in the middle of solvers and trees: within two seconds, and the bracket by then is in ``partial``."""
+    net, x, _ = setting
+    asked = QUESTION | {"method": method, "rtol": 1e-7}
+    for after in (0.3, 0.6):
+        sent: list[float] = []
+
+        def interrupt(sent: list[float] = sent) -> None:
+            sent.append(time.monotonic())
+            os.kill(os.getpid(), signal.SIGINT)
+
+        timer = threading.Timer(after, interrupt)
+        run = sys.modules["corgi_opt.radius"].RadiusSearch.run
+
+        def timed_run(search, *args, timer=timer, run=run):
+            if not timer.is_alive():
+                timer.start()
+            return run(search, *args)
+
+        monkeypatch.setattr(sys.modules["corgi_opt.radius"].RadiusSearch, "run", timed_run)
+        try:
+            with pytest.raises(co.Interrupted) as stop:
+                while True:  # a machine may be quick
+                    co.radius(net, x, **asked)
+        finally:
+            timer.cancel()
+            monkeypatch.undo()
+        assert time.monotonic() - sent[0] < LATE
+        bracket = stop.value.partial
+        assert isinstance(bracket, co.Radius)
+        assert bracket.lower < bracket.upper
 
 
 def test_a_line_says_what_is_left_when_asked(setting, capfd):

@@ -38,6 +38,7 @@ def ascend(relaxed: Relaxed, node: str, rows: Rows, enough: float = torch.inf, s
 
 
 def _ascend(relaxed: Relaxed, node: str, rows: Rows, enough: float, steps: int) -> Tensor:
+    relaxed.deadline.check()
     start = relaxed.bound(node, rows)
     below = _search(relaxed.to(torch.float32), node, rows.to(torch.float32), enough, steps)
     chosen = {name: _Chosen(relaxed.lines[name], relaxed.intervals, below[name]) for name in below}

@@ -17,17 +17,20 @@ from corgi_opt.bounds.crown import refine
 from corgi_opt.bounds.dual import Interval, Relaxation, lower_bounds
 from corgi_opt.bounds.interval import propagate
 from corgi_opt.bounds.relaxation import PoolPlanes, ReluLines, direct_planes
+from corgi_opt.deadline import NEVER, Deadline
 from corgi_opt.network.cam import CamNetwork
 from corgi_opt.network.graph import LayerGraph
 from corgi_opt.network.ops import MaxPool2d, ReLU
 from corgi_opt.region import Regions
 
 
-def corgi_bounds(net: CamNetwork, regions: Regions, matter: Mapping[str, Tensor] | None = None) -> Interval:
+def corgi_bounds(
+    net: CamNetwork, regions: Regions, matter: Mapping[str, Tensor] | None = None, deadline: Deadline = NEVER
+) -> Interval:
     """Bounds (B, C, H, W) of the last feature map; ``net`` must be on the regions' device in their dtype.
 
     ``matter`` {node of net.pooled: (B or 1, 1, H, W)}: the neurons that can still influence the question; the others
-    keep their interval.
+    keep their interval. Raises TimeoutError.
     """
     graph = net.pooled
     known: dict[str, Interval] = {}
@@ -44,7 +47,7 @@ def corgi_bounds(net: CamNetwork, regions: Regions, matter: Mapping[str, Tensor]
         if wanted is not None:
             if matter is not None:
                 wanted = wanted & matter[name]
-            bound = partial(lower_bounds, graph, name, regions=regions, relaxations=relaxations)
+            bound = partial(lower_bounds, graph, name, regions=regions, relaxations=relaxations, deadline=deadline)
             known[name] = refine(graph, name, known[name], wanted, bound)
     return known[net.features]
 

@@ -26,6 +26,7 @@ from corgi_opt.bounds.relaxation import (
     tree_planes,
     window_taps,
 )
+from corgi_opt.deadline import NEVER, Deadline
 from corgi_opt.network.graph import LayerGraph
 from corgi_opt.network.ops import MaxPool2d, ReLU, Shape
 from corgi_opt.region import Regions
@@ -53,7 +54,8 @@ class Bounded:
 class Relaxed:
     """A network over B regions: proven bounds (B, C, H, W) of its nodes, and how a backward pass relaxes each.
 
-    ``lines``: of every ReLU; ``pools``: of every pooling window, by its last node.
+    ``lines``: of every ReLU; ``pools``: of every pooling window, by its last node. Bounds raise TimeoutError after
+    ``deadline``.
     """
 
     graph: LayerGraph
@@ -61,6 +63,7 @@ class Relaxed:
     intervals: Mapping[str, Interval]
     lines: Mapping[str, ReluLines]
     pools: Mapping[str, PoolChoice]
+    deadline: Deadline = NEVER
 
     @property
     def relaxations(self) -> Relaxations:
@@ -73,7 +76,7 @@ class Relaxed:
 
     def bound(self, node: str, rows: Rows) -> Tensor:
         """CROWN's lower bounds (R,) of functionals of ``node``."""
-        return lower_bounds(self.graph, node, rows, self.regions, self.relaxations)
+        return lower_bounds(self.graph, node, rows, self.regions, self.relaxations, self.deadline)
 
     def only(self, case: int) -> Bounded:
         """What is proven about one region."""
@@ -90,6 +93,7 @@ class Relaxed:
             {name: Interval(b.lower.to(dtype), b.upper.to(dtype)) for name, b in self.intervals.items()},
             {name: lines.to(dtype) for name, lines in self.lines.items()},
             {name: pool.to(dtype) for name, pool in self.pools.items()},
+            self.deadline,
         )
 
 
@@ -150,17 +154,19 @@ def crown_pass(
     above: Mapping[str, Interval] | None = None,
     refiner: Refiner = settle,
     bounder: Callable[[Relaxed, str, Rows], Tensor] = Relaxed.bound,
+    deadline: Deadline = NEVER,
 ) -> Relaxed:
     """Relaxes ``graph`` over ``regions``, node by node.
 
     ``matter``: {node: (B or 1, 1, H, W)}, neurons that can still influence the question (default all). ``above``:
     bounds (B or 1, C, H, W) over a region that holds this one; they hold here. ``refiner``: which ReLU inputs get
-    backward bounds (default: :func:`settle`). ``bounder``: how those are had from what is relaxed so far.
+    backward bounds (default: :func:`settle`). ``bounder``: how those are had from what is relaxed so far. Raises
+    TimeoutError.
     """
     known: dict[str, Interval] = {}
     lines: dict[str, ReluLines] = {}
     pools: dict[str, PoolChoice] = {}
-    relaxed = Relaxed(graph, regions, known, lines, pools)  # grows with the loop
+    relaxed = Relaxed(graph, regions, known, lines, pools, deadline)  # grows with the loop
     everywhere = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=regions.eps.device)
 
     def mattering(name: str) -> Tensor:

@@ -27,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from corgi_opt.deadline import NEVER, Deadline
 from corgi_opt.network.graph import LayerGraph
 from corgi_opt.network.ops import Affine, Places, Shape, gather, inside
 from corgi_opt.region import Regions
@@ -161,10 +162,23 @@ def phi(lam: Tensor, mu: Tensor, l: Tensor, u: Tensor) -> Tensor:
     return torch.where((l < 0) & (u > 0), ends.clamp(max=0), ends)
 
 
-def lower_bounds(graph: LayerGraph, node: str, rows: Rows, regions: Regions, relaxations: Relaxations) -> Tensor:
-    """D for each row (R,): proven lower bounds of R functionals of ``node``, each over its region."""
+def lower_bounds(
+    graph: LayerGraph,
+    node: str,
+    rows: Rows,
+    regions: Regions,
+    relaxations: Relaxations,
+    deadline: Deadline = NEVER,
+) -> Tensor:
+    """D for each row (R,): proven lower bounds of R functionals of ``node``, each over its region.
+
+    Raises TimeoutError.
+    """
     size = rows_at_once(graph, node, rows)
-    parts = [descend(graph, node, rows.part(i, size), regions, relaxations) for i in range(0, len(rows), size)]
+    parts = []
+    for start in range(0, len(rows), size):
+        deadline.check()
+        parts.append(descend(graph, node, rows.part(start, size), regions, relaxations))
     return torch.cat(parts) if parts else rows.coefs.new_zeros(0)
 
 

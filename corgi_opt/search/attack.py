@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from corgi_opt.arguments import integer
-from corgi_opt.deadline import Deadline
+from corgi_opt.deadline import NEVER, Deadline
 from corgi_opt.question import Question
 from corgi_opt.region import Regions, least
 from corgi_opt.results import Witness
@@ -145,15 +145,22 @@ def _gradients(question: Question, pixels: Tensor, device: torch.device) -> Tens
     return torch.cat(found)
 
 
-def pgd(question: Question, ball: Ball, targets: Targets, device: torch.device, options: PgdOptions) -> Witness | None:
-    """The first witness that PGD meets and that replays, or None."""
+def pgd(
+    question: Question,
+    ball: Ball,
+    targets: Targets,
+    device: torch.device,
+    options: PgdOptions,
+    deadline: Deadline = NEVER,
+) -> Witness | None:
+    """The first witness that PGD meets and that replays, or None; also when time is over."""
     if ball.eps == 0:
         return None
     near = int((targets.radii <= WITHIN * ball.eps).sum())
     rows = targets.first(min(options.rows, max(near, FEWEST)))
     generator = torch.Generator().manual_seed(options.seed)
     for start in range(1 + options.restarts):
-        found = _descend(question, ball, rows, device, options, generator if start else None)
+        found = _descend(question, ball, rows, device, options, generator if start else None, deadline)
         if found is not None:
             return found
     return None
@@ -237,6 +244,7 @@ def _descend(
     device: torch.device,
     options: PgdOptions,
     generator: torch.Generator | None,
+    deadline: Deadline,
 ) -> Witness | None:
     region = Regions.of([ball], torch.float32, device)
     count = len(targets.radii)
@@ -254,7 +262,7 @@ def _descend(
             if witness is not None:
                 return witness
         nearest.append(min(float(margins.min()), nearest[-1] if nearest else float("inf")))
-        if step == options.steps or _stalled(nearest):
+        if step == options.steps or _stalled(nearest) or deadline.over:
             return None
         (gradient,) = torch.autograd.grad(-left.sum(), x)
         # the first step is FGSM's, across the whole region; later ones shrink geometrically to a tenth of it
@@ -294,14 +302,14 @@ def attack_radius(
     eps = min(float(targets.radii[0]), largest)
     best: Witness | None = None
     while best is None:
-        best = pgd(question, question.ball(eps), targets, device, options)
+        best = pgd(question, question.ball(eps), targets, device, options, deadline)
         if best is None and (eps >= largest or deadline.over):
             return None
         eps = min(1.5 * eps, largest)
     best = shrink(question, best)
     step = 4 * rtol
     while step >= rtol / 2 and not deadline.over:
-        closer = pgd(question, question.ball(best.distance / (1 + step)), targets, device, options)
+        closer = pgd(question, question.ball(best.distance / (1 + step)), targets, device, options, deadline)
         if closer is None:
             step /= 2
         else:
