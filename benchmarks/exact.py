@@ -1,11 +1,11 @@
 """Exact radii on the paper's network: how far the brackets close, what it costs, and what the encoding is worth.
 
-    OMP_WAIT_POLICY=PASSIVE python benchmarks/exact.py --root DIR [--images 20] [--k 15] [--method auto] [--only radii,...]
+    OMP_WAIT_POLICY=PASSIVE python benchmarks/exact.py --root DIR [--images 20] [--k 15] [--method auto] [--only ...]
 
 DIR as for examples/reproduce_paper.py. Sections: ``radii`` (brackets of the first test images, with and without the
 clip box), ``verify`` (one verdict just below and just above each radius), ``queries`` (single CAM pixels to optimality,
-beside the textbook MILP of plain.py), ``pairs`` (recorded pairs by branch and bound beside HiGHS), ``within`` (the paper's
-relaxed question on training image 496). Record tables in benchmarks/RESULTS.md with the date and the machine.
+beside the textbook MILP of plain.py), ``pairs`` (recorded pairs by branch and bound beside HiGHS), ``within`` (the
+paper's relaxed question on training image 496). Record tables in benchmarks/RESULTS.md with the date and the machine.
 """
 
 from __future__ import annotations
@@ -161,9 +161,7 @@ def pairs(bench: Bench, limit: float) -> None:
         (14, 5, 5.8e-3),
     ]
     faster = []
-    print(
-        "\nimage  k      eps       pair binaries | seconds: HiGHS      bab   ratio | nodes | lower bounds: HiGHS       bab"
-    )
+    print("\nimage  k      eps       pair binaries | seconds: HiGHS      bab   ratio | nodes | lower: HiGHS       bab")
     for index, k, eps in asked:
         x, of_image = (bench.x, {"class_idx": bench.paper.class_idx}) if index is None else bench.image(first[index])
         question = Question.ask(bench.net, x, k=k, norm="inf", clip=(0, 1), tie_tol=None, **of_image)
@@ -182,7 +180,7 @@ def pairs(bench: Bench, limit: float) -> None:
             faster.append(plainly / mine)
             print(
                 f"{index or 496:5d} {k:2d} {eps:.2e}  {pair[0]:4d},{pair[1]:4d} {ours.binaries:8d} | {plainly:14.2f} "
-                f"{mine:8.2f} {faster[-1]:7.1f} | {ours.nodes:5d} | {theirs.lower:19.4f} {ours.lower:9.4f}  "
+                f"{mine:8.2f} {faster[-1]:7.1f} | {ours.nodes:5d} | {theirs.lower:12.4f} {ours.lower:9.4f}  "
                 f"{theirs.reason or 'decided'}, {ours.reason or 'decided'}",
                 flush=True,
             )

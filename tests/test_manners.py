@@ -146,6 +146,11 @@ def test_bounds_keep_a_time_limit(deep, method):
     assert bracket.lower < bracket.upper
 
 
+def again_and_again(call):
+    while True:
+        call()
+
+
 @pytest.mark.parametrize("method", ["milp", "bab"])
 def test_ctrl_c_stops_a_real_radius(setting, monkeypatch, method):
     """SIGINT in the middle of solvers and trees: within two seconds, and the bracket by then is in ``partial``."""
@@ -169,8 +174,7 @@ def test_ctrl_c_stops_a_real_radius(setting, monkeypatch, method):
         monkeypatch.setattr(sys.modules["corgi_opt.radius"].RadiusSearch, "run", timed_run)
         try:
             with pytest.raises(co.Interrupted) as stop:
-                while True:  # a machine may be quick
-                    co.radius(net, x, **asked)
+                again_and_again(lambda: co.radius(net, x, **asked))  # a machine may be quick
         finally:
             timer.cancel()
             monkeypatch.undo()
