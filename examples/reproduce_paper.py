@@ -1,6 +1,6 @@
 """The paper's case study beside ours: CORGI (arXiv 2301.11324), figure 4's image and the authors' test images.
 
-    python examples/reproduce_paper.py --root DIR [--ks 1,5,15] [--images 10] [--methods corgi,crown,milp]
+    python examples/reproduce_paper.py --root DIR [--ks 1,5,15] [--images 10] [--methods corgi,crown,bab]
 
 DIR holds the GTSRB data and the authors' results (``models/``, ``Final_Training/``, ``Final_Test/``, ``paper/``);
 they come from the authors' public repository, GitHub ``minimario/CORGI``. Needs ``pip install 'corgi_opt[gtsrb]'``.
@@ -110,7 +110,7 @@ def main() -> None:
     parser.add_argument("--root", type=Path, required=True, help="folder of the GTSRB data and the paper's results")
     parser.add_argument("--ks", default=",".join(map(str, range(1, 51))), help="k for training image 496")
     parser.add_argument("--images", type=int, default=54, help="how many test images")
-    parser.add_argument("--methods", default="crown,milp", help="beside corgi; comma-separated")
+    parser.add_argument("--methods", default="crown,bab", help="beside corgi; comma-separated")
     parser.add_argument("--rtol", type=float, default=0.01)
     parser.add_argument("--time-limit", type=float, default=120.0, help="seconds per method and case")
     parser.add_argument("--no-clip", action="store_true", help="let images leave [0, 1]")

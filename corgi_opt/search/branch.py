@@ -167,7 +167,8 @@ class _Tree:
         inputs, units = self.program.inputs, self.program.units
         for penalty in PENALTIES:
             solution = self.solver.solve(leaf(self.program, 0, phases, penalty), time_limit=deadline.left)
-            if solution.bound > self.threshold:
+            # the program always has a point, so an infinite bound is a failure of the solver and proves nothing
+            if self.threshold < solution.bound < math.inf:
                 self.closed = min(self.closed, solution.bound)
                 return None
             if solution.x is None:
