@@ -72,7 +72,9 @@ Within = Annotated[
 KeepClass = Annotated[
     bool, typer.Option("--keep-class", help="only images of the predicted class count as counterexamples")
 ]
-SolverName = Annotated[str | None, typer.Option("--solver", help="of lp, milp and bab: highs, pulp:cbc, cvxpy:clarabel ...")]
+SolverName = Annotated[
+    str | None, typer.Option("--solver", help="of lp, milp and bab: highs, pulp:cbc, cvxpy:clarabel ...")
+]
 Class = Annotated[int | None, typer.Option("--class", help="class index; default: the predicted class")]
 NormText = Annotated[str, typer.Option("--norm", help="inf, 2 or 1")]
 ClipText = Annotated[str, typer.Option("--clip", help="the box images live in, 'low,high', or 'none'")]

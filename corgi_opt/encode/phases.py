@@ -18,6 +18,7 @@ All maps are (variables, N), N nodes side by side, so that the sparse rows of a 
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass, replace
 
@@ -320,11 +321,17 @@ def _block(
 ) -> _Block:
     parts = [program.rows] if planes is None else [program.rows, planes.slopes]
     rows = sparse.csr_array(sparse.vstack([part[first:last, : program.inputs + first] for part in parts]))
-    dense = torch.from_numpy(rows.toarray()).to(device, dtype)
-    columns = dense.T.contiguous()
     # on a GPU dense rows win, and without MKL there is no product of a sparse and a dense matrix in place
-    if rows.nnz > SPARSE * dense.numel() or device.type != "cpu" or not MKL:
-        return _Block(first, last, dense, columns)
+    if rows.nnz > SPARSE * math.prod(rows.shape) or device.type != "cpu" or not MKL:
+        dense = torch.from_numpy(rows.toarray()).to(device, dtype)
+        return _Block(first, last, dense, dense.T.contiguous())
+    return _Block(first, last, _sparse(rows, dtype), _sparse(sparse.csr_array(rows.T), dtype))
+
+
+def _sparse(rows: sparse.csr_array, dtype: torch.dtype) -> Tensor:
+    ends, columns = (torch.from_numpy(part).long() for part in (rows.indptr, rows.indices))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
-        return _Block(first, last, dense.to_sparse_csr(), columns.to_sparse_csr())
+        return torch.sparse_csr_tensor(
+            ends, columns, torch.from_numpy(rows.data).to(dtype), rows.shape, check_invariants=True
+        )

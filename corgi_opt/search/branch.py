@@ -38,6 +38,9 @@ FIRST_NODES = 200
 CLEARLY = 1e-4
 """How far above the threshold, in units of the output's largest coefficient, a root's bound in float32 is enough."""
 
+MOST_LOOKED_AT = 30_000
+"""Open nodes whose bounds are evaluated in float64 when a search ends undecided."""
+
 SETTLED = 1e-7
 """A unit that misleads its bound by less, in units of the output's largest coefficient, is not worth a split."""
 
@@ -121,8 +124,15 @@ class _Tree:
             nodes, value, likely = self.frontier.take(BATCH)
             both = children(self.bounds, nodes, value, likely, self.threshold)
             self._bound(both, value.repeat(2), STEPS, deadline)
-        lower = min(self.frontier.lowest, self.closed)
+        lower = min(self._lowest_open(root), self.closed)
         return Searched(lower, self.upper, self.image, self.nodes, self.leaves, self.reason)
+
+    def _lowest_open(self, root: Nodes) -> float:
+        """The lowest bound of an open node, in float64; the root's where there are too many to look at."""
+        if not len(self.frontier):
+            return math.inf
+        every = root if len(self.frontier) > MOST_LOOKED_AT else self.frontier.take(len(self.frontier))[0]
+        return float(self.exact.descend(every.to(torch.float64)).min())
 
     def _bound(self, nodes: Nodes, known: Tensor, steps: int, deadline: Deadline) -> None:
         """Bounds nodes whose parents' bounds are ``known`` (N,), closes what can be closed and keeps the rest."""
@@ -131,7 +141,7 @@ class _Tree:
         self._meet(point.variables[: self.program.inputs])
         doubt = self.bounds.doubt(nodes, bound, point)
         worth, units = doubt.topk(self.tries, dim=0)
-        value = torch.maximum(bound.value, known).clamp(max=self.threshold)
+        value = torch.where(bound.value > known, bound.value, known).clamp(max=self.threshold)
         kept = ~self._closed(nodes, bound.value)
         for k in torch.nonzero(kept & ~(worth > SETTLED).any(dim=0)).flatten().tolist():
             if self.upper <= self.threshold or self.reason:
@@ -172,7 +182,8 @@ class _Tree:
                 self.closed = min(self.closed, solution.bound)
                 return None
             if solution.x is None:
-                self.reason = f"a leaf's linear program ended {solution.report.raw_status}"
+                ended = f"a leaf's linear program ended {solution.report.raw_status}"
+                self.reason = "time limit" if deadline.over else ended
                 return 0
             found = solution.x
             if found[inputs + units : inputs + 2 * units].max(initial=0.0) <= 1e-7:

@@ -41,11 +41,6 @@ class Frontier:
     def __len__(self) -> int:
         return self._count
 
-    @property
-    def lowest(self) -> float:
-        """The lowest bound of all; infinity when there is none."""
-        return float(self._value.min()) if self._count else float("inf")
-
     def put(self, nodes: Nodes, value: Tensor, likely: Likely) -> None:
         """N more, with their bounds ``value`` (N,), finite."""
         missing = self._count + len(nodes) - len(self._value)
