@@ -184,10 +184,12 @@ class Ladder:
             if answer.passes and self._broken(entry, answer):
                 return ""
             if answer.passes and self.question.predicted is not None:
-                answer = solver.solve_keeping_class(self.pair(entry), self._relaxed(deadline), deadline)
-                self._record(name, entry, answer)
-                if answer.passes and self._broken(entry, answer):
-                    return ""
+                for answer in solver.solve_keeping_class(self.pair(entry), self._relaxed(deadline), deadline):
+                    self._record(name, entry, answer)
+                    if answer.passes and self._broken(entry, answer):
+                        return ""
+                    if not answer.passes:
+                        break
             if every_one and not float(self.lower[entry]) > 0:
                 i, j = self.pair(entry)
                 return f"{name} leaves pixels {i} and {j} undecided{_because(name, answer)}"
@@ -238,7 +240,7 @@ class Ladder:
         self.stats["nodes"] = self.stats.get("nodes", 0) + answer.nodes
         if bound > float(self.lower[entry]):
             self.lower[entry] = bound
-            self.by_solver[entry] = name != "bab"
+            self.by_solver[entry] = answer.proof == "solver"
         self._check_order()
 
     def _broken(self, entry: Entry, answer: PairAnswer) -> bool:

@@ -45,6 +45,18 @@ def test_exact_answers_are_those_of_enumeration(norm, seed):
         check(question, verdict_of(question, "milp"), exact=True)
 
 
+@pytest.mark.parametrize("method", ["milp", "auto"])
+def test_a_counterexample_between_two_classes_is_found(method):
+    """Its minimum over the images that keep the class has two equal logits: the solver's own point need not replay."""
+    (question,) = (q for q in questions(300, 77) if q.label.endswith("seed 918637797"))
+    answer = question.answer()
+    logits = co.from_torch(question.model, question.x).model_logits(answer.point)
+    assert question.keep_class and logits.topk(2).values.diff().abs().item() < 1e-9
+    verdict = verdict_of(question, method)
+    check(question, verdict, exact=True)
+    assert verdict.margin_upper == pytest.approx(answer.upper, abs=1e-5)
+
+
 @pytest.mark.parametrize("method", ["corgi", "crown", "dual", "lp"])
 @pytest.mark.parametrize("norm", ["inf", "1", "2"])
 def test_bounds_never_contradict_enumeration(norm, method):

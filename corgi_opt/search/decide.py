@@ -14,6 +14,7 @@ from corgi_opt.deadline import Deadline
 from corgi_opt.encode.expressions import Vector
 from corgi_opt.encode.kept import keeping_class
 from corgi_opt.encode.program import Program
+from corgi_opt.results import Proof
 from corgi_opt.search.branch import branch
 
 Encoding = Callable[[Program], Problem]
@@ -26,7 +27,8 @@ TOLERANCE = 1e-8
 class Decided:
     """Proven ``lower`` <= the minimum of a program's first output <= ``upper``, its value at ``variables`` ([t, ...]).
 
-    In the output's own unit. ``lower`` is less ``error`` already; ``reason``: why its side is not known.
+    In the output's own unit. ``lower`` is less ``error`` already, and rests on ``proof``; ``reason``: why its side is
+    not known.
     """
 
     lower: float
@@ -34,6 +36,7 @@ class Decided:
     variables: Vector | None
     error: float
     nodes: int
+    proof: Proof
     reason: str
 
 
@@ -47,18 +50,20 @@ class Decider(Protocol):
 class SolvedProgram:
     """By an encoding, ``triangle`` (an LP, a lower bound only) or ``big_m`` (exact), and a backend.
 
-    All outputs but the first are kept from being negative. ``lower`` rests on the backend's word.
+    All outputs but the first are kept from being negative, up to ``slack`` times what tolerances may hide (below zero:
+    they have to be positive). ``lower`` rests on the backend's word.
     """
 
     encoding: Encoding
     solver: Backend
+    slack: float = 1.0
 
     def __call__(self, program: Program, decide_at: float, deadline: Deadline) -> Decided:
         errors = program.errors(TOLERANCE)
         scale, error = float(program.scales[0]), float(program.scales[0] * errors[0])
         problem = self.encoding(program)
         if len(errors) > 1:
-            problem = keeping_class(program, problem, errors, first=1)
+            problem = keeping_class(program, problem, self.slack * errors, first=1)
         solution = self.solver.solve(problem, time_limit=deadline.left, decide_at=(decide_at + error) / scale)
         # The image itself satisfies every row, so "infeasible" is a failure of the solver and proves nothing.
         proven = solution.status in (Status.OPTIMAL, Status.DECIDED, Status.LIMIT) and math.isfinite(solution.bound)
@@ -68,6 +73,7 @@ class SolvedProgram:
             variables=solution.x,
             error=error,
             nodes=solution.report.nodes,
+            proof="solver",
             reason=why_undecided(solution),
         )
 
@@ -89,6 +95,7 @@ class Branched:
             variables=found.image,
             error=self.error,
             nodes=found.nodes,
+            proof="float64",
             reason=found.reason,
         )
 

@@ -7,7 +7,7 @@ own, as ``min (a - b) = min a + min (-b)``.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -19,6 +19,7 @@ from corgi_opt.deadline import Deadline
 from corgi_opt.encode.expressions import Expression, Expressions
 from corgi_opt.encode.program import TooLargeError, compile_program
 from corgi_opt.question import Question
+from corgi_opt.results import Proof
 from corgi_opt.search.attack import drive_apart
 from corgi_opt.search.decide import Decider, SolvedProgram
 from corgi_opt.search.kept import IN_PART, class_gaps
@@ -32,8 +33,8 @@ NO_CLASS = "the class is for a MILP to keep (method 'milp' or 'auto')"
 class PairAnswer:
     """Proven ``lower`` <= min (CAM_i - CAM_j) <= ``upper`` (the solver's incumbent, to be replayed, at ``image``).
 
-    ``error``: what tolerances may hide; of ``lower`` it is taken off. ``binaries``: unstable ReLUs encoded; ``nodes``:
-    branch-and-bound nodes; ``reason``: why it is not decided.
+    ``error``: what tolerances may hide; of ``lower``, which rests on ``proof``, it is taken off. ``binaries``: unstable
+    ReLUs encoded; ``nodes``: branch-and-bound nodes; ``reason``: why it is not decided.
     """
 
     lower: float
@@ -42,12 +43,19 @@ class PairAnswer:
     error: float
     binaries: int
     nodes: int
+    proof: Proof
     reason: str
 
     @property
     def passes(self) -> bool:
         """Whether it is believed that at ``image`` the second pixel passes the first."""
         return self.image is not None and self.upper <= 2 * self.error
+
+
+NOTHING = PairAnswer(-math.inf, math.inf, None, 0.0, 0, 0, "float64", "")
+
+CLEARLY = -4.0
+"""An image clearly keeps its class where it does by so many times what tolerances may hide."""
 
 
 @dataclass(eq=False)
@@ -88,21 +96,28 @@ class PairSolver:
                 return self._minimise(self.decide, pixels[i] - pixels[j], self.ball.center, 0.0, deadline)
             return self._minimise_apart(pair, pixels[i], -pixels[j], deadline)
         except (TooLargeError, TimeoutError) as stop:
-            return PairAnswer(-math.inf, math.inf, None, 0.0, 0, 0, str(stop))
+            return replace(NOTHING, reason=str(stop))
 
-    def solve_keeping_class(self, pair: tuple[int, int], relaxed: Relaxed, deadline: Deadline) -> PairAnswer:
-        """The same over images that keep the predicted class, or over some that need not (sound; ``reason`` says)."""
+    def solve_keeping_class(self, pair: tuple[int, int], relaxed: Relaxed, deadline: Deadline) -> Iterator[PairAnswer]:
+        """The same over images that keep the predicted class, or over some that need not (sound; ``reason`` says).
+
+        Then, for who can not replay the first answer's image, over images that clearly keep it: no lower bound.
+        """
         if self.keeping is None:
-            return PairAnswer(-math.inf, math.inf, None, 0.0, 0, 0, NO_CLASS)
+            yield replace(NOTHING, reason=NO_CLASS)
+            return
         i, j = pair
         try:
             pixels = self.cam.pixels(pair, deadline)
             gaps = class_gaps(self.question, self.cam.expressions, relaxed, pair, deadline)
-            value = pixels[i] - pixels[j]
-            answer = self._minimise(self.keeping, value, self.ball.center, 0.0, deadline, gaps.expressions)
+            value, center = pixels[i] - pixels[j], self.ball.center
+            answer = self._minimise(self.keeping, value, center, 0.0, deadline, gaps.expressions)
+            yield answer if gaps.exact or answer.reason else replace(answer, reason=IN_PART)
+            clearly = replace(self.keeping, slack=CLEARLY)
+            answer = self._minimise(clearly, value, center, 0.0, deadline, gaps.expressions)
+            yield replace(answer, lower=-math.inf)
         except (TooLargeError, TimeoutError) as stop:
-            return PairAnswer(-math.inf, math.inf, None, 0.0, 0, 0, str(stop))
-        return answer if gaps.exact or answer.reason else replace(answer, reason=IN_PART)
+            yield replace(NOTHING, reason=str(stop))
 
     def _minimise(
         self,
@@ -122,6 +137,7 @@ class PairSolver:
             error=found.error,
             binaries=program.units,
             nodes=found.nodes,
+            proof=found.proof,
             reason=found.reason,
         )
 
@@ -136,7 +152,7 @@ class PairSolver:
         image = drive_apart(self.question, self.ball, pair)
         at = self.question.net.model_cam(image, self.question.class_idx).flatten()
         upper, lower = [float(at[pair[0]]), -float(at[pair[1]])], [-math.inf, -math.inf]
-        error, binaries, nodes, reason = [0.0, 0.0], [0, 0], 0, ""
+        error, binaries, nodes, reason, proof = [0.0, 0.0], [0, 0], 0, "", NOTHING.proof
         while sum(lower) <= 0 and sum(upper) > sum(error):
             half = sum(upper) / 2
             side = 0 if upper[0] - lower[0] >= upper[1] - lower[1] else 1
@@ -147,8 +163,8 @@ class PairSolver:
                 image, upper[side] = answer.image, answer.upper
             lower[side] = max(lower[side], answer.lower)
             error[side], binaries[side], nodes = answer.error, answer.binaries, nodes + answer.nodes
-            reason = answer.reason
+            reason, proof = answer.reason, answer.proof
             stuck = not (lower[side] > target or upper[side] <= target + answer.error)
             if reason or (stuck and min(lower) > -math.inf):
                 break  # stopped, or as close as this encoding and float arithmetic come
-        return PairAnswer(sum(lower), sum(upper), image, sum(error), sum(binaries), nodes, reason)
+        return PairAnswer(sum(lower), sum(upper), image, sum(error), sum(binaries), nodes, proof, reason)
