@@ -91,7 +91,7 @@ def _ascended(program: Program, enough: float, steps: int) -> tuple[Tensor, Tens
     searched = [p.requires_grad_(True) for p in (slope, share, mix)]
     adam = torch.optim.Adam(searched, lr=RATE)
     costs = tensor(program.outputs[[0]].toarray()[0])
-    for step in range(steps):
+    for step in range(steps if program.units else 0):
         adam.param_groups[0]["lr"] = RATE * (LAST_RATE / RATE) ** (step / max(1, steps - 1))
         plane = share * weight
         rest = weight - plane

@@ -1,8 +1,12 @@
 """One phase pattern as a linear program: the triangle relaxation where units that are on or off have lost their hull.
 
-With z in units of its width and s = relu(z), a unit that is on has ``s = z`` and one that is off ``s = 0``. That z has
-the sign of its phase is asked for with a penalty, at ``e`` in [0, 1]:  ``z + e >= 0`` (on), ``z - e <= 0`` (off). So
-the program always has a point, its optimum is no higher than the pattern's, and for a pattern that no image has it
+With z in units of its width and s = relu(z), and a penalty on every e >= 0:
+
+    open:  z - e <= s <= u (z - l) + e
+    on:    z - e <= s <= z + e,  s >= 0
+    off:   s = 0,  z <= e
+
+So the program always has a point, its optimum is no higher than the pattern's, and for a pattern that no image has it
 rises with the penalty. (No solver's "infeasible" has to be believed.)
 """
 
@@ -25,7 +29,7 @@ def leaf(program: Program, goal: int, phases: NDArray[np.int8], penalty: float) 
     unit = np.arange(units)
 
     def rows(z: Vector, s: Vector, e: Vector) -> sparse.csr_array:
-        """``z * pre-activation + s * activation + e * broken`` of every unit."""
+        """``z * pre-activation + s * activation + e * excess`` of every unit."""
         own = sparse.csr_array(
             (np.concatenate([s, e]), (np.tile(unit, 2), np.concatenate([inputs + unit, inputs + units + unit]))),
             shape=(units, inputs + 2 * units),
@@ -34,27 +38,25 @@ def leaf(program: Program, goal: int, phases: NDArray[np.int8], penalty: float) 
         return sparse.csr_array(sparse.diags_array(z) @ wide + own)
 
     one, c, slack = np.ones(units), program.constants, program.slack
-    zero = np.zeros(units)
     parts = [
-        (rows(one, -one, zero), slack - c, open_ | on),  # s >= z
-        (rows(-program.upper, one, zero), program.upper * (c - program.lower + slack), open_),  # s <= u (z - l)
-        (rows(-one, one, zero), c + slack, on),  # s <= z
-        (rows(-one, zero, -one), c + slack, on),  # z + e >= 0
-        (rows(one, zero, -one), slack - c, off),  # z - e <= 0
+        (rows(one, -one, -one), slack - c, open_ | on),
+        (rows(-program.upper, one, -one), program.upper * (c - program.lower + slack), open_),
+        (rows(-one, one, -one), c + slack, on),
+        (rows(one, np.zeros(units), -one), slack - c, off),
     ]
     matrix, upper = cleared(
         sparse.csr_array(sparse.vstack([r[mask] for r, _, mask in parts])),
         np.concatenate([u[mask] for _, u, mask in parts]),
     )
+    most = 3 + abs(program.rows).sum(axis=1) + np.abs(c)  # what makes up for any z at all
     problem = Problem(
-        c=np.concatenate([program.outputs[[goal]].toarray()[0], penalty * ~open_]),
+        c=np.concatenate([program.outputs[[goal]].toarray()[0], np.full(units, penalty)]),
         offset=float(program.output_constants[goal]),
         A=matrix,
         row_lower=np.full(len(upper), -np.inf),
         row_upper=upper,
-        # a unit that is on may dip below zero as far as e lets it
-        col_lower=np.concatenate([-np.ones(inputs), np.where(on, -1.0, 0.0), zero]),
-        col_upper=np.concatenate([np.ones(inputs), np.where(off, 0.0, program.upper), one]),
+        col_lower=np.concatenate([-np.ones(inputs), np.zeros(2 * units)]),
+        col_upper=np.concatenate([np.ones(inputs), np.where(off, 0.0, program.upper), most]),
         integrality=np.zeros(inputs + 2 * units, dtype=bool),
     )
     return within_ball(program, problem)
