@@ -1,0 +1,324 @@
+"""Branch and bound against scipy's MILP: which side of a threshold a minimum is on, and never a side it is not on."""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+import torch
+from corgi_solvers import Cvxpy, Highs, Problem, Report, Solution, SolverError, Status
+from encoding import CASES, PATIENT, Setting, scipy_lp, scipy_milp
+from nets import Pooled, image, seeded
+
+import corgi_opt as co
+from corgi_opt.deadline import Deadline
+from corgi_opt.encode.big_m import big_m
+from corgi_opt.encode.phases import PhaseBounds
+from corgi_opt.encode.program import Program
+from corgi_opt.encode.triangle import triangle
+from corgi_opt.margins import FLOAT64_SAFETY
+from corgi_opt.question import Question
+from corgi_opt.search import branch as branch_module
+from corgi_opt.search.branch import Searched, branch, children
+from corgi_opt.search.decide import Branched
+from corgi_opt.search.frontier import Likely
+from corgi_opt.search.pairs import CamExpressions, PairSolver
+from corgi_opt.spec import Ball
+
+CPU = torch.device("cpu")
+FAR = {"inf": 1.0, "2": 2.5, "1": 6.0}
+
+MILPS = [(case, "inf") for case in CASES] + [("residual", "1"), ("pooled", "1")]
+every_milp = pytest.mark.parametrize(("case", "norm"), MILPS)
+FIRST_NODES = {"planes": 1, "never planes": math.inf}
+
+
+traced = functools.cache(Setting.case)
+
+
+@functools.cache
+def setting(case: str, norm: str = "inf") -> tuple[Setting, Program]:
+    first = traced(case)
+    at = Setting.of(first.net, Ball(first.ball.center, first.ball.eps * FAR[norm], norm), planes=False)
+    return at, at.program()
+
+
+@functools.cache
+def exact(case: str, norm: str = "inf") -> float:
+    return scipy_milp(big_m(setting(case, norm)[1]))
+
+
+def run(program: Program, threshold: float, deadline: Deadline = PATIENT, solver=None) -> Searched:
+    return branch(program, threshold, solver or (Cvxpy() if program.norm == "2" else Highs()), CPU, deadline)
+
+
+def require_attained(at: Setting, program: Program, found: Searched) -> None:
+    """The image is in the region, but for rounding to float32, and the network says ``upper`` there."""
+    image = program.image(found.image, at.ball.center)
+    assert at.ball.distance(image) <= at.ball.eps * (1 + 1e-6)
+    assert found.upper * program.scales[0] == pytest.approx(at.pair_at(image)[0], rel=1e-9, abs=1e-9)
+
+
+def require_right(case: str, norm: str, below: float, above: float) -> list[Searched]:
+    """At thresholds so far below the minimum, and above it."""
+    (at, program), minimum = setting(case, norm), exact(case, norm)
+    close = 1e-6 * max(1.0, abs(minimum))
+    holds, broken = run(program, minimum - below), run(program, minimum + above)
+    assert holds.lower > minimum - below
+    assert broken.upper <= minimum + above
+    assert not broken.lower > minimum + above
+    for found in (holds, broken):
+        assert found.reason == ""
+        assert found.lower <= minimum + close
+        assert found.upper >= minimum - close
+        require_attained(at, program, found)
+    return [holds, broken]
+
+
+@pytest.mark.parametrize(
+    ("case", "norm", "first"),
+    [(*program, "never planes") for program in MILPS]
+    + [("plain", "inf", "planes"), ("residual", "inf", "planes"), ("deep", "inf", "planes"), ("pooled", "1", "planes")],
+)
+def test_both_sides_of_the_minimum(case, norm, first, monkeypatch):
+    monkeypatch.setattr(branch_module, "FIRST_NODES", FIRST_NODES[first])
+    searched, hull_planes = [], branch_module.hull_planes
+    monkeypatch.setattr(branch_module, "hull_planes", lambda *args: searched.append(args) or hull_planes(*args))
+    for below, above in ((0.1, 1e-3), (1e-3, 3e-5)):
+        require_right(case, norm, below, above)
+    assert bool(searched) == (first == "planes")
+
+
+@pytest.mark.parametrize(
+    ("case", "norm", "first"),
+    [
+        ("residual", "inf", "planes"),
+        ("residual", "1", "planes"),
+        ("pooled", "inf", "never planes"),
+        ("deep", "inf", "never planes"),
+    ],
+)
+def test_by_linear_programs_of_leaves_alone(case, norm, first, monkeypatch):
+    """Every node counts as settled, and none is ascended."""
+    for name, value in (("SETTLED", 1e9), ("STEPS", 0), ("ROOT_STEPS", 0), ("FIRST_NODES", FIRST_NODES[first])):
+        monkeypatch.setattr(branch_module, name, value)
+    holds, broken = require_right(case, norm, 1e-3, 1e-3)
+    assert holds.leaves >= 1
+    assert broken.leaves >= 1
+
+
+@pytest.mark.parametrize(("case", "norm"), [("residual", "inf"), ("pooled", "inf"), ("residual", "1")])
+def test_without_ascent(case, norm, monkeypatch):
+    monkeypatch.setattr(branch_module, "STEPS", 0)
+    monkeypatch.setattr(branch_module, "ROOT_STEPS", 0)
+    require_right(case, norm, 1e-2, 1e-2)
+
+
+@pytest.mark.parametrize("case", ["residual", "pooled", "deep"])
+def test_in_an_l2_ball_claims_do_not_contradict_each_other(case):
+    at, program = setting(case, "2")
+    images = torch.cat([at.ball.project(x[None]) for x in at.points(200)])
+    sampled, lp = float(at.pair_at(images).min()) / program.scales[0], Cvxpy().solve(triangle(program)).bound
+    found = [run(program, threshold) for threshold in np.linspace(lp - 1e-3, sampled + 1e-3, 5)]
+    assert found[0].lower > lp - 1e-3
+    assert found[-1].upper <= sampled + 1e-3
+    assert max(f.lower for f in found) <= min(f.upper for f in found) + 1e-6
+    assert max(f.lower for f in found) <= sampled
+    for f, threshold in zip(found, np.linspace(lp - 1e-3, sampled + 1e-3, 5), strict=True):
+        assert (f.lower > threshold) != (f.upper <= threshold)
+        require_attained(at, program, f)
+
+
+@pytest.mark.parametrize("case", ["residual", "pooled"])
+@pytest.mark.parametrize("first", FIRST_NODES)
+def test_the_same_every_time(case, first, monkeypatch):
+    monkeypatch.setattr(branch_module, "FIRST_NODES", FIRST_NODES[first])
+    _, program = setting(case)
+    one, other = (run(program, exact(case) + 1e-4) for _ in range(2))
+    for name in ("lower", "upper", "nodes", "leaves", "reason"):
+        assert getattr(one, name) == getattr(other, name)
+    assert np.array_equal(one.image, other.image)
+
+
+@every_milp
+def test_without_time_only_a_true_bound(case, norm):
+    at, program = setting(case, norm)
+    minimum = exact(case, norm)
+    found = run(program, minimum - 1e-6, Deadline(0.0))
+    if found.upper > minimum - 1e-6 and not found.lower > minimum - 1e-6:
+        assert found.reason == "time limit"
+    assert found.lower <= minimum + 1e-6 * max(1.0, abs(minimum))
+    assert -math.inf < found.lower
+    require_attained(at, program, found)
+
+
+def test_without_time_something_is_undecided():
+    """Else the last test says nothing."""
+    reasons = [run(setting(*at)[1], exact(*at) - 1e-6, Deadline(0.0)).reason for at in MILPS]
+    assert reasons.count("time limit") >= len(MILPS) / 2
+
+
+def test_a_search_cut_short_has_a_true_bound(monkeypatch):
+    _, program = setting("pooled")
+    minimum, reached = exact("pooled"), []
+    for nodes, looked_at in ((5, 0), (1, 100), (5, 100), (40, 100)):
+        monkeypatch.setattr(branch_module, "MOST_LOOKED_AT", looked_at)
+        found = branch_module._Tree(program, None, minimum - 1e-6, Highs(), CPU).search(PATIENT, nodes)
+        assert found.reason == "node limit"
+        assert found.lower <= minimum + 1e-6
+        reached.append(found.lower)
+    assert -math.inf < reached[0] < reached[1] < reached[2] < reached[3]
+
+
+# --- to the last digit ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", ["plain", "overlapping pool", "everything", "deep"])
+@pytest.mark.parametrize(("norm", "eps"), [("inf", 1e-6), ("1", 1e-5), ("2", 1e-5)])
+@pytest.mark.parametrize("patience", [math.inf, 0.0])
+def test_a_linear_program_is_bounded_from_below_in_float64(case, norm, eps, patience):
+    """Without units the minimum has a closed form, and no bound may exceed it, decided or not."""
+    at = traced(case)
+    program = Setting.of(at.net, Ball(at.ball.center, eps, norm)).program()
+    assert program.units == 0
+    minimum = linear_minimum(program)
+    rounding = 1e-10 * max(1.0, abs(minimum))
+    if norm != "2":
+        assert scipy_lp(triangle(program)) == pytest.approx(minimum, abs=10 * rounding)
+    for share in (-1e3, -1.0, 1.0, 10.0, 1e3, 1e5):
+        threshold = minimum + share * rounding
+        found = run(program, threshold, Deadline(patience))
+        assert found.lower <= minimum + rounding
+        assert found.lower <= threshold or share < 0
+
+
+def linear_minimum(program: Program) -> float:
+    """Over the box, or with no end of it near over an L1 or L2 ball."""
+    c = program.outputs.toarray()[0]
+    if program.norm == "inf":
+        return float(program.output_constants[0] - np.abs(c).sum())
+    # d = reach * t + shift, within the ball and the box [shift - reach, shift + reach]
+    slope = c / program.reach
+    start = float(program.output_constants[0] - slope @ program.shift)
+    low, high = program.shift - program.reach, program.shift + program.reach
+    if program.norm == "1":
+        left = 1.0
+        for i in np.argsort(-np.abs(slope)):
+            moved = min(left, -low[i] if slope[i] > 0 else high[i])
+            start, left = start - moved * abs(slope[i]), left - moved
+        return start
+    free = np.clip(-slope / np.linalg.norm(slope), low, high)
+    assert np.linalg.norm(free) == pytest.approx(1.0, abs=1e-12), "an end of the box is near"
+    return start + float(slope @ free)
+
+
+@pytest.mark.parametrize("case", ["residual", "pooled", "everything"])
+def test_a_threshold_just_above_the_minimum_is_not_claimed(case):
+    """Whatever float32 makes of it."""
+    _, program = setting(case)
+    minimum = exact(case)
+    for away in (1e-8, 1e-7, 1e-6):
+        threshold = minimum + away * max(1.0, abs(minimum))
+        found = run(program, threshold)
+        assert not found.lower > threshold
+        assert found.upper <= threshold or found.reason
+
+
+@pytest.mark.parametrize("eps", [0.03850760520507886, 0.038507605239735704, 0.038507605586304144])
+def test_two_minima_apart_are_bounded_in_float64(eps):
+    """At these eps their sum is zero but for the last digits, and each is decided at a threshold far from zero."""
+    pair, x = (8, 41), image(1, 16, 16, seed=4)
+    question = Question.ask(
+        co.from_torch(seeded(Pooled, 1), x), x, k=2, class_idx=0, norm="inf", clip=(0.0, 1.0), tie_tol=None
+    )
+    at = Setting.of(question.net, question.ball(eps), planes=False)
+    error = 2 * FLOAT64_SAFETY * question.scale
+    decide = Branched(Highs(), CPU, error)
+    answer = PairSolver(question, at.ball, CamExpressions(question, at.expressions), decide).solve(pair, PATIENT)
+    first, second = at.pixels(*pair)
+    programs = at.program(first), at.program(-second)
+    minimum = sum(scipy_milp(big_m(program)) * program.scales[0] for program in programs)
+    assert abs(minimum) < 2e-9
+    assert answer.lower <= minimum + 1e-9
+
+
+# --- solvers that fail ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Liar:
+    """Answers every problem alike, at a point that is the middle of its box."""
+
+    status: Status
+    bound: float
+    point: bool = False
+
+    def solve(self, problem: Problem, *, time_limit: float = math.inf, decide_at: float | None = None) -> Solution:
+        x = (problem.col_lower + problem.col_upper) / 2 if self.point else None
+        return Solution(self.status, math.inf, self.bound, x, None, Report("liar", "0", 0.0, 0, 0, "no reason"))
+
+
+LIARS = {
+    "infeasible": Liar(Status.INFEASIBLE, math.inf),
+    "error": Liar(Status.ERROR, math.inf),
+    "no number": Liar(Status.ERROR, math.nan),
+    "limit": Liar(Status.LIMIT, -math.inf),
+    "interrupted": Liar(Status.INTERRUPTED, -math.inf),
+    "a point alone": Liar(Status.LIMIT, -math.inf, point=True),
+}
+
+
+@pytest.mark.parametrize("case", ["residual", "pooled", "deep"])
+@pytest.mark.parametrize("liar", LIARS)
+@pytest.mark.parametrize("away", [-1e-6, 1e-6])
+def test_a_solver_that_fails_proves_nothing(case, liar, away, monkeypatch):
+    """A leaf's program always has a point: an infeasible one is a failure, as infinite bounds of others are."""
+    monkeypatch.setattr(branch_module, "SETTLED", 1e9)
+    monkeypatch.setattr(branch_module, "STEPS", 0)
+    _, program = setting(case)
+    threshold = exact(case) + away
+    found = run(program, threshold, Deadline(0.3), LIARS[liar])
+    assert found.leaves > 0
+    assert found.upper > threshold
+    assert not found.lower > threshold
+    assert found.lower <= exact(case) + 1e-6
+    assert found.reason
+
+
+def test_a_solver_that_raises_is_heard(monkeypatch):
+    class Broken(Liar):
+        def solve(self, problem: Problem, **_: object) -> Solution:
+            raise SolverError("broken")
+
+    monkeypatch.setattr(branch_module, "SETTLED", 1e9)
+    with pytest.raises(SolverError, match="broken"):
+        run(setting("pooled")[1], exact("pooled") - 1e-6, solver=Broken(Status.ERROR, math.inf))
+
+
+# --- what a node is split by ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", ["residual", "deep"])
+def test_children_are_by_the_unit_that_does_most_for_the_weaker(case):
+    _, program = setting(case)
+    bounds = PhaseBounds(program, None, torch.float64, CPU)
+    nodes, bound, _ = bounds.ascend(bounds.root(), 20)
+    units = torch.arange(program.units)[:, None]
+    lam = bound.lam[program.inputs :]
+    worth = []
+    for unit in range(program.units):
+        both = bounds.descend(nodes.split(units[unit], lam[unit])) - bound.value
+        worth.append(float(both.clamp(min=0).min() + 0.1 * both.clamp(min=0).max()))
+    likely = Likely(units.T, lam.T)
+    both = children(bounds, nodes, bound.value, likely, 1e9)
+    chosen = int(both.phases[:, 0].nonzero())
+    assert both.phases[chosen].tolist() == [1, -1]
+    assert worth[chosen] == pytest.approx(max(worth), abs=1e-12)
+    # a unit that is settled is not tried again
+    fixed = replace(nodes, phases=both.phases[:, :1])
+    again = children(bounds, fixed, bounds.descend(fixed), likely, 1e9)
+    assert int((again.phases[:, 0] != 0).sum()) == 2
+    assert int((again.phases[:, 1] != 0).sum()) == 2
