@@ -41,22 +41,9 @@ SEEDS = [pytest.param(seed, marks=[pytest.mark.slow] if seed else []) for seed i
 @pytest.mark.parametrize("method", ["milp", "auto"])
 @pytest.mark.parametrize("norm", ["inf", "1"])
 def test_exact_answers_are_those_of_enumeration(norm, method, seed):
-    """26 x 2 x EACH questions: top-k sets and (k1, k2), with and without clip box and kept class."""
+    """26 x 4 x EACH questions: top-k sets and (k1, k2), with and without clip box and kept class."""
     for question in questions(EACH, seed, (norm,)):
         check(question, verdict_of(question, method), exact=True)
-
-
-@pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("norm", ["inf", "1", "2"])
-def test_branch_and_bound_answers_are_those_of_enumeration(norm, seed):
-    """Exact where every pair has to hold; where rivals are counted or the class is kept never wrong."""
-    for question in questions(EACH // 2, 300 + seed, (norm,)):
-        verdict = verdict_of(question, "bab")
-        pairwise = not question.keep_class and question.within in (None, question.k)
-        check(question, verdict, exact=pairwise)
-        assert verdict.proof == ("float64" if verdict.status == "certified" else None)
-        if verdict.status == "unknown":
-            assert "MILP" in verdict.reason or abs(question.answer().upper) <= 1e-5, question.label
 
 
 @pytest.mark.parametrize("method", ["milp", "auto"])
@@ -78,9 +65,8 @@ def test_bounds_never_contradict_enumeration(norm, method):
         check(question, verdict_of(question, method), exact=False)
 
 
-@pytest.mark.parametrize(
-    ("norm", "method"), [("inf", "milp"), ("1", "milp"), ("inf", "auto"), ("1", "auto"), ("2", "bab")]
-)
+@pytest.mark.parametrize("method", ["milp", "auto"])
+@pytest.mark.parametrize("norm", ["inf", "1"])
 def test_exact_brackets_hold_the_radius(norm, method):
     """Enumeration agrees at both ends: of top-k sets, (k1, k2), and with the class kept."""
     closed = 0

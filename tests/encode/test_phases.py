@@ -24,7 +24,14 @@ FAR = {"inf": 1.0, "2": 2.5, "1": 6.0}
 """How much further than each input of the box alone all of them together may go."""
 
 PROGRAMS = [(case, "inf") for case in CASES]
-PROGRAMS += [("residual", "2"), ("overlapping pool", "2"), ("deep", "2"), ("plain", "1"), ("pooled", "1"), ("deep", "1")]
+PROGRAMS += [
+    ("residual", "2"),
+    ("overlapping pool", "2"),
+    ("deep", "2"),
+    ("plain", "1"),
+    ("pooled", "1"),
+    ("deep", "1"),
+]
 every_program = pytest.mark.parametrize(("case", "norm"), PROGRAMS)
 every_case = pytest.mark.parametrize("case", CASES)
 either = pytest.mark.parametrize("planes", [False, True], ids=["chords", "planes"])

@@ -1,0 +1,116 @@
+"""Branch and bound asked for by its public name: right in every norm, closed brackets, beside the other methods."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+import torch
+from nets import Deep, image, seeded
+from small_questions import SmallQuestion, questions
+from test_exact import check
+
+import corgi_opt as co
+from corgi_opt.deadline import Deadline
+from corgi_opt.ladder import Ladder
+from corgi_opt.question import Question
+from corgi_opt.verify import check_solver, climb
+
+EACH = 10
+"""Questions of one seed, norm and kind: about 60 by default."""
+
+SEEDS = [pytest.param(seed, marks=[pytest.mark.slow] if seed > 1000 else []) for seed in range(1000, 1017)]
+
+every_norm = pytest.mark.parametrize("norm", ["inf", "1", "2"])
+
+
+def every_pair_holds(seed: int, norm: str) -> Iterator[SmallQuestion]:
+    """Questions whose answer is a minimum over pairs."""
+    for question in questions(EACH, seed, (norm,)):
+        yield replace(question, within=None, keep_class=False)
+
+
+def counted_or_kept(seed: int, norm: str) -> list[SmallQuestion]:
+    """Questions whose answer is not a minimum over pairs."""
+    return [q for q in questions(4 * EACH, seed, (norm,)) if q.keep_class or q.within not in (None, q.k)][:EACH]
+
+
+def verdict_of(net: co.CamNetwork, question: SmallQuestion, method: str) -> co.Verdict:
+    return co.verify(net, question.x, method=method, time_limit=60, device="cpu", **question.arguments)
+
+
+def unattacked(net: co.CamNetwork, question: SmallQuestion) -> co.Verdict:
+    """As by ``radius``, which knows what PGD finds: counterexamples are those of branch and bound."""
+    asked = {n: v for n, v in question.arguments.items() if n != "eps"}
+    ladder = Ladder(Question.ask(net, question.x, tie_tol=None, **asked), question.eps, torch.device("cpu"))
+    return climb(ladder, "bab", None, check_solver(None, "bab", question.norm), Deadline(60))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@every_norm
+def test_pairs_are_decided_as_by_enumeration(norm, seed):
+    by_tree = set()
+    for question in every_pair_holds(seed, norm):
+        net = co.from_torch(question.model, question.x)
+        for verdict in (verdict_of(net, question, "bab"), verdict_of(net, question, "auto"), unattacked(net, question)):
+            check(question, verdict, exact=True)
+            assert verdict.proof == ("float64" if verdict.status == "certified" else None), question.label
+            by_tree |= {verdict.status} if "solved_pairs" in verdict.stats else set()
+    assert "falsified" in by_tree  # else nothing was left for a tree to decide
+
+
+@every_norm
+def test_rivals_and_classes_are_left_to_others_but_never_wrong(norm):
+    left = 0
+    for question in counted_or_kept(1000, norm):
+        net = co.from_torch(question.model, question.x)
+        verdict = verdict_of(net, question, "bab")
+        check(question, verdict, exact=False)
+        assert verdict.proof == ("float64" if verdict.status == "certified" else None), question.label
+        assert verdict.status != "unknown" or "MILP" in verdict.reason
+        left += verdict.status == "unknown"
+        auto = verdict_of(net, question, "auto")
+        check(question, auto, exact=norm != "2")
+        if norm != "2":
+            assert auto.status == verdict_of(net, question, "milp").status, question.label
+    assert left > 0 or norm != "2"  # where no MILP is asked some stay open
+
+
+def test_radii_in_l2_close_around_that_of_enumeration():
+    closed = 0
+    for question in every_pair_holds(1000, "2"):
+        net = co.from_torch(question.model, question.x)
+        asked = {n: v for n, v in question.arguments.items() if n != "eps"}
+        r = co.radius(net, question.x, method="bab", rtol=0.01, time_limit=60, device="cpu", **asked)
+        assert replace(question, eps=r.lower).answer().upper > -1e-9, question.label
+        if r.counterexample is None:
+            continue
+        assert replace(question, eps=r.upper).answer().lower <= 1e-9, question.label
+        assert r.ratio <= 1.01 + 1e-9, question.label
+        assert r.proof == "float64"
+        closed += 1
+    assert closed >= EACH // 2
+
+
+@pytest.mark.parametrize("norm", ["inf", "2"])
+def test_beside_the_others_it_certifies_most(norm):
+    x = image(1, 8, 6, seed=1)
+    net = co.from_torch(seeded(Deep, 1), x)
+    compared = co.compare(net, x, k=2, norm=norm, device="cpu", progress=False)
+    assert list(compared.radii) == ["corgi", "crown", "dual", "lp", "bab"]
+    assert all(a.lower <= b.lower for a, b in pairwise(compared.radii.values()))
+    bab = compared.radii["bab"]
+    assert bab.ratio <= 1.01 + 1e-9
+    assert bab.lower > 1.02 * compared.radii["lp"].lower
+    assert bab.proof == "float64"
+    assert all(bab.lower < r.upper for r in compared.radii.values())
+
+
+def test_where_rivals_are_counted_auto_stands_for_it():
+    x = image(1, 8, 6, seed=1)
+    net = co.from_torch(seeded(Deep, 1), x)
+    compared = co.compare(net, x, k=1, within=2, rtol=0.1, device="cpu", progress=False)
+    assert list(compared.radii) == ["corgi", "crown", "dual", "lp", "auto"]
+    assert all(a.lower <= b.lower for a, b in pairwise(compared.radii.values()))
