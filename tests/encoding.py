@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass, replace
 
@@ -42,6 +43,9 @@ CUT_CASES = [
 ]
 """Smooth images and eps at which many candidates of a pooling window compete, so that direct planes are used, and
 which a MILP still decides within a second."""
+
+FAR = {"inf": 1.0, "2": 2.5, "1": 6.0}
+"""How much larger a ball is for its norm to leave about as many units unstable."""
 
 PATIENT = Deadline(math.inf)
 
@@ -165,6 +169,17 @@ class Setting:
         """[t, s, d]: the point of the MILP that an image (C, H, W) is."""
         _, z = self.scaled(program, x)
         return np.concatenate([self.point(program, x), z > 0])
+
+
+traced = functools.cache(Setting.case)
+
+
+@functools.cache
+def exact_setting(case: str, norm: str = "inf") -> tuple[Setting, Program]:
+    """A case in another norm and without planes of pooling windows, as exact methods see it; and its program."""
+    first = traced(case)
+    at = Setting.of(first.net, co.Ball(first.ball.center, first.ball.eps * FAR[norm], norm), planes=False)
+    return at, at.program()
 
 
 def value(expression: Expression, variables: np.ndarray) -> float:

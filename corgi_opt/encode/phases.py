@@ -180,6 +180,17 @@ class PhaseBounds:
             variables[part] = self._read(block, variables)[0].relu()
         return (variables * self._costs[:, goal]).sum(dim=0) + self._offsets[goal]
 
+    def inside(self, images: Tensor) -> Tensor:
+        """Images ``t`` (n, N) of the region, where rounding has taken them out of it moved towards its centre."""
+        images = images.clamp(-1, 1)
+        if self.norm == "inf":
+            return images
+        reach, center = self._reach[:, None], self._center[:, None]
+        offset = reach * images + center
+        size = offset.abs().sum(dim=0) if self.norm == "1" else offset.square().sum(dim=0).sqrt()
+        offset = offset / size.clamp(min=1)
+        return ((offset - center) / reach).clamp(-1, 1)
+
     def ascend(self, nodes: Nodes, steps: int) -> tuple[Nodes, Bound, Point]:
         """The nodes at the best multipliers that a few steps of Adam meet, and their bounds."""
         best, lines = nodes, self._lines(nodes)

@@ -166,7 +166,7 @@ class _Tree:
         """Looks at the output's values at images (n, N)."""
         goal = torch.zeros(images.shape[1], dtype=torch.long, device=images.device)
         best = self.bounds.values(images, goal).argmin()
-        image = images[:, best, None].double()
+        image = self.exact.inside(images[:, best, None].double())
         value = float(self.exact.values(image, goal[:1]))
         if value < self.upper:
             self.upper, self.image = value, image[:, 0].cpu().numpy()

@@ -9,30 +9,18 @@ import numpy as np
 import pytest
 import torch
 from corgi_solvers import Cvxpy, Highs, Status
-from encoding import CASES, Setting, scipy_lp
+from encoding import CASES, scipy_lp
+from encoding import exact_setting as setting
 from scipy import sparse
 from scipy.optimize import Bounds, LinearConstraint, milp
 
 from corgi_opt.encode.big_m import big_m
 from corgi_opt.encode.leaf import leaf
 from corgi_opt.encode.program import Program
-from corgi_opt.spec import Ball
-
-FAR = {"inf": 1.0, "2": 2.5, "1": 6.0}
 
 every_lp = pytest.mark.parametrize(
     ("case", "norm"), [(case, "inf") for case in CASES] + [(case, "1") for case in ("plain", "residual", "pooled")]
 )
-
-
-traced = functools.cache(Setting.case)
-
-
-@functools.cache
-def setting(case: str, norm: str = "inf") -> tuple[Setting, Program]:
-    first = traced(case)
-    at = Setting.of(first.net, Ball(first.ball.center, first.ball.eps * FAR[norm], norm), planes=False)
-    return at, at.program()
 
 
 @functools.cache

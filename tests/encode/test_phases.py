@@ -10,6 +10,7 @@ import pytest
 import torch
 from corgi_solvers import Cvxpy
 from encoding import CASES, Setting, scipy_lp
+from encoding import exact_setting as setting
 from torch import Tensor
 
 from corgi_opt.encode import phases as phases_module
@@ -17,10 +18,8 @@ from corgi_opt.encode.hull import HullPlanes, hull_planes
 from corgi_opt.encode.phases import Bound, Nodes, PhaseBounds
 from corgi_opt.encode.program import Program
 from corgi_opt.encode.triangle import triangle
-from corgi_opt.spec import Ball
 
 CPU = torch.device("cpu")
-FAR = {"inf": 1.0, "2": 2.5, "1": 6.0}
 """How much further than each input of the box alone all of them together may go."""
 
 PROGRAMS = [(case, "inf") for case in CASES]
@@ -35,16 +34,6 @@ PROGRAMS += [
 every_program = pytest.mark.parametrize(("case", "norm"), PROGRAMS)
 every_case = pytest.mark.parametrize("case", CASES)
 either = pytest.mark.parametrize("planes", [False, True], ids=["chords", "planes"])
-
-
-traced = functools.cache(Setting.case)
-
-
-@functools.cache
-def setting(case: str, norm: str = "inf") -> tuple[Setting, Program]:
-    first = traced(case)
-    at = Setting.of(first.net, Ball(first.ball.center, first.ball.eps * FAR[norm], norm), planes=False)
-    return at, at.program()
 
 
 @functools.cache
