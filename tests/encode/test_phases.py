@@ -20,7 +20,6 @@ from corgi_opt.encode.program import Program
 from corgi_opt.encode.triangle import triangle
 
 CPU = torch.device("cpu")
-"""How much further than each input of the box alone all of them together may go."""
 
 PROGRAMS = [(case, "inf") for case in CASES]
 PROGRAMS += [
