@@ -70,7 +70,7 @@ def test_the_first_certificate_brackets_the_radius(first_certificate):
 
 def test_the_first_certificate_shows_a_table_and_two_pictures(first_certificate):
     table = shown_by(first_certificate, "c.to_frame()", "text/html")
-    assert all(f"<th>{method}</th>" in table for method in ("corgi", "crown", "lp", "milp"))
+    assert all(f"<th>{method}</th>" in table for method in ("corgi", "crown", "lp", "bab"))
     for call in ("plot_counterexample(net", "c.plot()"):
         picture = base64.b64decode(shown_by(first_certificate, call, "image/png"))
         assert picture.startswith(b"\x89PNG")

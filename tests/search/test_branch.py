@@ -71,14 +71,13 @@ def require_right(case: str, norm: str, below: float, above: float) -> list[Sear
 @pytest.mark.parametrize(
     ("case", "norm", "first"),
     [(*program, "never planes") for program in MILPS]
-    + [("plain", "inf", "planes"), ("residual", "inf", "planes"), ("deep", "inf", "planes"), ("pooled", "1", "planes")],
+    + [("residual", "inf", "planes"), ("deep", "inf", "planes"), ("pooled", "1", "planes")],
 )
 def test_both_sides_of_the_minimum(case, norm, first, monkeypatch):
     monkeypatch.setattr(branch_module, "FIRST_NODES", FIRST_NODES[first])
     searched, hull_planes = [], branch_module.hull_planes
     monkeypatch.setattr(branch_module, "hull_planes", lambda *args: searched.append(args) or hull_planes(*args))
-    for below, above in ((0.1, 1e-3), (1e-3, 3e-5)):
-        require_right(case, norm, below, above)
+    require_right(case, norm, below=1e-3, above=3e-5)
     assert bool(searched) == (first == "planes")
 
 
@@ -88,7 +87,6 @@ def test_both_sides_of_the_minimum(case, norm, first, monkeypatch):
         ("residual", "inf", "planes"),
         ("residual", "1", "planes"),
         ("pooled", "inf", "never planes"),
-        ("deep", "inf", "never planes"),
     ],
 )
 def test_by_linear_programs_of_leaves_alone(case, norm, first, monkeypatch):
@@ -107,7 +105,7 @@ def test_without_ascent(case, norm, monkeypatch):
     require_right(case, norm, 1e-2, 1e-2)
 
 
-@pytest.mark.parametrize("case", ["residual", "pooled", "deep"])
+@pytest.mark.parametrize("case", ["residual", "deep"])
 def test_in_an_l2_ball_claims_do_not_contradict_each_other(case):
     at, program = setting(case, "2")
     images = torch.cat([at.ball.project(x[None]) for x in at.points(200)])
@@ -122,8 +120,7 @@ def test_in_an_l2_ball_claims_do_not_contradict_each_other(case):
         require_attained(at, program, f)
 
 
-@pytest.mark.parametrize("case", ["residual", "pooled"])
-@pytest.mark.parametrize("first", FIRST_NODES)
+@pytest.mark.parametrize(("case", "first"), [("residual", "planes"), ("pooled", "never planes")])
 def test_the_same_every_time(case, first, monkeypatch):
     monkeypatch.setattr(branch_module, "FIRST_NODES", FIRST_NODES[first])
     _, program = setting(case)
@@ -206,12 +203,12 @@ def linear_minimum(program: Program) -> float:
     return start + float(slope @ free)
 
 
-@pytest.mark.parametrize("case", ["residual", "pooled", "everything"])
+@pytest.mark.parametrize("case", ["residual", "everything"])
 def test_a_threshold_just_above_the_minimum_is_not_claimed(case):
     """Whatever float32 makes of it."""
     _, program = setting(case)
     minimum = exact(case)
-    for away in (1e-8, 1e-7, 1e-6):
+    for away in (1e-8, 1e-7):
         threshold = minimum + away * max(1.0, abs(minimum))
         found = run(program, threshold)
         assert not found.lower > threshold
@@ -262,16 +259,15 @@ LIARS = {
 }
 
 
-@pytest.mark.parametrize("case", ["residual", "pooled"])
 @pytest.mark.parametrize("liar", LIARS)
-@pytest.mark.parametrize("away", [-1e-6, 1e-6])
-def test_a_solver_that_fails_proves_nothing(case, liar, away, monkeypatch):
+@pytest.mark.parametrize(("case", "away"), [("residual", -1e-6), ("pooled", 1e-6)])
+def test_a_solver_that_fails_proves_nothing(case, away, liar, monkeypatch):
     """A leaf's program always has a point: an infeasible one is a failure, as infinite bounds of others are."""
     monkeypatch.setattr(branch_module, "SETTLED", 1e9)
     monkeypatch.setattr(branch_module, "STEPS", 0)
     _, program = setting(case)
     threshold = exact(case) + away
-    found = run(program, threshold, Deadline(0.3), LIARS[liar])
+    found = run(program, threshold, Deadline(0.2), LIARS[liar])
     assert found.leaves > 0
     assert found.upper > threshold
     assert not found.lower > threshold
