@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from nets import Deep, image, seeded
+from nets import Pooled, image, seeded
 from small_questions import SmallQuestion, questions
 from test_exact import check
 
@@ -18,10 +18,10 @@ from corgi_opt.ladder import Ladder
 from corgi_opt.question import Question
 from corgi_opt.verify import check_solver, climb
 
-EACH = 10
-"""Questions of one seed, norm and kind: about 60 by default."""
+EACH = 8
+"""Questions of one seed, norm and kind: about 50 by default, 500 more with -m slow."""
 
-SEEDS = [pytest.param(seed, marks=[pytest.mark.slow] if seed > 1000 else []) for seed in range(1000, 1017)]
+SEEDS = [pytest.param(seed, marks=[pytest.mark.slow] if seed > 1000 else []) for seed in range(1000, 1022)]
 
 every_norm = pytest.mark.parametrize("norm", ["inf", "1", "2"])
 
@@ -34,7 +34,7 @@ def every_pair_holds(seed: int, norm: str) -> Iterator[SmallQuestion]:
 
 def counted_or_kept(seed: int, norm: str) -> list[SmallQuestion]:
     """Questions whose answer is not a minimum over pairs."""
-    return [q for q in questions(4 * EACH, seed, (norm,)) if q.keep_class or q.within not in (None, q.k)][:8]
+    return [q for q in questions(4 * EACH, seed, (norm,)) if q.keep_class or q.within not in (None, q.k)][:6]
 
 
 def verdict_of(net: co.CamNetwork, question: SmallQuestion, method: str) -> co.Verdict:
@@ -76,12 +76,11 @@ def test_rivals_and_classes_are_left_to_others_but_never_wrong(norm):
 
 
 @pytest.mark.parametrize(("norm", "seed", "label"), [("1", 2038, 1460594351), ("2", 2077, 434509360)])
-@pytest.mark.parametrize("method", ["bab", "auto"])
-def test_images_are_in_the_ball(norm, seed, label, method):
+def test_images_are_in_the_ball(norm, seed, label):
     """A pair may break where rivals are counted; an image outside the ball would be below what CROWN proves exactly."""
     (question,) = (q for q in questions(10, seed, (norm,)) if q.label.endswith(f"seed {label}"))
     question = replace(question, keep_class=False)
-    check(question, verdict_of(co.from_torch(question.model, question.x), question, method), exact=norm == "1")
+    check(question, verdict_of(co.from_torch(question.model, question.x), question, "auto"), exact=norm == "1")
 
 
 def test_radii_in_l2_close_around_that_of_enumeration():
@@ -102,21 +101,21 @@ def test_radii_in_l2_close_around_that_of_enumeration():
 
 @pytest.mark.parametrize("norm", ["inf", "2"])
 def test_beside_the_others_it_certifies_most(norm):
-    x = image(1, 8, 6, seed=1)
-    net = co.from_torch(seeded(Deep, 1), x)
+    x = image(1, 8, 8)
+    net = co.from_torch(seeded(Pooled), x)
     compared = co.compare(net, x, k=2, norm=norm, rtol=0.03, device="cpu", progress=False)
     assert list(compared.radii) == ["corgi", "crown", "dual", "lp", "bab"]
     assert all(a.lower <= b.lower for a, b in pairwise(compared.radii.values()))
     bab = compared.radii["bab"]
     assert bab.ratio <= 1.03 + 1e-9
-    assert bab.lower > 1.02 * compared.radii["lp"].lower
+    assert bab.lower > 1.05 * compared.radii["lp"].lower
     assert bab.proof == "float64"
     assert all(bab.lower < r.upper for r in compared.radii.values())
 
 
 def test_where_rivals_are_counted_auto_stands_for_it():
-    x = image(1, 8, 6, seed=1)
-    net = co.from_torch(seeded(Deep, 1), x)
+    x = image(1, 8, 8)
+    net = co.from_torch(seeded(Pooled), x)
     compared = co.compare(net, x, k=1, within=2, rtol=0.1, device="cpu", progress=False)
     assert list(compared.radii) == ["corgi", "crown", "dual", "lp", "auto"]
     assert all(a.lower <= b.lower for a, b in pairwise(compared.radii.values()))

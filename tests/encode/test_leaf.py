@@ -117,11 +117,30 @@ def test_a_pattern_that_no_image_has_rises_with_its_penalty(case, norm):
 
 def test_other_outputs_have_leaves_of_their_own():
     at, _ = setting("pooled")
-    program = at.program(at.difference, -at.difference)
+    program = at.program(at.difference, *at.pixels(at.pair[0]))
+    x = at.points(1)[0]
+    whole = np.concatenate([at.point(program, x), np.zeros(program.units)])
     phases = np.zeros(program.units, dtype=np.int8)
-    highest = float(at.pair_at(at.points(200)).max()) / program.scales[1]
-    assert scipy_lp(leaf(program, 1, phases, 10.0)) <= -highest + 1e-6
-    assert scipy_lp(leaf(program, 0, phases, 10.0)) != pytest.approx(scipy_lp(leaf(program, 1, phases, 10.0)))
+    expected = [at.pair_at(x[None])[0], float(at.net.cams(x[None], 0).flatten()[at.pair[0]])]
+    for goal, value in enumerate(expected / program.scales):
+        assert leaf(program, goal, phases, 10.0).objective(whole) == pytest.approx(value, rel=1e-7, abs=1e-7)
+
+
+@pytest.mark.parametrize("moved", [-0.01, 0.01])
+def test_what_clearing_may_have_moved_is_allowed_for(moved):
+    """At a point where all rows are tight, pre-activations may be off by as much as ``slack`` says, and no more."""
+    _, program = setting("pooled")
+    units = program.units
+    t = np.random.default_rng(0).uniform(-1, 1, program.inputs)
+    point = np.concatenate([t, np.zeros(2 * units)])
+    constants = moved - program.rows @ point[: program.inputs + units]
+    tight = replace(program, constants=constants, lower=np.zeros(units), upper=np.ones(units))
+    for phase in (-1, 0, 1):
+        phases = np.full(units, phase, dtype=np.int8)
+        allowed, short = (replace(tight, slack=np.full(units, slack)) for slack in (0.01, 0.009))
+        assert leaf(allowed, 0, phases, 10.0).violation(point) < 1e-12
+        if (phase, moved) != (-1, -0.01):  # one that is off may be as low as it likes
+            assert leaf(short, 0, phases, 10.0).violation(point) == pytest.approx(0.001)
 
 
 def test_a_leaf_has_a_point_whatever_the_phases():

@@ -41,8 +41,9 @@ def exact(case: str, norm: str = "inf") -> float:
     return scipy_milp(big_m(setting(case, norm)[1]))
 
 
-def run(program: Program, threshold: float, deadline: Deadline = PATIENT, solver=None) -> Searched:
-    return branch(program, threshold, solver or (Cvxpy() if program.norm == "2" else Highs()), CPU, deadline)
+def run(program: Program, threshold: float, deadline: Deadline | None = None, solver=None) -> Searched:
+    solver = solver or (Cvxpy() if program.norm == "2" else Highs())
+    return branch(program, threshold, solver, CPU, deadline or Deadline(30.0))
 
 
 def require_attained(at: Setting, program: Program, found: Searched) -> None:
@@ -163,7 +164,7 @@ def test_a_search_cut_short_has_a_true_bound(monkeypatch):
 # --- to the last digit ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("case", ["plain", "residual", "overlapping pool", "deep"])
+@pytest.mark.parametrize("case", ["plain", "overlapping pool", "deep"])
 @pytest.mark.parametrize(("norm", "eps"), [("inf", 1e-5), ("1", 1e-4), ("2", 1e-3)])
 @pytest.mark.parametrize("patience", [math.inf, 0.0])
 def test_a_linear_program_is_bounded_in_float64(case, norm, eps, patience):
@@ -175,7 +176,7 @@ def test_a_linear_program_is_bounded_in_float64(case, norm, eps, patience):
     rounding = 1e-12 * max(1.0, abs(minimum))
     if norm != "2":
         assert scipy_lp(triangle(program)) == pytest.approx(minimum, rel=1e-9)
-    for share in (-1e5, -1e2, 1e2, 1e3, 1e5, 1e7):
+    for share in (-1e2, 1e2, 1e3, 1e5):
         threshold = minimum + share * rounding
         found = run(program, threshold, Deadline(patience))
         assert found.lower <= minimum + rounding
@@ -203,7 +204,7 @@ def linear_minimum(program: Program) -> float:
     return start + float(slope @ free)
 
 
-@pytest.mark.parametrize("case", ["residual", "everything"])
+@pytest.mark.parametrize("case", ["residual", "pooled"])
 def test_a_threshold_just_above_the_minimum_is_not_claimed(case):
     """Whatever float32 makes of it."""
     _, program = setting(case)
@@ -215,14 +216,29 @@ def test_a_threshold_just_above_the_minimum_is_not_claimed(case):
         assert found.upper <= threshold or found.reason
 
 
-@pytest.mark.parametrize("eps", [0.03850760520507886, 0.038507605239735704, 0.038507605586304144])
-def test_two_minima_apart_are_bounded_in_float64(eps):
-    """At these eps their sum is zero but for the last digits, and each is decided at a threshold far from zero."""
+@pytest.mark.parametrize("case", ["pooled", "deep"])
+def test_what_float32_closes_and_float64_does_not_stays_open(case, monkeypatch):
+    """Thresholds that the root's bound reaches by rounding alone, all of them far below the minimum."""
+    _, program = setting(case)
+    single, double = (PhaseBounds(program, None, dtype, CPU) for dtype in (torch.float32, torch.float64))
+    met = 0
+    for steps in range(0, 12, 2):
+        nodes, bound, _ = single.ascend(single.root(), steps)
+        threshold = float(double.descend(nodes.to(torch.float64)))
+        met += bool(bound.value > threshold)
+        monkeypatch.setattr(branch_module, "ROOT_STEPS", steps)
+        found = branch_module._Tree(program, None, threshold, Highs(), CPU).search(Deadline(30.0), math.inf)
+        assert threshold < found.lower <= exact(case) + 1e-6
+    assert met > 0
+
+
+def test_two_minima_apart_are_bounded_in_float64():
+    """At this eps their sum is zero but for the last digits, and each is decided at a threshold far from zero."""
     pair, x = (8, 41), image(1, 16, 16, seed=4)
     question = Question.ask(
         co.from_torch(seeded(Pooled, 1), x), x, k=2, class_idx=0, norm="inf", clip=(0.0, 1.0), tie_tol=None
     )
-    at = Setting.of(question.net, question.ball(eps), planes=False)
+    at = Setting.of(question.net, question.ball(0.038507605239735704), planes=False)
     error = 2 * FLOAT64_SAFETY * question.scale
     decide = Branched(Highs(), CPU, error)
     answer = PairSolver(question, at.ball, CamExpressions(question, at.expressions), decide).solve(pair, PATIENT)
@@ -297,15 +313,16 @@ def test_children_are_by_the_unit_that_does_most_for_the_weaker(case):
     lam = bound.lam[program.inputs :]
     worth = []
     for unit in range(program.units):
-        both = bounds.descend(nodes.split(units[unit], lam[unit])) - bound.value
-        worth.append(float(both.clamp(min=0).min() + 0.1 * both.clamp(min=0).max()))
-    likely = Likely(units.T, lam.T)
-    both = children(bounds, nodes, bound.value, likely, 1e9)
-    chosen = int(both.phases[:, 0].nonzero())
-    assert both.phases[chosen].tolist() == [1, -1]
-    assert worth[chosen] == pytest.approx(max(worth), abs=1e-12)
-    # a unit that is settled is not tried again
-    fixed = replace(nodes, phases=both.phases[:, :1])
-    again = children(bounds, fixed, bounds.descend(fixed), likely, 1e9)
-    assert int((again.phases[:, 0] != 0).sum()) == 2
-    assert int((again.phases[:, 1] != 0).sum()) == 2
+        both = (bounds.descend(nodes.split(units[unit], lam[unit])) - bound.value).clamp(min=0)
+        worth.append(float(both.min() + 0.1 * both.max()))
+    for start in range(program.units - 4):
+        likely = Likely(units.T[:, start : start + 5], lam.T[:, start : start + 5])
+        both = children(bounds, nodes, bound.value, likely, 1e9)
+        chosen = int(both.phases[:, 0].nonzero())
+        assert both.phases[chosen].tolist() == [1, -1]
+        assert start <= chosen < start + 5
+        assert worth[chosen] == pytest.approx(max(worth[start : start + 5]), abs=1e-12)
+        # a unit that is settled is not tried again
+        fixed = replace(nodes, phases=both.phases[:, :1])
+        again = children(bounds, fixed, bounds.descend(fixed), likely, 1e9)
+        assert (again.phases != 0).sum(dim=0).tolist() == [2, 2]
