@@ -200,7 +200,7 @@ class RadiusSearch:
                 at = (last * high) ** 0.5
             else:
                 break
-            verdict = self._probe(method, at, deadline.within(max(deadline.left / 3, 5.0)))
+            verdict = self._probe(method, at, deadline.within(max(deadline.left / 2, 5.0)))
             if verdict.status == "certified":
                 low = self._proven(at, verdict)
                 continue

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -40,9 +41,14 @@ MKL: bool = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
 AT_ONCE = 128
 """Nodes that are bounded in one pass, so that what it holds stays in a processor's cache."""
 
-SLOPE_RATE, PULL_RATE, LAST = 0.02, 0.02, 0.2
-"""Adam's first step for slopes and mixes, and for pulls (objectives are scaled to a largest coefficient of 1); the
-share of it that the last step has."""
+RATE, LAST = 0.02, 0.2
+"""Adam's first step (objectives are scaled to a largest coefficient of 1); the share of it that the last step has."""
+
+MOST = (1.0, None, 1.0)
+"""Up to which slopes, pulls and mixes go."""
+
+SLOWEST, FASTEST = 1 / 64, 2.0
+"""Between which the pace of a node's ascent lies; it begins with the second."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +56,7 @@ class Nodes:
     """N phase patterns, and the multipliers to bound them with: (U, N) each.
 
     ``phases`` (int8): 1 on, -1 off, 0 open. ``mixes``: the share of planes, in [0, 1]. ``goal`` (N,): which output of
-    the program each is about.
+    the program each is about. ``pace`` (N,): how boldly ascent steps towards its goal.
     """
 
     phases: Tensor
@@ -58,16 +64,25 @@ class Nodes:
     pulls: Tensor
     mixes: Tensor
     goal: Tensor
+    pace: Tensor
 
     def __len__(self) -> int:
         return len(self.goal)
 
     def __getitem__(self, part: Tensor) -> Nodes:
         phases, slopes, pulls, mixes = (m[:, part] for m in (self.phases, self.slopes, self.pulls, self.mixes))
-        return Nodes(phases, slopes, pulls, mixes, self.goal[part])
+        return Nodes(phases, slopes, pulls, mixes, self.goal[part], self.pace[part])
 
     def to(self, dtype: torch.dtype) -> Nodes:
-        slopes, pulls, mixes = (m.to(dtype) for m in (self.slopes, self.pulls, self.mixes))
+        return replace(self.at(m.to(dtype) for m in self.multipliers), pace=self.pace.to(dtype))
+
+    @property
+    def multipliers(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.slopes, self.pulls, self.mixes
+
+    def at(self, multipliers: Iterable[Tensor]) -> Nodes:
+        """The same nodes at other multipliers."""
+        slopes, pulls, mixes = multipliers
         return replace(self, slopes=slopes, pulls=pulls, mixes=mixes)
 
     def split(self, units: Tensor, lam: Tensor) -> Nodes:
@@ -82,8 +97,8 @@ class Nodes:
         phases = [self.phases.index_put((units, at), self.phases.new_tensor(side)) for side, _ in sides]
         pulls = [self.pulls.index_put((units, at), pull) for _, pull in sides]
         slopes, mixes = (torch.cat([part, part], dim=1) for part in (self.slopes, self.mixes))
-        goal = torch.cat([self.goal, self.goal])
-        return Nodes(torch.cat(phases, dim=1), slopes, torch.cat(pulls, dim=1), mixes, goal)
+        goal, pace = torch.cat([self.goal, self.goal]), torch.cat([self.pace, self.pace])
+        return Nodes(torch.cat(phases, dim=1), slopes, torch.cat(pulls, dim=1), mixes, goal, pace)
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,7 +178,8 @@ class PhaseBounds:
         """One node for each of the first outputs, all units open, at CROWN's slopes or those found with the planes."""
         slopes, mixes = (start.repeat(1, goals) for start in (self._below, self._mixes))
         phases = torch.zeros(self.units, goals, dtype=torch.int8, device=self.device)
-        return Nodes(phases, slopes, torch.zeros_like(slopes), mixes, torch.arange(goals, device=self.device))
+        goal = torch.arange(goals, device=self.device)
+        return Nodes(phases, slopes, torch.zeros_like(slopes), mixes, goal, slopes.new_full((goals,), FASTEST))
 
     def descend(self, nodes: Nodes) -> Tensor:
         """D (N,) at the nodes' multipliers."""
@@ -191,33 +207,37 @@ class PhaseBounds:
         offset = offset / size.clamp(min=1)
         return ((offset - center) / reach).clamp(-1, 1)
 
-    def ascend(self, nodes: Nodes, steps: int) -> tuple[Nodes, Bound, Point]:
-        """The nodes at the best multipliers that a few steps of Adam meet, and their bounds."""
+    def ascend(self, nodes: Nodes, steps: int, enough: float = math.inf) -> tuple[Nodes, Bound, Point]:
+        """The nodes at the best multipliers that a few steps of Adam meet, and their bounds.
+
+        ``enough``: what bounds are to reach. A step goes no farther than ``pace`` times as far as would carry its node
+        there if D were linear (Polyak 1969): near the goal, full steps only jump from side to side over kinks of D. Who
+        gains nothing goes on at half the pace.
+        """
         best, lines = nodes, self._lines(nodes)
         bound = self._descend(nodes.goal, lines)
-        value, memory = bound.value, [_Adam(nodes.slopes) for _ in range(3)]
+        start = value = bound.value
+        memory = [_Adam(nodes.slopes) for _ in range(3)]
         for step in range(steps):
             point = self._rise(bound.lam, lines)
             open_ = lines.open * bound.lam[self.inputs :]
             gradients = (open_.clamp(min=0) * point.z, -lines.phases * point.z, open_.clamp(max=0) * point.gain)
-            slopes, pulls, mixes = (adam.step(g) for adam, g in zip(memory, gradients, strict=True))
-            share = LAST ** (step / max(1, steps - 1))
-            nodes = replace(
-                nodes,
-                slopes=(nodes.slopes + SLOPE_RATE * share * slopes).clamp_(0, 1),
-                pulls=(nodes.pulls + PULL_RATE * share * pulls).clamp_(min=0),
-                mixes=nodes.mixes if self._planes is None else (nodes.mixes + SLOPE_RATE * share * mixes).clamp_(0, 1),
-            )
+            rate = RATE * LAST ** (step / max(1, steps - 1))
+            full = [
+                (old + rate * adam.step(g)).clamp_(0, most).sub_(old)
+                for adam, g, old, most in zip(memory, gradients, nodes.multipliers, MOST, strict=True)
+            ]
+            rise = torch.stack([(g * s).sum(dim=0) for g, s in zip(gradients, full, strict=True)]).sum(dim=0)
+            share = (nodes.pace * (enough - bound.value).clamp(min=0) / rise.clamp(min=1e-30)).clamp(max=1)
+            nodes = nodes.at(old + share * s for old, s in zip(nodes.multipliers, full, strict=True))
             lines = self._lines(nodes)
             bound = self._descend(nodes.goal, lines)
             better = bound.value > value
             value = torch.where(better, bound.value, value)
-            best = replace(
-                best,
-                slopes=torch.where(better, nodes.slopes, best.slopes),
-                pulls=torch.where(better, nodes.pulls, best.pulls),
-                mixes=torch.where(better, nodes.mixes, best.mixes),
-            )
+            both = zip(nodes.multipliers, best.multipliers, strict=True)
+            best = best.at(torch.where(better, new, old) for new, old in both)
+        pace = torch.where(value > start, 2 * best.pace, best.pace / 2).clamp(SLOWEST, FASTEST)
+        best = replace(best, pace=pace)
         lines = self._lines(best)
         bound = self._descend(best.goal, lines)
         return best, bound, self._rise(bound.lam, lines)

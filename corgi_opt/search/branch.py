@@ -2,9 +2,10 @@
 
 Nodes are bounded many at once by D(mu) (encode/phases.py), in float32; one is closed only by its bound in float64. A
 node is split by one of the units that mislead its bound most (|lambda| times the error of the relaxed unit at the image
-that the bound believes in), whichever of a few does most for the weaker child (strong branching, Applegate et al.
-1995). Where no open unit misleads it, what is left is a linear program, and is solved as one: a multiplier of a
-phase may need more than a few steps of ascent.
+that the bound believes in) and were worth most where they were tried before (pseudo-costs, Benichou et al. 1971),
+whichever of a few does most for the weaker child (strong branching, Applegate et al. 1995). Where no open unit misleads
+it, what is left is a linear program, and is solved as one: a multiplier of a phase may need more than a few steps of
+ascent.
 """
 
 from __future__ import annotations
@@ -29,20 +30,23 @@ from corgi_opt.search.frontier import Frontier, Likely
 BATCH, LOOKAHEAD = 128, 8
 """Nodes that are split at once; units that are tried for each."""
 
-ROOT_STEPS, STEPS = 30, 12
+ROOT_STEPS, STEPS = 30, 8
 """Steps of ascent at the root, and at every other node."""
 
 FIRST_NODES = 200
 """Nodes of the tree without planes: about as long as it takes to find planes."""
 
 CLEARLY = 1e-4
-"""How far above the threshold, in units of the output's largest coefficient, a root's bound in float32 is enough."""
+"""How far above the threshold, in units of the output's largest coefficient, a bound in float32 is enough."""
 
 MOST_LOOKED_AT = 30_000
 """Open nodes whose bounds are evaluated in float64 when a search ends undecided."""
 
 SETTLED = 1e-7
 """A unit that misleads its bound by less, in units of the output's largest coefficient, is not worth a split."""
+
+FEW = 3
+"""Trials by which a unit's own pseudo-cost comes to weigh as much as that of all units."""
 
 TOO_CLOSE = "too close to zero for float arithmetic"
 """Why an answer may be no answer."""
@@ -82,8 +86,29 @@ def branch(program: Program, threshold: float, solver: Backend, device: torch.de
     return Searched(max(first.lower, second.lower), upper, image, nodes, leaves, second.reason)
 
 
-def children(bounds: PhaseBounds, nodes: Nodes, value: Tensor, likely: Likely, threshold: float) -> Nodes:
-    """Both children of each node, whose bound is ``value`` (N,), by the best of its likely units.
+class PseudoCosts:
+    """What it was worth so far to split by each of the units: the mean share that it closed of a node's gap."""
+
+    def __init__(self, units: int, device: torch.device) -> None:
+        self._sum, self._count = torch.zeros(units, device=device), torch.zeros(units, device=device)
+
+    def learn(self, units: Tensor, share: Tensor) -> None:
+        """That splits by ``units`` (T,) closed ``share`` (T,)."""
+        self._sum.index_add_(0, units, share.to(self._sum.dtype))
+        self._count.index_add_(0, units, torch.ones_like(units, dtype=self._count.dtype))
+
+    @property
+    def mean(self) -> Tensor:
+        """(U,); where little is known of a unit, it counts as it does for others."""
+        if not bool(self._count.any()):
+            return torch.ones_like(self._sum)
+        return (self._sum + FEW * self._sum.sum() / self._count.sum()) / (self._count + FEW)
+
+
+def children(
+    bounds: PhaseBounds, nodes: Nodes, value: Tensor, likely: Likely, threshold: float, costs: PseudoCosts
+) -> Nodes:
+    """Both children of each node, whose bound is ``value`` (N,), by the best of its likely units; ``costs`` learns.
 
     A split is worth what it does for the weaker child, and a tenth of what it does for the other; nothing counts beyond
     the threshold.
@@ -94,6 +119,7 @@ def children(bounds: PhaseBounds, nodes: Nodes, value: Tensor, likely: Likely, t
     found = bounds.descend(every.split(units, lam)).view(2, tried, count)
     gain = (found.clamp(max=threshold) - value).clamp(min=0)
     worth = gain.amin(dim=0) + 0.1 * gain.amax(dim=0)
+    costs.learn(units, (worth / (threshold - value).clamp(min=SETTLED)).flatten())
     settled = every.phases.gather(0, units[None]).view(tried, count) != 0
     choice = worth.masked_fill(settled, -1.0).argmax(dim=0)[:, None]
     return nodes.split(likely.units.gather(1, choice)[:, 0], likely.lam.gather(1, choice)[:, 0])
@@ -109,7 +135,7 @@ class _Tree:
         self.bounds = PhaseBounds(program, planes, torch.float32, device)
         self.exact = PhaseBounds(program, planes, torch.float64, device)
         self.tries = min(LOOKAHEAD, program.units)
-        self.frontier = Frontier(program.units, self.tries, device)
+        self.frontier, self.costs = Frontier(program.units, self.tries, device), PseudoCosts(program.units, device)
         self.closed, self.upper, self.image = math.inf, math.inf, np.zeros(program.inputs)
         self.nodes = self.leaves = 0
         self.reason = ""
@@ -122,7 +148,7 @@ class _Tree:
                 self.reason = "time limit" if deadline.over else "node limit"
                 break
             nodes, value, likely = self.frontier.take(BATCH)
-            both = children(self.bounds, nodes, value, likely, self.threshold)
+            both = children(self.bounds, nodes, value, likely, self.threshold, self.costs)
             self._bound(both, value.repeat(2), STEPS, deadline)
         lower = min(self._lowest_open(root), self.closed)
         return Searched(lower, self.upper, self.image, self.nodes, self.leaves, self.reason)
@@ -137,13 +163,13 @@ class _Tree:
     def _bound(self, nodes: Nodes, known: Tensor, steps: int, deadline: Deadline) -> None:
         """Bounds nodes whose parents' bounds are ``known`` (N,), closes what can be closed and keeps the rest."""
         self.nodes += len(nodes)
-        nodes, bound, point = self.bounds.ascend(nodes, steps)
+        nodes, bound, point = self.bounds.ascend(nodes, steps, self.threshold + CLEARLY)
         self._meet(point.variables[: self.program.inputs])
         doubt = self.bounds.doubt(nodes, bound, point)
-        worth, units = doubt.topk(self.tries, dim=0)
+        units = (doubt.sqrt() * self.costs.mean[:, None]).topk(self.tries, dim=0).indices
         value = torch.where(bound.value > known, bound.value, known).clamp(max=self.threshold)
         kept = ~self._closed(nodes, bound.value)
-        for k in torch.nonzero(kept & ~(worth > SETTLED).any(dim=0)).flatten().tolist():
+        for k in torch.nonzero(kept & ~(doubt > SETTLED).any(dim=0)).flatten().tolist():
             if self.upper <= self.threshold or self.reason:
                 break
             unit = self._leaf(nodes.phases[:, k].cpu().numpy(), deadline)

@@ -33,6 +33,7 @@ class Frontier:
 
         self._value = torch.full((0,), torch.inf, device=device)  # infinite: an empty slot
         self._goal = torch.empty(0, dtype=torch.long, device=device)
+        self._pace = torch.empty(0, device=device)
         self._units, self._lam = column(tries, torch.long), column(tries, torch.float32)
         self._phases = column(units, torch.int8)
         self._slopes, self._pulls, self._mixes = (column(units, torch.float32) for _ in range(3))
@@ -47,7 +48,7 @@ class Frontier:
         if missing > 0:
             self._grow(max(missing, len(self._value), 256))
         slots = torch.nonzero(self._value.isinf()).flatten()[: len(nodes)]
-        self._value[slots], self._goal[slots] = value, nodes.goal
+        self._value[slots], self._goal[slots], self._pace[slots] = value, nodes.goal, nodes.pace
         self._units[slots], self._lam[slots] = likely.units, likely.lam
         self._phases[slots], self._slopes[slots] = nodes.phases.T, nodes.slopes.T
         self._pulls[slots], self._mixes[slots] = nodes.pulls.T, nodes.mixes.T
@@ -65,17 +66,17 @@ class Frontier:
         parts = (self._phases, self._slopes, self._pulls, self._mixes)
         phases, slopes, pulls, mixes = (part[slots].T.contiguous() for part in parts)
         return (
-            Nodes(phases, slopes, pulls, mixes, self._goal[slots]),
+            Nodes(phases, slopes, pulls, mixes, self._goal[slots], self._pace[slots]),
             value,
             Likely(self._units[slots], self._lam[slots]),
         )
 
     def _grow(self, more: int) -> None:
         self._value = torch.cat([self._value, self._value.new_full((more,), torch.inf)])
-        for name in ("_goal", "_units", "_lam", "_phases", "_slopes", "_pulls", "_mixes"):
+        for name in ("_goal", "_pace", "_units", "_lam", "_phases", "_slopes", "_pulls", "_mixes"):
             part: Tensor = getattr(self, name)
             setattr(self, name, torch.cat([part, part.new_empty(more, *part.shape[1:])]))
 
     @property
     def _slot_bytes(self) -> int:
-        return 13 * self._phases.shape[1] + 12 * self._units.shape[1] + 12
+        return 13 * self._phases.shape[1] + 12 * self._units.shape[1] + 16

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from corgi_opt.encode import phases as phases_module
 from corgi_opt.encode.hull import HullPlanes, hull_planes
-from corgi_opt.encode.phases import Bound, Nodes, PhaseBounds
+from corgi_opt.encode.phases import FASTEST, SLOWEST, Bound, Nodes, PhaseBounds
 from corgi_opt.encode.program import Program
 from corgi_opt.encode.triangle import triangle
 
@@ -67,7 +67,9 @@ def random_nodes(z: Tensor, count: int, goals: int = 1) -> Nodes:
     like = z[:, torch.arange(count) % z.shape[1]]
     fixed = uniform() < torch.tensor([0.2, 0.5, 0.8, 1.0], dtype=torch.float64)[torch.arange(count) % 4]
     signs = (torch.where(like > 0, 1, -1) * fixed).to(torch.int8)
-    return Nodes(signs, uniform(), uniform() ** 4, uniform(), torch.arange(count) % goals)
+    return Nodes(
+        signs, uniform(), uniform() ** 4, uniform(), torch.arange(count) % goals, torch.full((count,), FASTEST)
+    )
 
 
 def least_allowed(nodes: Nodes, z: Tensor, values: Tensor) -> Tensor:
@@ -143,6 +145,43 @@ def test_steps_that_lose_are_not_kept(case, planes):
     again, found, _ = bounds.ascend(best, 1)
     assert bool((found.value >= bound.value - 1e-10 * bound.value.abs().clamp(min=1)).all())
     assert bool((again.slopes == best.slopes).all(dim=0).any())
+
+
+@pytest.mark.parametrize("case", ["residual", "pooled"])
+@either
+def test_steps_go_no_farther_than_the_goal_asks_for(case, planes):
+    """Multipliers that are asked for next to nothing are moved by next to nothing, and most of them get it."""
+    at, program = setting(case)
+    bounds = bounds_of(case, planes=planes)
+
+    def farthest(before: Nodes, after: Nodes) -> float:
+        pairs = zip(before.multipliers, after.multipliers, strict=True)
+        return max(float((new - old).abs().max()) for old, new in pairs)
+
+    nodes = random_nodes(scaled(at, program, images(at, 12))[1], 24)
+    start = bounds.descend(nodes)
+    for little in (0.0, 1e-9):
+        best, bound, _ = bounds.ascend(nodes, 4, float(start.min()) + little)
+        assert farthest(nodes, best) < 1e-4
+        lowest = int(start.argmin())
+        assert float(bound.value[lowest]) >= float(start.min()) + 0.9 * little
+    assert farthest(nodes, bounds.ascend(nodes, 4)[0]) > 0.01
+
+
+@either
+def test_who_gains_nothing_goes_on_more_carefully(planes):
+    at, program = setting("pooled")
+    bounds = bounds_of("pooled", planes=planes)
+    nodes = random_nodes(scaled(at, program, images(at, 12))[1], 24)
+    nodes = replace(nodes, pace=torch.full_like(nodes.pace, 0.25))
+    start = bounds.descend(nodes)
+    best, bound, _ = bounds.ascend(nodes, 1, float(start.median()) + 1e-3)
+    gained = bound.value > start
+    assert bool(gained.any()) and not bool(gained.all())
+    torch.testing.assert_close(best.pace, torch.where(gained, 0.5, 0.125).to(best.pace))
+    for pace, steps, then in ((SLOWEST, 0, SLOWEST), (FASTEST, 1, FASTEST)):
+        again = bounds.ascend(replace(nodes, pace=torch.full_like(nodes.pace, pace)), steps, float(start.max()) + 1.0)
+        assert float(again[0].pace[int(start.argmin())]) == then
 
 
 @every_program

@@ -23,7 +23,7 @@ from corgi_opt.encode.triangle import triangle
 from corgi_opt.margins import FLOAT64_SAFETY
 from corgi_opt.question import Question
 from corgi_opt.search import branch as branch_module
-from corgi_opt.search.branch import Searched, branch, children
+from corgi_opt.search.branch import PseudoCosts, Searched, branch, children
 from corgi_opt.search.decide import Branched
 from corgi_opt.search.frontier import Likely
 from corgi_opt.search.pairs import CamExpressions, PairSolver
@@ -309,6 +309,7 @@ def test_children_are_by_the_unit_that_does_most_for_the_weaker(case):
     _, program = setting(case)
     bounds = PhaseBounds(program, None, torch.float64, CPU)
     nodes, bound, _ = bounds.ascend(bounds.root(), 20)
+    costs = PseudoCosts(program.units, CPU)
     units = torch.arange(program.units)[:, None]
     lam = bound.lam[program.inputs :]
     worth = []
@@ -317,12 +318,23 @@ def test_children_are_by_the_unit_that_does_most_for_the_weaker(case):
         worth.append(float(both.min() + 0.1 * both.max()))
     for start in range(program.units - 4):
         likely = Likely(units.T[:, start : start + 5], lam.T[:, start : start + 5])
-        both = children(bounds, nodes, bound.value, likely, 1e9)
+        both = children(bounds, nodes, bound.value, likely, 1e9, costs)
         chosen = int(both.phases[:, 0].nonzero())
         assert both.phases[chosen].tolist() == [1, -1]
         assert start <= chosen < start + 5
         assert worth[chosen] == pytest.approx(max(worth[start : start + 5]), abs=1e-12)
         # a unit that is settled is not tried again
         fixed = replace(nodes, phases=both.phases[:, :1])
-        again = children(bounds, fixed, bounds.descend(fixed), likely, 1e9)
+        again = children(bounds, fixed, bounds.descend(fixed), likely, 1e9, costs)
         assert (again.phases != 0).sum(dim=0).tolist() == [2, 2]
+
+
+def test_pseudo_costs_are_mean_shares_and_lean_on_all_units_where_little_is_known():
+    costs = PseudoCosts(3, CPU)
+    assert costs.mean.tolist() == [1, 1, 1]
+    for _ in range(300):
+        costs.learn(torch.tensor([0, 1, 1]), torch.tensor([0.9, 0.0, 0.6]))
+    known, tried, unknown = costs.mean.tolist()
+    assert known == pytest.approx(0.9, abs=0.01)
+    assert tried == pytest.approx(0.3, abs=0.01)
+    assert unknown == pytest.approx(0.5, abs=1e-5)
