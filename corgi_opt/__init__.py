@@ -5,6 +5,7 @@ from corgi_opt.bounds.node_bounds import bounds
 from corgi_opt.compare import Comparison, compare
 from corgi_opt.errors import (
     BoundOrderError,
+    CertificateError,
     CorgiError,
     InputError,
     Interrupted,
@@ -12,6 +13,7 @@ from corgi_opt.errors import (
     ModelModeError,
     NoCamHeadError,
     ParityError,
+    ProofError,
     TieError,
     UnknownMethodError,
     UnsupportedOpError,
@@ -20,6 +22,9 @@ from corgi_opt.export import Exported, export_mps
 from corgi_opt.network.cam import CamNetwork, check_model, from_torch
 from corgi_opt.network.graph import LayerGraph
 from corgi_opt.network.ingest import Unsupported
+from corgi_opt.proof.certificate import Certificate
+from corgi_opt.proof.checker import Checked
+from corgi_opt.prove import check_certificate
 from corgi_opt.radius import radius
 from corgi_opt.results import Radius, Verdict, Witness
 from corgi_opt.search.attack import PgdOptions
@@ -33,6 +38,9 @@ __all__ = [
     "Ball",
     "BoundOrderError",
     "CamNetwork",
+    "Certificate",
+    "CertificateError",
+    "Checked",
     "Comparison",
     "CorgiError",
     "Exported",
@@ -45,6 +53,7 @@ __all__ = [
     "NoCamHeadError",
     "ParityError",
     "PgdOptions",
+    "ProofError",
     "Radius",
     "TieError",
     "TopK",
@@ -55,6 +64,7 @@ __all__ = [
     "Witness",
     "attack",
     "bounds",
+    "check_certificate",
     "check_model",
     "compare",
     "export_mps",

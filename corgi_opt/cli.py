@@ -1,4 +1,4 @@
-"""The command line: ``corgi-opt verify | radius | compare | demo``.
+"""The command line: ``corgi-opt verify | radius | compare | check | demo``.
 
 Exit codes: 0 certified (or done), 1 falsified, 2 unknown, 3 usage error or unsupported model. A crash, a user's own
 failing model file included, is 3 with its traceback: Python's usual 1 would read as falsified.
@@ -27,9 +27,10 @@ from torch import Tensor, nn
 
 from corgi_opt.compare import Comparison, compare
 from corgi_opt.demo import run_demo
-from corgi_opt.errors import CorgiError, InputError, MissingPackageError
+from corgi_opt.errors import CorgiError, InputError, MissingPackageError, ProofError
 from corgi_opt.network.cam import CamNetwork, from_torch
 from corgi_opt.plots import check_picture
+from corgi_opt.prove import check_certificate
 from corgi_opt.radius import radius
 from corgi_opt.results import Radius, asked, asked_in_words
 from corgi_opt.spec import canonical_norm
@@ -82,6 +83,9 @@ Size = Annotated[int | None, typer.Option("--size", min=1, help="resize an image
 Seconds = Annotated[float, typer.Option("--time-limit", help="total seconds")]
 Device = Annotated[str, typer.Option("--device", help="'auto', 'cpu', 'cuda', ...")]
 Seed = Annotated[int, typer.Option("--seed", help="seed of the attack's random starts")]
+CertificateFile = Annotated[
+    Path | None, typer.Option("--certificate", help="write the proof here; only what it proves is certified")
+]
 Json = Annotated[bool, typer.Option("--json", help="print one machine-readable object instead")]
 
 
@@ -102,6 +106,7 @@ def verify_command(
     time_limit: Seconds = 300.0,
     device: Device = "auto",
     seed: Seed = 0,
+    certificate: CertificateFile = None,
     as_json: Json = False,
 ) -> None:
     """Is the top-k set the same for every image within eps? Exit code 0 certified, 1 falsified, 2 unknown."""
@@ -121,7 +126,10 @@ def verify_command(
         time_limit=time_limit,
         device=device,
         seed=seed,
+        proof="float64" if certificate is None else "checked",
     )
+    if certificate is not None and v.proof == "checked":
+        v.certificate.save(certificate)
     if as_json:
         emit(v)
     else:
@@ -229,6 +237,34 @@ def compare_command(
         console.print(_table(c))
         for name, r in c.radii.items():
             say(f"{name}: {r.reason}")
+
+
+@app.command("check")
+def check_command(
+    file: Annotated[Path, typer.Argument(help="a certificate")],
+    model: Annotated[str, typer.Option("--model", help="what it is about: as MODEL of verify")],
+    exact: Annotated[bool, typer.Option("--exact", help="in rational arithmetic (slow: small networks)")] = False,
+    as_json: Json = False,
+) -> None:
+    """Proves a certificate's claim anew. Exit code 0 certified, 1 falsified, 2 not proven, 3 no certificate."""
+    try:
+        found = check_certificate(file, load_model(model), exact=exact)
+    except ProofError as error:
+        if as_json:
+            emit({"proven": False, "reason": str(error)})
+        else:
+            say(f"not proven: {error}", style="bold yellow")
+        raise typer.Exit(EXIT["unknown"]) from error
+    except OSError as error:
+        raise InputError(f"no certificate can be read from {str(file)!r}: {error}") from error
+    if as_json:
+        emit({"proven": True, **plain(found)})
+    else:
+        how = "in exact rational arithmetic" if found.exact else "in float64 with bounds of all rounding"
+        side = "at least" if found.kind == "certified" else "at most"
+        say(f"proven {how}: {found.kind}, margin {side} {found.margin:.6g}", style="bold green")
+        say(f"  {found.seconds:.2f} s")
+    raise typer.Exit(EXIT[found.kind])
 
 
 @app.command("demo")
@@ -385,7 +421,7 @@ def emit(result: Any) -> None:
 def plain(value: Any) -> Any:
     """A result as JSON types."""
     if is_dataclass(value) and not isinstance(value, type):
-        found = {f.name: plain(getattr(value, f.name)) for f in fields(value)}
+        found = {f.name: plain(getattr(value, f.name)) for f in fields(value) if f.repr}
         return {**found, **({"ratio": plain(value.ratio)} if isinstance(value, Radius) else {})}
     if isinstance(value, Tensor):
         return value.tolist()

@@ -56,6 +56,14 @@ class BoundOrderError(CorgiError, RuntimeError):
     """A proven bound contradicts a stronger one or a concrete image: a bug of ours, never to be passed over."""
 
 
+class CertificateError(CorgiError, ValueError):
+    """A file is no certificate or a damaged one, or a certificate cannot be made; says why."""
+
+
+class ProofError(CorgiError, RuntimeError):
+    """A certificate does not prove what it claims about this network; says where."""
+
+
 class MissingPackageError(CorgiError, ImportError):
     """An optional package is not installed; the message holds the pip command."""
 

@@ -18,6 +18,7 @@ from corgi_opt.ladder import Ladder
 from corgi_opt.margins import Known, Margins
 from corgi_opt.network.cam import CamNetwork
 from corgi_opt.progress import Report, reporting, silent
+from corgi_opt.prove import Prover
 from corgi_opt.question import Question, resolve_device
 from corgi_opt.results import Proof, Radius, Verdict, Witness
 from corgi_opt.search.attack import PgdOptions, attack_radius, polish, rank_targets, shrink
@@ -32,6 +33,9 @@ EXACT = ("milp", "bab", "auto")
 """Methods whose brackets close."""
 
 MOST_PROBES = 60
+
+PROVING_SECONDS = 600.0
+"""For who asks for the certificate of a radius."""
 
 FAR = 1.25
 """Ratio of attack to CROWN radius from which a bisection starts in the middle, where rivals are allowed."""
@@ -106,7 +110,13 @@ class RadiusSearch:
             counterexample=self.nearest,
             reason=self._reason(method, found, upper),
             stats={f"seconds_{name}": s for name, s in self.seconds.items()},
+            prover=self._prover(found.eps) if found.eps > 0 else None,
         )
+
+    def _prover(self, eps: float) -> Prover:
+        norm = self.question.norm
+        leaves = check_solver(None, "bab", norm)
+        return Prover(self.question, self.question.ball(eps), None, leaves, self.device, PROVING_SECONDS)
 
     def attack(self, deadline: Deadline) -> float:
         """The smallest eps that PGD alone breaks (infinity when it breaks none up to the largest eps tried)."""

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 from torch import Tensor
 
+from corgi_opt.errors import CertificateError
+from corgi_opt.proof.certificate import Certificate
+
 Status = Literal["certified", "falsified", "unknown"]
-Proof = Literal["float64", "solver"]
+Proof = Literal["checked", "float64", "solver"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,8 +51,9 @@ class Verdict:
     ``status``: certified (margin_lower > 0, proven), falsified (``counterexample`` replayed), or unknown (``reason``
     says why). ``k``, ``within``: each of the k brightest pixels stays among the ``within`` brightest (``within = k``:
     the set stays). ``margin_lower <= margin <= margin_upper``, in units of the CAM. ``corgi_margin``: the paper's bound
-    on the same question. ``proof``, for a certified: ``"float64"`` (bounds computed in float64 with a stated safety
-    margin, not outward rounded) or ``"solver"`` (rests on HiGHS's word). ``method``: the stage that settled it.
+    on the same question. ``proof``: ``"checked"`` (the checker proved it, with bounds of all rounding), or, for a
+    certified, ``"float64"`` (bounds computed in float64 with a stated safety margin) or ``"solver"`` (rests on HiGHS's
+    word). ``method``: the stage that settled it.
     """
 
     status: Status
@@ -64,6 +69,16 @@ class Verdict:
     method: str
     reason: str
     stats: Mapping[str, float] = field(default_factory=dict)
+    prover: Callable[[], Certificate] | None = field(default=None, repr=False)
+
+    @cached_property
+    def certificate(self) -> Certificate:
+        """The proof as a file that ``co.check_certificate`` and ``corgi-opt check`` take; made when first asked for.
+
+        Raises CertificateError where there is nothing to prove, or no proof is found (rivals that had to be counted and
+        classes that had to be kept rest on MILPs, which leave none).
+        """
+        return _made(self.prover, f"the verdict is {self.status}")
 
     def __repr__(self) -> str:
         how = f", proof={self.proof!r}" if self.proof else ""
@@ -95,6 +110,12 @@ class Radius:
     counterexample: Witness | None
     reason: str
     stats: Mapping[str, float] = field(default_factory=dict)
+    prover: Callable[[], Certificate] | None = field(default=None, repr=False)
+
+    @cached_property
+    def certificate(self) -> Certificate:
+        """The proof that nothing changes at ``lower``, as :attr:`Verdict.certificate`. Raises CertificateError."""
+        return _made(self.prover, "the certified radius is 0")
 
     @property
     def ratio(self) -> float:
@@ -106,6 +127,12 @@ class Radius:
             f"Radius([{self.lower:.6g}, {self.upper:.6g}], {asked(self.k, self.within)}, class {self.class_idx}, "
             f"{self.method}; corgi {self.corgi:.6g}, attack {self.attack:.6g}; {self.reason})"
         )
+
+
+def _made(prover: Callable[[], Certificate] | None, why_not: str) -> Certificate:
+    if prover is None:
+        raise CertificateError(f"there is nothing to prove: {why_not}")
+    return prover()
 
 
 def asked(k: int, within: int) -> str:

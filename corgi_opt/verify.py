@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from numbers import Real
+from typing import Literal
 
 import torch
 from corgi_solvers import Backend, ProblemError, backend
@@ -14,6 +16,7 @@ from corgi_opt.errors import InputError, Interrupted, UnknownMethodError
 from corgi_opt.ladder import Ladder, Relaxation
 from corgi_opt.network.cam import CamNetwork
 from corgi_opt.progress import reporting
+from corgi_opt.prove import Prover, checked
 from corgi_opt.question import Question, resolve_device
 from corgi_opt.results import Verdict
 from corgi_opt.search.attack import PgdOptions, rank_targets
@@ -160,6 +163,7 @@ def verify(
     device: str | torch.device = "auto",
     seed: int = 0,
     progress: bool | None = None,
+    proof: Literal["float64", "checked"] = "float64",
 ) -> Verdict:
     """Whether the k brightest CAM pixels stay the same for every image within eps of x.
 
@@ -175,14 +179,17 @@ def verify(
     ``time_limit``: total seconds, kept to about two; what is proven by then is the verdict.
     ``tie_tol``: pixels k and k+1 closer than this are tied (default 1e-9 of ``sum_c |W_c A_c|``). Only a proven
     lower bound certifies, only a replayed witness falsifies; everything else is unknown with a reason. ``progress``: a
-    line that says what is left (None: where it can be seen). Ctrl-C raises Interrupted, a KeyboardInterrupt whose
-    ``partial`` is the verdict so far.
+    line that says what is left (None: where it can be seen). ``proof``: with "checked" a certificate is made at once,
+    and only what the checker proves anew, rounding included, is certified. Ctrl-C raises Interrupted, a
+    KeyboardInterrupt whose ``partial`` is the verdict so far.
 
     Raises InputError, UnknownMethodError, TieError; BoundOrderError if bounds contradict each other.
     """
     norm = canonical_norm(norm)
     chosen, deadline, where = check_method(method, norm), check_time_limit(time_limit), resolve_device(device)
     backend_ = check_solver(solver, chosen, norm)
+    if proof not in ("float64", "checked"):
+        raise InputError(f"proof must be 'float64' or 'checked', got {proof!r}")
     question = Question.ask(
         net, x, k=k, class_idx=class_idx, norm=norm, clip=clip, tie_tol=tie_tol, within=within, keep_class=keep_class
     )
@@ -193,6 +200,11 @@ def verify(
             ladder.attack(rank_targets(question, where), PgdOptions(seed=seed), deadline)
 
         try:
-            return climb(ladder, chosen, attack, backend_, deadline)
+            verdict = climb(ladder, chosen, attack, backend_, deadline)
+            if verdict.status == "unknown":
+                return verdict
+            leaves = check_solver(None, "bab", norm)
+            prover = Prover(question, ladder.ball, verdict.counterexample, leaves, where, float(time_limit))
+            return checked(verdict, prover, deadline) if proof == "checked" else replace(verdict, prover=prover)
         except KeyboardInterrupt as stop:
             raise Interrupted(settle(ladder, chosen, "interrupted", float("nan"))) from stop

@@ -22,6 +22,7 @@ RANK = {
     "corgi_opt.arguments": 1,
     "corgi_opt.progress": 1,
     "corgi_opt.deadline": 1,
+    "corgi_opt.proof": 1,
     "corgi_opt.spec": 2,
     "corgi_opt.results": 2,
     "corgi_opt.network": 2,
@@ -34,13 +35,14 @@ RANK = {
     "corgi_opt.encode": 6,
     "corgi_opt.search": 7,
     "corgi_opt.ladder": 8,
-    "corgi_opt.verify": 9,
-    "corgi_opt.radius": 10,
-    "corgi_opt.export": 10,
-    "corgi_opt.compare": 11,
-    "corgi_opt": 12,  # the public names: nothing inside imports them from there
-    "corgi_opt.demo": 12,
-    "corgi_opt.cli": 13,
+    "corgi_opt.prove": 9,
+    "corgi_opt.verify": 10,
+    "corgi_opt.radius": 11,
+    "corgi_opt.export": 11,
+    "corgi_opt.compare": 12,
+    "corgi_opt": 13,  # the public names: nothing inside imports them from there
+    "corgi_opt.demo": 13,
+    "corgi_opt.cli": 14,
 }
 """A module may import lower ranks and its own package, nothing else of corgi_opt."""
 
@@ -48,6 +50,7 @@ MAY_SOLVE = {
     "corgi_opt.encode",
     "corgi_opt.search",
     "corgi_opt.ladder",
+    "corgi_opt.prove",
     "corgi_opt.verify",
     "corgi_opt.radius",
     "corgi_opt.export",

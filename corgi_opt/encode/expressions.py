@@ -134,6 +134,10 @@ class Expressions:
         cut = np.searchsorted(every, starts)
         return {n: every[a:b] for n, a, b in zip(names, cut[:-1], cut[1:], strict=True) if b > a}
 
+    def flat(self, node: str, columns: Indices) -> Indices:
+        """Places in a node's map of its columns."""
+        return columns - self._start[node]
+
     def _gate(self, relu: str) -> _Gate:
         source = self.graph[relu].inputs[0]
         z = self.bounded.intervals[source]

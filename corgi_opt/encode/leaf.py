@@ -60,3 +60,15 @@ def leaf(program: Program, goal: int, phases: NDArray[np.int8], penalty: float) 
         integrality=np.zeros(inputs + 2 * units, dtype=bool),
     )
     return within_ball(program, problem)
+
+
+def leaf_multipliers(program: Program, phases: NDArray[np.int8], row_dual: Vector) -> Vector:
+    """What the multipliers of a leaf's rows say mu (U,) of every unit is: all that they put on its pre-activation."""
+    on, off, open_ = phases > 0, phases < 0, phases == 0
+    mu = np.zeros(program.units)
+    start = 0
+    for mask, z in ((open_ | on, 1.0), (open_, -program.upper), (on, -1.0), (off, 1.0)):
+        count = int(mask.sum())
+        mu[mask] -= row_dual[start : start + count] * np.broadcast_to(z, mask.shape)[mask]
+        start += count
+    return mu

@@ -47,11 +47,12 @@ class TooLargeError(Exception):
 class Program:
     """Outputs as functions of ``[t, s]`` over the graph of unstable ReLUs, before those are relaxed or encoded.
 
-    ``rows`` (U, n+U) csr and ``constants`` (U,): pre-activations in units of ``u - l``; ``lower``, ``upper`` (U,):
-    their proven bounds in the same units (upper - lower = 1); ``slack`` (U,): what clearing tiny coefficients may have
-    moved a row. ``cuts`` (M, n+U) csr, ``cut_upper`` (M,): rows ``cuts @ [t, s] <= cut_upper`` that hold besides (the
-    direct planes of pooling windows). ``outputs`` (F, n+U) csr and ``output_constants`` (F,): the outputs in units of
-    ``scales`` (F,), their largest coefficients, less what rounding left of cancellations (``residue`` (F,) at most).
+    ``rows`` (U, n+U) csr and ``constants`` (U,): pre-activations in units of ``u - l``, which are ``widths`` (U,);
+    ``lower``, ``upper`` (U,): their proven bounds in the same units (upper - lower = 1); ``slack`` (U,): what clearing
+    tiny coefficients may have moved a row. ``cuts`` (M, n+U) csr, ``cut_upper`` (M,): rows
+    ``cuts @ [t, s] <= cut_upper`` that hold besides (the direct planes of pooling windows). ``outputs`` (F, n+U) csr
+    and ``output_constants`` (F,): the outputs in units of ``scales`` (F,), their largest coefficients, less what
+    rounding left of cancellations (``residue`` (F,) at most).
 
     ``places`` (n, 3): channel, row, column of each input in the image. An input's distance to the centre, in units of
     eps, is ``|reach * t + shift|``; ``norm`` bounds all of them together. ``units_at`` (U,): columns of
@@ -69,6 +70,7 @@ class Program:
     slack: Vector
     lower: Vector
     upper: Vector
+    widths: Vector
     cuts: sparse.csr_array
     cut_upper: Vector
     outputs: sparse.csr_array
@@ -258,6 +260,7 @@ def _assembled(
         slack=slack,
         lower=bounds[0] / width,
         upper=bounds[1] / width,
+        widths=width,
         cuts=cut,
         cut_upper=cut_upper,
         outputs=_divided(out, scales),

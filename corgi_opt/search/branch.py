@@ -22,10 +22,11 @@ from torch import Tensor
 from corgi_opt.deadline import Deadline
 from corgi_opt.encode.expressions import Vector
 from corgi_opt.encode.hull import HullPlanes, hull_planes
-from corgi_opt.encode.leaf import leaf
+from corgi_opt.encode.leaf import leaf, leaf_multipliers
 from corgi_opt.encode.phases import Nodes, PhaseBounds
 from corgi_opt.encode.program import Program
 from corgi_opt.search.frontier import Frontier, Likely
+from corgi_opt.search.ledger import Leaves, Ledger
 
 BATCH, LOOKAHEAD = 128, 8
 """Nodes that are split at once; units that are tried for each."""
@@ -59,7 +60,8 @@ PENALTIES = (10.0, 1e3, 1e5)
 class Searched:
     """``lower`` <= the output's minimum <= ``upper``, its value at ``image`` ([t], (n,)); units of its scale.
 
-    ``nodes`` that were bounded; ``leaves`` that took a linear program; ``reason``: why it is not decided.
+    ``nodes`` that were bounded; ``leaves`` that took a linear program; ``reason``: why it is not decided. ``tree``: the
+    leaves that prove ``lower`` to be above the threshold, where they were kept.
     """
 
     lower: float
@@ -68,22 +70,32 @@ class Searched:
     nodes: int
     leaves: int
     reason: str
+    tree: Leaves | None = None
 
 
-def branch(program: Program, threshold: float, solver: Backend, device: torch.device, deadline: Deadline) -> Searched:
+def branch(
+    program: Program,
+    threshold: float,
+    solver: Backend,
+    device: torch.device,
+    deadline: Deadline,
+    keep_leaves: bool = False,
+) -> Searched:
     """Searches until every node is closed, an image at or below the threshold is met, or time is over.
 
     ``threshold`` in units of the first output's scale; ``solver`` solves the linear programs of leaves. A small tree
     comes first; where it does not suffice, one whose units also have planes above them (encode/hull.py).
     """
-    first = _Tree(program, None, threshold, solver, device).search(deadline, FIRST_NODES)
+    ledger = Ledger(program) if keep_leaves else None
+    first = _Tree(program, None, threshold, solver, device, ledger).search(deadline, FIRST_NODES)
     if first.lower > threshold or first.upper <= threshold or deadline.over:
         return first
     planes = hull_planes(program, threshold + CLEARLY)
-    second = _Tree(program, planes, threshold, solver, device).search(deadline, math.inf)
+    ledger = Ledger(program, planes) if keep_leaves else None
+    second = _Tree(program, planes, threshold, solver, device, ledger).search(deadline, math.inf)
     upper, image = min(((s.upper, s.image) for s in (first, second)), key=lambda found: found[0])
     nodes, leaves = first.nodes + second.nodes, first.leaves + second.leaves
-    return Searched(max(first.lower, second.lower), upper, image, nodes, leaves, second.reason)
+    return Searched(max(first.lower, second.lower), upper, image, nodes, leaves, second.reason, second.tree)
 
 
 class PseudoCosts:
@@ -129,9 +141,15 @@ class _Tree:
     """One search: the open nodes, the lowest bound of a closed one, and the lowest value met."""
 
     def __init__(
-        self, program: Program, planes: HullPlanes | None, threshold: float, solver: Backend, device: torch.device
+        self,
+        program: Program,
+        planes: HullPlanes | None,
+        threshold: float,
+        solver: Backend,
+        device: torch.device,
+        ledger: Ledger | None,
     ) -> None:
-        self.program, self.threshold, self.solver = program, threshold, solver
+        self.program, self.threshold, self.solver, self.ledger = program, threshold, solver, ledger
         self.bounds = PhaseBounds(program, planes, torch.float32, device)
         self.exact = PhaseBounds(program, planes, torch.float64, device)
         self.tries = min(LOOKAHEAD, program.units)
@@ -151,7 +169,8 @@ class _Tree:
             both = children(self.bounds, nodes, value, likely, self.threshold, self.costs)
             self._bound(both, value.repeat(2), STEPS, deadline)
         lower = min(self._lowest_open(root), self.closed)
-        return Searched(lower, self.upper, self.image, self.nodes, self.leaves, self.reason)
+        tree = None if self.ledger is None or not lower > self.threshold else self.ledger.leaves()
+        return Searched(lower, self.upper, self.image, self.nodes, self.leaves, self.reason, tree)
 
     def _lowest_open(self, root: Nodes) -> float:
         """The lowest bound of an open node, in float64; the root's where there are too many to look at."""
@@ -186,6 +205,8 @@ class _Tree:
             holds = proven > self.threshold
             self.closed = min(self.closed, float(torch.where(holds, proven, torch.inf).min()))
             closed[closed.clone()] = holds
+            if self.ledger is not None:
+                self.ledger.closed(nodes[closed])
         return closed
 
     def _meet(self, images: Tensor) -> None:
@@ -206,6 +227,8 @@ class _Tree:
             # the program always has a point, so an infinite bound is a failure of the solver and proves nothing
             if self.threshold < solution.bound < math.inf:
                 self.closed = min(self.closed, solution.bound)
+                if self.ledger is not None and solution.row_dual is not None:
+                    self.ledger.closed_by(phases, leaf_multipliers(self.program, phases, solution.row_dual))
                 return None
             if solution.x is None:
                 ended = f"a leaf's linear program ended {solution.report.raw_status}"

@@ -16,6 +16,7 @@ from corgi_opt.encode.kept import keeping_class
 from corgi_opt.encode.program import Program
 from corgi_opt.results import Proof
 from corgi_opt.search.branch import branch
+from corgi_opt.search.ledger import Leaves
 
 Encoding = Callable[[Program], Problem]
 
@@ -28,7 +29,7 @@ class Decided:
     """Proven ``lower`` <= the minimum of a program's first output <= ``upper``, its value at ``variables`` ([t, ...]).
 
     In the output's own unit. ``lower`` is less ``error`` already, and rests on ``proof``; ``reason``: why its side is
-    not known.
+    not known. ``tree``: the leaves that prove ``lower``, where they were kept.
     """
 
     lower: float
@@ -38,6 +39,7 @@ class Decided:
     nodes: int
     proof: Proof
     reason: str
+    tree: Leaves | None = None
 
 
 class Decider(Protocol):
@@ -85,10 +87,11 @@ class Branched:
     solver: Backend
     device: torch.device
     error: float
+    keep_leaves: bool = False
 
     def __call__(self, program: Program, decide_at: float, deadline: Deadline) -> Decided:
         scale = float(program.scales[0])
-        found = branch(program, (decide_at + self.error) / scale, self.solver, self.device, deadline)
+        found = branch(program, (decide_at + self.error) / scale, self.solver, self.device, deadline, self.keep_leaves)
         return Decided(
             lower=found.lower * scale - self.error,
             upper=found.upper * scale,
@@ -97,6 +100,7 @@ class Branched:
             nodes=found.nodes,
             proof="float64",
             reason=found.reason,
+            tree=found.tree,
         )
 
 

@@ -23,6 +23,7 @@ from corgi_opt.results import Proof
 from corgi_opt.search.attack import drive_apart
 from corgi_opt.search.decide import Decider, SolvedProgram
 from corgi_opt.search.kept import IN_PART, class_gaps
+from corgi_opt.search.ledger import Leaves
 from corgi_opt.spec import Ball
 
 NO_CLASS = "the class is for a MILP to keep (method 'milp' or 'auto')"
@@ -34,7 +35,8 @@ class PairAnswer:
     """Proven ``lower`` <= min (CAM_i - CAM_j) <= ``upper`` (the solver's incumbent, to be replayed, at ``image``).
 
     ``error``: what tolerances may hide; of ``lower``, which rests on ``proof``, it is taken off. ``binaries``: unstable
-    ReLUs encoded; ``nodes``: branch-and-bound nodes; ``reason``: why it is not decided.
+    ReLUs encoded; ``nodes``: branch-and-bound nodes; ``reason``: why it is not decided. ``trees``: of
+    ``CAM_i - CAM_j``, or of ``CAM_i`` and of ``-CAM_j``, where they were kept.
     """
 
     lower: float
@@ -45,6 +47,7 @@ class PairAnswer:
     nodes: int
     proof: Proof
     reason: str
+    trees: tuple[Leaves | None, ...] = ()
 
     @property
     def passes(self) -> bool:
@@ -139,6 +142,7 @@ class PairSolver:
             nodes=found.nodes,
             proof=found.proof,
             reason=found.reason,
+            trees=(found.tree,),
         )
 
     def _minimise_apart(
@@ -153,6 +157,7 @@ class PairSolver:
         at = self.question.net.model_cam(image, self.question.class_idx).flatten()
         upper, lower = [float(at[pair[0]]), -float(at[pair[1]])], [-math.inf, -math.inf]
         error, binaries, nodes, reason, proof = [0.0, 0.0], [0, 0], 0, "", NOTHING.proof
+        trees: list[Leaves | None] = [None, None]
         while sum(lower) <= 0 and sum(upper) > sum(error):
             half = sum(upper) / 2
             side = 0 if upper[0] - lower[0] >= upper[1] - lower[1] else 1
@@ -161,10 +166,11 @@ class PairSolver:
             answer = self._minimise(self.decide, (first, second)[side], image, target, deadline)
             if answer.image is not None and answer.upper < upper[side]:
                 image, upper[side] = answer.image, answer.upper
-            lower[side] = max(lower[side], answer.lower)
+            if answer.lower > lower[side]:
+                lower[side], trees[side] = answer.lower, answer.trees[0]
             error[side], binaries[side], nodes = answer.error, answer.binaries, nodes + answer.nodes
             reason, proof = answer.reason, answer.proof
             stuck = not (lower[side] > target or upper[side] <= target + answer.error)
             if reason or (stuck and min(lower) > -math.inf):
                 break  # stopped, or as close as this encoding and float arithmetic come
-        return PairAnswer(sum(lower), sum(upper), image, sum(error), sum(binaries), nodes, proof, reason)
+        return PairAnswer(sum(lower), sum(upper), image, sum(error), sum(binaries), nodes, proof, reason, tuple(trees))

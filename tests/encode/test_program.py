@@ -243,6 +243,7 @@ def by_hand() -> Program:
         output_constants=pair,
         scales=pair + 1,
         residue=pair,
+        widths=pair + 1,
         units_at=np.array([2, 3]),
     )
 

@@ -1,0 +1,115 @@
+"""Two ways to calculate: in float64, where every result comes with what rounding may hide, and in exact fractions.
+
+Both run the same code. An array holds floats or Fractions; ``gamma(n)`` bounds the relative error of a sum of n
+products, in any order and with or without fused operations (Higham 2002, section 3.1), ``tiny`` that of a product that
+underflows. In fractions both are zero.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Numbers = NDArray[Any]
+"""Of float64, or of Fractions (dtype object)."""
+
+UNIT = 2.0**-53
+"""Unit roundoff of float64."""
+
+
+class Arithmetic(ABC):
+    """How numbers are kept, and what an operation on them may be off by."""
+
+    dtype: type
+    tiny: float
+
+    @abstractmethod
+    def of(self, values: Any) -> Numbers:
+        """Float64 values, exactly."""
+
+    @abstractmethod
+    def gamma(self, n: int) -> Any: ...
+
+    @abstractmethod
+    def down(self, values: Numbers) -> NDArray[np.float64]:
+        """Floats that are no larger, elementwise."""
+
+    def up(self, values: Numbers) -> NDArray[np.float64]:
+        """Floats that are no smaller, elementwise."""
+        return -self.down(-values)
+
+    @abstractmethod
+    def root(self, square: Numbers) -> Numbers:
+        """No less than the square roots of numbers that are not negative."""
+
+    def zeros(self, *shape: int) -> Numbers:
+        return self.of(np.zeros(shape))
+
+
+class Float64(Arithmetic):
+    dtype = np.float64
+    tiny = 2.0**-1074
+
+    def of(self, values: Any) -> Numbers:
+        return np.asarray(values, dtype=np.float64)
+
+    def gamma(self, n: int) -> float:
+        """``n u / (1 - n u)``, rounded up generously."""
+        if n > 2**40:
+            raise OverflowError("a sum too long to bound its rounding")
+        return n * UNIT * (1 + 2.0**-10)
+
+    def down(self, values: Numbers) -> NDArray[np.float64]:
+        """What was calculated, as it is: what rounding hides has been taken off by ``gamma`` already."""
+        return np.asarray(values, dtype=np.float64)
+
+    def root(self, square: Numbers) -> Numbers:
+        return np.asarray(np.nextafter(np.sqrt(square), np.inf))
+
+
+class Exact(Arithmetic):
+    dtype = object
+    tiny = 0.0
+
+    def of(self, values: Any) -> Numbers:
+        floats = np.asarray(values, dtype=np.float64)
+        found = np.empty(floats.shape, dtype=object)
+        for place, value in zip(np.ndindex(floats.shape), floats.flatten().tolist(), strict=True):
+            found[place] = Fraction(value)
+        return found
+
+    def gamma(self, n: int) -> int:
+        return 0
+
+    def down(self, values: Numbers) -> NDArray[np.float64]:
+        flat = np.asarray(values, dtype=object).flatten()
+        return np.array([_float_below(Fraction(v)) for v in flat], dtype=np.float64).reshape(np.shape(values))
+
+    def root(self, square: Numbers) -> Numbers:
+        flat = np.asarray(square, dtype=object).flatten()
+        found = np.empty(flat.shape, dtype=object)
+        found[:] = [_root_above(Fraction(v)) for v in flat]
+        return found.reshape(np.shape(square))
+
+
+def _float_below(value: Fraction) -> float:
+    try:
+        nearest = float(value)
+    except OverflowError:
+        return -math.inf if value < 0 else float(np.finfo(np.float64).max)
+    return nearest if Fraction(nearest) <= value else math.nextafter(nearest, -math.inf)
+
+
+def _root_above(value: Fraction) -> Fraction:
+    """To about 2^-200 of its size."""
+    if value == 0:
+        return Fraction(0)
+    shift = max(0, 400 - value.numerator.bit_length() + value.denominator.bit_length())
+    shift += shift % 2
+    scaled = -(-(value.numerator << shift) // value.denominator)
+    return Fraction(math.isqrt(scaled) + 1, 1 << (shift // 2))

@@ -1,0 +1,324 @@
+"""What a checker proves about one network over one region: intervals, and D(mu) with CROWN's multipliers.
+
+The bound is that of bounds/dual.py, calculated anew, with everything that rounding may hide taken off:
+
+* at an affine node, the coefficients ``lam`` that are computed for an operand differ from ``M' mu`` by at most
+  ``gamma_n |M|'|mu|`` (n products each), which is worth that times the operand's magnitude: ``gamma_n |mu|' |M| mag``;
+* where two consumers' coefficients are added, by one rounding;
+* at a ReLU, mu *is* what was computed, whatever it is; ``phi`` is off by a few roundings of its terms;
+* sums are bounded by the sums of their terms' magnitudes (tally.py).
+
+So the value is a lower bound over the exact network whose weights these floats are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from corgi_opt.errors import ProofError
+from corgi_opt.proof.arithmetic import UNIT, Arithmetic, Numbers
+from corgi_opt.proof.network import Array, Combine, Conv, Input, Network, Relu, Tap
+from corgi_opt.proof.region import Region, add_minimum
+from corgi_opt.proof.rows import Rows, combine_map, combine_rows, conv_map, conv_rows, tap_map, tap_rows
+from corgi_opt.proof.tally import GENEROUS, Tally
+
+AT_ONCE = 2_000_000
+"""Coefficients of one node that a backward pass holds at once."""
+
+Indices = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Claims:
+    """Bounds of some neurons ``flat`` (K,) of one node that CROWN's multipliers justify; infinite: no claim."""
+
+    flat: Indices
+    lower: Array
+    upper: Array
+
+
+AtRelu = Callable[[int, Rows, Tally], Rows]
+"""At a ReLU (its node): what becomes of the coefficients of its value, as coefficients of its input."""
+
+
+class Bounds:
+    """Proven bounds ``lower[node]``, ``upper[node]`` (C, H, W) of every node that was reached so far, in floats."""
+
+    def __init__(self, network: Network, region: Region, arithmetic: Arithmetic) -> None:
+        self.network, self.region, self.arithmetic = network, region, arithmetic
+        self.lower: dict[int, Array] = {}
+        self.upper: dict[int, Array] = {}
+        self._numbers: dict[int, tuple[Numbers, ...]] = {}
+        self._worth: dict[int, tuple[Array, ...]] = {}  # |M_i| mag of each operand of an affine node
+        self._center, self._low, self._high = region.center, region.lower, region.upper
+
+    # --- forwards --------------------------------------------------------------------------------------------
+
+    @np.errstate(all="ignore")  # what overflows ends as a bound of infinite size
+    def reach(self, node: int, claims: Claims | None = None) -> None:
+        """Bounds the next node: by intervals, and where ``claims`` say so by D; its operands must be known.
+
+        Raises ProofError for a claim that D does not support.
+        """
+        low, high = self._interval(node)
+        self.lower[node] = np.where(np.isnan(low), -np.inf, low)
+        self.upper[node] = np.where(np.isnan(high), np.inf, high)
+        self._prepare(node)
+        if claims is not None:
+            self._justify(node, claims)
+            self.take(node, claims)
+        if (self.lower[node] > self.upper[node]).any():
+            raise ProofError(f"node {node}: bounds contradict each other")
+
+    def take(self, node: int, claims: Claims) -> None:
+        """Takes in bounds that somebody has proven."""
+        low, high = self.lower[node].flatten(), self.upper[node].flatten()
+        low[claims.flat] = np.maximum(low[claims.flat], claims.lower)
+        high[claims.flat] = np.minimum(high[claims.flat], claims.upper)
+        self.lower[node], self.upper[node] = low.reshape(self.lower[node].shape), high.reshape(self.upper[node].shape)
+
+    def _interval(self, node: int) -> tuple[Array, Array]:
+        op, inputs = self.network.nodes[node].op, self.network.nodes[node].inputs
+        if isinstance(op, Input):
+            return self._low, self._high
+        known = [(self.lower[i], self.upper[i]) for i in inputs]
+        if isinstance(op, Relu):
+            return np.maximum(known[0][0], 0.0), np.maximum(known[0][1], 0.0)
+        shape = self.network.nodes[node].shape
+        if isinstance(op, Tap):
+            low, high = (tap_map(op, side, shape) for side in known[0])
+            return low, high
+        found = self._affine_interval(op, known, shape)
+        if isinstance(op, Combine):
+            found = self._maximum(node, op, found)
+        return found
+
+    def _affine_interval(
+        self, op: Conv | Combine, known: list[tuple[Array, Array]], shape: tuple[int, int, int]
+    ) -> tuple[Array, Array]:
+        """``M+ l + M- u + b`` and ``M+ u + M- l + b``, less and plus what rounding may hide."""
+        numbers = [tuple(self.arithmetic.of(side) for side in sides) for sides in known]
+        if isinstance(op, Conv):
+            weights, bias = [op.weight], op.bias[:, None, None]
+            terms = op.weight[0].size
+
+            def image(parts: list[Numbers], values: list[Numbers]) -> Numbers:
+                return conv_map(op, parts[0], values[0], shape)
+
+        else:
+            weights, bias = list(op.coefs), op.shift
+            terms = len(weights)
+
+            def image(parts: list[Numbers], values: list[Numbers]) -> Numbers:
+                return np.broadcast_to(combine_map(op, values, parts), shape)
+
+        of = self.arithmetic.of
+        plus, minus = [of(np.maximum(w, 0.0)) for w in weights], [of(np.minimum(w, 0.0)) for w in weights]
+        lows, highs = [low for low, _ in numbers], [high for _, high in numbers]
+        low = image(plus, lows) + image(minus, highs) + of(bias)
+        high = image(plus, highs) + image(minus, lows) + of(bias)
+        size = image([np.abs(w) for w in weights], [np.maximum(np.abs(a), np.abs(b)) for a, b in known])
+        error = self.arithmetic.gamma(2 * terms + 8) * (size + np.abs(bias)) * GENEROUS
+        error = error + (2 * terms + 8) * self.arithmetic.tiny
+        return self.arithmetic.down(low - error), self.arithmetic.up(high + error)
+
+    def _maximum(self, node: int, op: Combine, found: tuple[Array, Array]) -> tuple[Array, Array]:
+        """``a + relu(b - a)`` is ``max(a, b)``: there its interval is theirs, which the sum's alone does not see."""
+        inputs, nodes = self.network.nodes[node].inputs, self.network.nodes
+        for rise, weight in zip(inputs, op.coefs, strict=True):
+            gap = nodes[rise].inputs[0] if isinstance(nodes[rise].op, Relu) else rise
+            difference = nodes[gap].op
+            if gap == rise or not isinstance(difference, Combine) or len(difference.coefs) != 2:
+                continue
+            (b, a), (b_coef, a_coef) = nodes[gap].inputs, difference.coefs
+            one = (weight == 1) & (b_coef == 1) & (a_coef == -1) & (difference.shift == 0) & (op.shift == 0)
+            others = [(i, c) for i, c in zip(inputs, op.coefs, strict=True) if i != rise]
+            if a == b or sorted(i for i, _ in others).count(a) != 1:
+                continue
+            for i, coef in others:
+                one = one & (coef == (1 if i == a else 0))
+            where = np.broadcast_to(one, found[0].shape)
+            low = np.where(where, np.maximum(self.lower[a], self.lower[b]), -np.inf)
+            high = np.where(where, np.maximum(self.upper[a], self.upper[b]), np.inf)
+            found = np.maximum(found[0], low), np.minimum(found[1], high)
+        return found
+
+    def _justify(self, node: int, claims: Claims) -> None:
+        """Raises ProofError where D does not show what is claimed."""
+        count = self.lower[node].size
+        if (claims.flat < 0).any() or (claims.flat >= count).any() or len(np.unique(claims.flat)) != len(claims.flat):
+            raise ProofError(f"node {node}: bounds of neurons that there are not, or twice")
+        below, above = claims.lower > -np.inf, claims.upper < np.inf
+        proven = self.neurons(node, claims.flat[below], claims.flat[above])
+        for what, found, said in (
+            ("lower", proven[0], claims.lower[below]),
+            ("upper", -proven[1], -claims.upper[above]),
+        ):
+            if not (found >= said).all():  # NaN counts as no
+                worst = int(np.argmax(said - found))
+                raise ProofError(f"node {node}: {what} bound {said[worst]!r} claimed, {found[worst]!r} proven")
+
+    def neurons(self, node: int, from_below: Indices, from_above: Indices) -> tuple[Array, Array]:
+        """D's lower bounds of some neurons of a node, and its upper bounds of some."""
+        shape = self.network.nodes[node].shape
+        channel, y, x = np.unravel_index(np.concatenate([from_below, from_above]), shape)
+        coefs = np.zeros((len(channel), shape[0], 1, 1))
+        coefs[np.arange(len(channel)), channel] = np.where(np.arange(len(channel)) < len(from_below), 1.0, -1.0)[
+            :, None, None
+        ]
+        found = self.bound(node, Rows(self.arithmetic.of(coefs), np.stack([y, x], axis=1)))
+        return found[: len(from_below)], -found[len(from_below) :]
+
+    def _prepare(self, node: int) -> None:
+        """What errors in the coefficients of an affine node's operands are worth."""
+        op, inputs = self.network.nodes[node].op, self.network.nodes[node].inputs
+        of = self.arithmetic.of
+        if isinstance(op, Conv):
+            self._numbers[node] = (of(op.weight), of(op.bias))
+            magnitude = self.magnitude(inputs[0])
+            worth = conv_map(op, np.abs(op.weight), magnitude, self.network.nodes[node].shape)
+            self._worth[node] = (worth + op.weight[0].size * self.arithmetic.tiny,)
+        elif isinstance(op, Combine):
+            self._numbers[node] = (*(of(c) for c in op.coefs), of(op.shift))
+            self._worth[node] = tuple(
+                np.abs(c) * self.magnitude(i) + self.arithmetic.tiny for c, i in zip(op.coefs, inputs, strict=True)
+            )
+
+    def magnitude(self, node: int) -> Array:
+        """How large the values (C, H, W) of a node may be."""
+        return np.maximum(np.abs(self.lower[node]), np.abs(self.upper[node]))
+
+    # --- backwards -------------------------------------------------------------------------------------------
+
+    @np.errstate(all="ignore")
+    def bound(self, node: int, rows: Rows) -> Array:
+        """Proven lower bounds (R,), in floats, of functionals of ``node``, by D at CROWN's multipliers."""
+        size, found = max(1, AT_ONCE // self.largest(node, rows)), [np.zeros(0)]
+        for start in range(0, len(rows), size):
+            part = rows.part(start, size)
+            tally = Tally(self.arithmetic, len(part))
+            at_image = self.descend(node, part, tally, self._relax)
+            if at_image is not None:
+                self._add_minimum(at_image, tally)
+            found.append(tally.lower)
+        return np.concatenate(found)
+
+    def descend(self, node: int, rows: Rows, tally: Tally, at_relu: AtRelu) -> Rows | None:
+        """Takes functionals of ``node`` down to the image; adds constants and errors on the way."""
+        pending = {node: rows}
+        for at in self.network.ancestors(node):
+            if at not in pending:
+                continue
+            here = pending.pop(at).on(self.network.nodes[at].shape)
+            op, inputs = self.network.nodes[at].op, self.network.nodes[at].inputs
+            if isinstance(op, Input):
+                return here
+            below = [at_relu(at, here, tally)] if isinstance(op, Relu) else self._through(at, here, tally)
+            for operand, part in zip(inputs, below, strict=True):
+                if operand in pending:
+                    part = pending[operand].plus(part, self.network.nodes[operand].shape)
+                    self._worth_of(part, self.magnitude(operand), UNIT * GENEROUS, tally)
+                pending[operand] = part
+        return None
+
+    def _through(self, at: int, rows: Rows, tally: Tally) -> list[Rows]:
+        op = self.network.nodes[at].op
+        if isinstance(op, Tap):
+            return [tap_rows(op, rows)]
+        inputs, numbers = self.network.nodes[at].inputs, self._numbers[at]
+        if isinstance(op, Conv):
+            tally.add(rows.coefs.sum(axis=(2, 3)) * numbers[1])
+            if tally.rounds:  # of the sums over positions
+                size = np.abs(rows.coefs).sum(axis=(2, 3)) @ np.abs(op.bias)
+                tally.may_be_off(self.arithmetic.gamma(int(np.prod(rows.coefs.shape[2:])) + 2) * size)
+            below = [conv_rows(op, numbers[0], rows)]
+            terms = op.weight.size // op.weight.shape[1] // op.groups
+        else:
+            assert isinstance(op, Combine)
+            if op.shift.any():
+                shift = numbers[-1]
+                tally.add(rows.coefs * (shift if shift.shape[1:] == (1, 1) else rows.gather(shift)))
+            below = [combine_rows(c, rows) for c in numbers[:-1]]
+            terms = 1
+        for operand, worth in zip(inputs, self._worth[at], strict=True):
+            self._worth_of(rows, worth, self.arithmetic.gamma(terms + 2), tally)
+            if tally.rounds:
+                tally.may_be_off(2 * terms * self.arithmetic.tiny * float(self.magnitude(operand).sum()))
+        return below
+
+    def _worth_of(self, rows: Rows, worth: Array, relative: Any, tally: Tally) -> None:
+        """Adds the error of coefficients that are off by a relative error."""
+        if tally.rounds:
+            here = worth if worth.shape[1:] == (1, 1) else rows.gather(worth)
+            tally.may_be_off(relative * GENEROUS * (np.abs(rows.coefs) * here).sum(axis=(1, 2, 3)))
+
+    def _relax(self, at: int, rows: Rows, tally: Tally) -> Rows:
+        """CROWN's multipliers (Zhang et al. 2018), and ``phi`` for them."""
+        (source,) = self.network.nodes[at].inputs
+        low, high = self.lower[source], self.upper[source]
+        below, above = crown_slopes(low, high)
+        k = len(low)
+        maps = rows.gather(np.concatenate([low, high, below, above]))
+        of = self.arithmetic.of
+        low, high = maps[:, :k], maps[:, k : 2 * k]
+        mu = rows.coefs * np.where(rows.coefs > 0, of(maps[:, 2 * k : 3 * k]), of(maps[:, 3 * k :]))
+        add_phi(tally, rows.coefs, mu, low, high)
+        return Rows(mu, rows.corners)
+
+    def _add_minimum(self, rows: Rows, tally: Tally) -> None:
+        k = len(self._low)
+        maps = rows.gather(np.concatenate([self._center, self._low, self._high]))
+        center, low, high = (maps[:, k * n : k * (n + 1)].reshape(len(rows), -1) for n in range(3))
+        lam = rows.coefs.reshape(len(rows), -1)
+        add_minimum(tally, self.region.norm, self.region.eps, lam, center, low, high, self.arithmetic)
+
+    def largest(self, node: int, rows: Rows) -> int:
+        """About how many coefficients a row has at its largest."""
+        sizes = {node: rows.coefs.shape[2:]}
+        largest = 1
+        for at in self.network.ancestors(node):
+            if at not in sizes:
+                continue
+            op, (channels, height, width) = self.network.nodes[at].op, self.network.nodes[at].shape
+            h, w = min(sizes[at][0], height), min(sizes[at][1], width)
+            largest = max(largest, channels * h * w)
+            stride = op.stride if isinstance(op, (Conv, Tap)) else (1, 1)
+            extent = (1, 1)
+            if isinstance(op, Conv):
+                extent = tuple(d * (n - 1) + 1 for d, n in zip(op.dilation, op.weight.shape[2:], strict=True))
+            for operand in self.network.nodes[at].inputs:
+                need = tuple((n - 1) * s + e for n, s, e in zip((h, w), stride, extent, strict=True))
+                before = sizes.get(operand, (0, 0))
+                sizes[operand] = (max(before[0], need[0]), max(before[1], need[1]))
+        return largest
+
+
+def crown_slopes(low: Array, high: Array) -> tuple[Array, Array]:
+    """Slopes of CROWN's lines below and above a ReLU; any others would do."""
+    open_ = (low < 0) & (high > 0)
+    on = (low >= 0).astype(np.float64)
+    chord = np.where(open_, high / np.where(open_, high - low, 1.0), on)
+    return np.where(open_, (high > -low).astype(np.float64), on), np.where(np.isfinite(chord), chord, 0.0)
+
+
+def add_phi(tally: Tally, lam: Numbers, mu: Numbers, low: Array, high: Array) -> None:
+    """Adds ``phi = min of lam relu(z) - mu z over z in [low, high]``, which is at one of low, high and 0."""
+    of = tally.arithmetic.of
+    at_low = lam * of(np.maximum(low, 0.0)) - mu * of(low)
+    at_high = lam * of(np.maximum(high, 0.0)) - mu * of(high)
+    least = np.minimum(at_low, at_high)
+    least = np.where((low < 0) & (high > 0), np.minimum(least, tally.arithmetic.zeros(1)), least)
+    tally.add(least)
+    if tally.rounds:
+        # where mu and lam agree on a unit that is on, or mu is zero on one that is off, nothing was rounded
+        exact = ((low >= 0) & (mu == lam)) | ((high <= 0) & (mu == 0))
+        size = np.where(exact, 0.0, (np.abs(lam) + np.abs(mu)) * np.maximum(np.abs(low), np.abs(high)))
+        width = math.prod(size.shape[1:])
+        tally.may_be_off(4 * UNIT * GENEROUS * size.reshape(len(size), width).sum(axis=1))
+        tally.may_be_off(3 * tally.arithmetic.tiny * width)

@@ -1,0 +1,231 @@
+"""The file: a zip archive of plain arrays and one JSON text. Nothing in it is ever executed or unpickled.
+
+Whoever reads it trusts none of it: sizes are capped before anything is unpacked, and what does not look as it should is
+a CertificateError.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from corgi_opt.errors import CertificateError
+from corgi_opt.proof.bounds import Claims
+from corgi_opt.proof.network import Array
+from corgi_opt.proof.region import Norm, Region
+from corgi_opt.proof.tree import Tree
+
+FORMAT, VERSION = "corgi-opt certificate", 1
+
+MOST_BYTES = 1_000_000_000
+"""Largest content, unpacked, that is read."""
+
+MOST_MEMBERS = 100_000
+
+ARITHMETIC = (
+    "The claim is about the exact real-valued network whose weights are the float64 numbers hashed here, not about any "
+    "order of summation or reduced precision that a framework runs it in."
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Claim:
+    """For every image of the region, each of the pixels ``top`` (flat, the k brightest at the centre) is among the
+    ``within`` brightest of the CAM of ``class_idx``; or, if ``falsified``, not for every one.
+
+    ``sha256``: of the network (:class:`corgi_opt.proof.network.Network`).
+    """
+
+    kind: Literal["certified", "falsified"]
+    sha256: str
+    region: Region
+    class_idx: int
+    top: tuple[int, ...]
+    within: int
+
+
+@dataclass(frozen=True, eq=False)
+class PixelTree:
+    """A tree for the sum of ``signs`` times CAM pixels: one pixel (from below: +1, from above: -1), or i minus j."""
+
+    pixels: tuple[int, ...]
+    signs: tuple[int, ...]
+    tree: Tree
+
+
+@dataclass(frozen=True, eq=False)
+class Certificate:
+    """A claim and its proof: ``claims`` of bounds by node and ``trees``, or an image ``witness`` (C, H, W)."""
+
+    claim: Claim
+    claims: Mapping[int, Claims] = field(default_factory=dict)
+    trees: tuple[PixelTree, ...] = ()
+    witness: Array | None = None
+
+    def save(self, path: str | Path) -> None:
+        """Writes the file; the same certificate always gives the same bytes."""
+        Path(path).write_bytes(self.to_bytes())
+
+    def to_bytes(self) -> bytes:
+        claim, region = self.claim, self.claim.region
+        text = {
+            "format": FORMAT,
+            "version": VERSION,
+            "about": ARITHMETIC,
+            "kind": claim.kind,
+            "sha256": claim.sha256,
+            "eps": region.eps.hex(),
+            "norm": region.norm,
+            "clip": None if region.clip is None else [end.hex() for end in region.clip],
+            "class": claim.class_idx,
+            "top": list(claim.top),
+            "within": claim.within,
+            "nodes": sorted(self.claims),
+            "trees": [[list(t.pixels), list(t.signs)] for t in self.trees],
+        }
+        arrays: dict[str, NDArray[Any]] = {"image": region.center}
+        if self.witness is not None:
+            arrays["witness"] = self.witness
+        for node, claims in self.claims.items():
+            arrays |= {f"claims/{node}/{name}": getattr(claims, name) for name in CLAIM_ARRAYS}
+        for number, proof in enumerate(self.trees):
+            parts = {name: getattr(proof.tree, name) for name in TREE_ARRAYS}
+            arrays |= {f"trees/{number}/{name}": part for name, part in parts.items() if part is not None}
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr(zipfile.ZipInfo("claim.json"), json.dumps(text, indent=1), zipfile.ZIP_DEFLATED)
+            for name, values in arrays.items():
+                content = io.BytesIO()
+                np.lib.format.write_array(content, np.ascontiguousarray(values), allow_pickle=False)
+                archive.writestr(zipfile.ZipInfo(f"{name}.npy"), content.getvalue(), zipfile.ZIP_DEFLATED)
+        return buffer.getvalue()
+
+    @classmethod
+    def load(cls, path: str | Path) -> Certificate:
+        """Reads a file. Raises CertificateError for one that is damaged or no certificate, OSError if there is none."""
+        return cls.from_bytes(Path(path).read_bytes())
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> Certificate:
+        """Raises CertificateError."""
+        try:
+            return _parsed(_unpacked(content))
+        except CertificateError:
+            raise
+        except Exception as error:  # zip, zlib, json and numpy each have their own; a reader must survive all of them
+            raise CertificateError(f"not a readable certificate ({type(error).__name__}: {error})") from error
+
+
+CLAIM_ARRAYS = {"flat": "<i8", "lower": "<f8", "upper": "<f8"}
+TREE_ARRAYS = {
+    "node": "<i8",
+    "flat": "<i8",
+    "phases": "|i1",
+    "slopes": "<f4",
+    "mixes": "<f4",
+    "pushes": "<f8",
+    "inputs": "<i8",
+    "shares": "<f4",
+}
+
+
+def _unpacked(content: bytes) -> dict[str, bytes]:
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        members = archive.infolist()
+        if len(members) > MOST_MEMBERS or sum(m.file_size for m in members) > MOST_BYTES:
+            raise CertificateError(f"it holds more than {MOST_BYTES:,} bytes or {MOST_MEMBERS:,} parts")
+        if any(m.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for m in members):
+            raise CertificateError("it is compressed in a way that certificates are not")
+        if len({m.filename for m in members}) != len(members):
+            raise CertificateError("it names a part twice")
+        return {m.filename: archive.read(m) for m in members}
+
+
+def _array(content: bytes, dtype: str) -> NDArray[Any]:
+    stream = io.BytesIO(content)
+    if np.lib.format.read_magic(stream) != (1, 0):
+        raise CertificateError("an array of another version")
+    shape, fortran, found = np.lib.format.read_array_header_1_0(stream, max_header_size=1000)
+    rest = content[stream.tell() :]
+    count = 1
+    for length in shape:
+        count *= length
+    if found != np.dtype(dtype) or fortran or min(shape, default=1) < 0 or count * found.itemsize != len(rest):
+        raise CertificateError(f"an array of type {found} and shape {shape} where {dtype} was expected")
+    values = np.frombuffer(rest, dtype=found).reshape(shape)
+    if found.kind == "f" and np.isnan(values).any():
+        raise CertificateError("an array holds NaN")
+    return values
+
+
+def _parsed(parts: dict[str, bytes]) -> Certificate:
+    text = json.loads(parts.pop("claim.json"))
+    if text["format"] != FORMAT or text["version"] != VERSION:
+        said = f"{text['format']!r} version {text['version']!r}"
+        raise CertificateError(f"it is {said}; this reads {FORMAT!r} version {VERSION}")
+    kind, norm, eps = text["kind"], text["norm"], float.fromhex(text["eps"])
+    clip = None if text["clip"] is None else tuple(float.fromhex(end) for end in text["clip"])
+    if kind not in ("certified", "falsified") or norm not in ("inf", "2", "1"):
+        raise CertificateError(f"kind {kind!r}, norm {norm!r}")
+    if not 0 <= eps < np.inf or (clip is not None and not (len(clip) == 2 and clip[0] < clip[1])):
+        raise CertificateError(f"eps {eps!r}, clip {clip!r}")
+    image = _array(parts.pop("image.npy"), "<f8")
+    _require(image.ndim == 3 and bool(np.isfinite(image).all()), "the image is no finite map")
+    top = tuple(_integer(p) for p in text["top"])
+    region = Region(image, eps, _norm(norm), None if clip is None else (clip[0], clip[1]))
+    claim = Claim(kind, str(text["sha256"]), region, _integer(text["class"]), top, _integer(text["within"]))
+    witness = _array(parts.pop("witness.npy"), "<f8") if kind == "falsified" else None
+    claims = {}
+    for node in text["nodes"]:
+        found = {name: _array(parts.pop(f"claims/{_integer(node)}/{name}.npy"), t) for name, t in CLAIM_ARRAYS.items()}
+        _require(all(part.shape == (found["flat"].size,) for part in found.values()), "claims of unlike lengths")
+        claims[int(node)] = Claims(**found)
+    trees = []
+    for number, (pixels, signs) in enumerate(text["trees"]):
+        signed = tuple(_integer(p) for p in pixels), tuple(_integer(s) for s in signs)
+        trees.append(PixelTree(*signed, _tree(parts, number)))
+    _require(not parts, "it holds parts that no certificate has")
+    return Certificate(claim, claims, tuple(trees), witness)
+
+
+def _tree(parts: dict[str, bytes], number: int) -> Tree:
+    found: dict[str, Any] = {}
+    for name, dtype in TREE_ARRAYS.items():
+        content = parts.pop(f"trees/{number}/{name}.npy", None)
+        if content is None:
+            _require(name == "shares", f"tree {number} has no {name}")
+            found[name] = None
+        else:
+            found[name] = _array(content, dtype)
+    units, leaves = found["node"].size, len(found["phases"])
+    _require(found["node"].shape == found["flat"].shape == (units,) and found["inputs"].ndim == 1, "a tree's units")
+    _require(all(found[n].shape == (leaves, units) for n in ("phases", "slopes", "mixes", "pushes")), "a tree's leaves")
+    _require(bool(np.isin(found["phases"], (-1, 0, 1)).all()), "a phase that is none")
+    _require(bool((np.abs(found["mixes"] - 0.5) <= 0.5).all()), "a share of planes outside [0, 1]")
+    if found["shares"] is not None:
+        _require(found["shares"].shape == (units, found["inputs"].size + units), "a tree's planes")
+    return Tree(**found)
+
+
+def _require(holds: bool, what: str) -> None:
+    if not holds:
+        raise CertificateError(f"malformed: {what}")
+
+
+def _integer(value: object) -> int:
+    _require(isinstance(value, int) and not isinstance(value, bool) and 0 <= abs(value) < 2**40, f"{value!r}")
+    assert isinstance(value, int)
+    return value
+
+
+def _norm(name: str) -> Norm:
+    norms: dict[str, Norm] = {"inf": "inf", "2": "2", "1": "1"}
+    return norms[name]

@@ -1,0 +1,249 @@
+"""Re-proves a certificate from the network's weights, with numpy alone.
+
+Certified: bounds of every neuron by intervals, or by D at CROWN's multipliers where the file claims more; then every
+CAM pixel, trees, and every pair that is still open, by D again. Falsified: the image is in the region, and pixels'
+values there are in intervals that do not overlap.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+
+from corgi_opt.errors import ProofError
+from corgi_opt.proof.arithmetic import Arithmetic, Exact, Float64
+from corgi_opt.proof.bounds import Bounds, Indices
+from corgi_opt.proof.certificate import Certificate, Claim, PixelTree
+from corgi_opt.proof.network import Array, Network
+from corgi_opt.proof.region import Region
+from corgi_opt.proof.rows import Rows
+from corgi_opt.proof.tree import Program, covers
+
+MOST_PAIRS = 4096
+"""Pairs that get a bound of their own; one that leaves more open needs a certificate with trees."""
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What was proven: ``kind``, and a bound of the margin: from below (certified) or from above (falsified)."""
+
+    kind: str
+    margin: float
+    seconds: float
+    exact: bool
+
+
+def check(certificate: Certificate, network: Network, *, exact: bool = False) -> Checked:
+    """Proves a certificate's claim anew, in float64 with error bounds or, slowly, in exact fractions.
+
+    Raises ProofError where the claim is about another network, malformed, or not proven.
+    """
+    start, claim = time.perf_counter(), certificate.claim
+    arithmetic = Exact() if exact else Float64()
+    _require_claim(claim, network)
+    if claim.kind == "falsified":
+        margin = _falsified(certificate, network, arithmetic)
+    else:
+        margin = _certified(certificate, network, arithmetic)
+    return Checked(claim.kind, margin, time.perf_counter() - start, exact)
+
+
+def _require_claim(claim: Claim, network: Network) -> None:
+    if claim.sha256 != network.sha256:
+        raise ProofError(f"it is about another network (SHA-256 {claim.sha256[:16]}..., not {network.sha256[:16]}...)")
+    region, shape = claim.region, network.nodes[0].shape
+    if region.center.shape != shape:
+        raise ProofError(f"its image has shape {region.center.shape}, the network's {shape}")
+    if region.clip is not None and (region.center.min() < region.clip[0] or region.center.max() > region.clip[1]):
+        raise ProofError("its image lies outside its box")
+    pixels, top = _pixels(network), claim.top
+    if not 0 <= claim.class_idx < len(network.weight):
+        raise ProofError(f"class {claim.class_idx} does not exist")
+    if len(set(top)) != len(top) or not top or min(top) < 0 or max(top) >= pixels:
+        raise ProofError("its top pixels are not distinct pixels of the map")
+    if not len(top) <= claim.within < pixels:
+        raise ProofError(f"within={claim.within} for {len(top)} of {pixels} pixels")
+
+
+def _pixels(network: Network) -> int:
+    _, height, width = network.nodes[network.features].shape
+    return height * width
+
+
+def _certified(certificate: Certificate, network: Network, arithmetic: Arithmetic) -> float:
+    claim = certificate.claim
+    bounds = Bounds(network, claim.region, arithmetic)
+    for node in range(network.features + 1):
+        bounds.reach(node, certificate.claims.get(node))
+    if set(certificate.claims) - set(range(network.features + 1)):
+        raise ProofError("it claims bounds of nodes that there are not")
+    margins = Margins(bounds, claim)
+    for proof in certificate.trees:
+        margins.add_tree(proof)
+    margins.bound_pairs()
+    if claim.within > len(claim.top):  # else strictly brighter pixels are the brightest at the centre too
+        _require_top(claim, network, arithmetic)
+    margin = margins.margin
+    if not margin > 0:
+        raise ProofError(f"its margin is only proven to be above {margin:.6g}")
+    return margin
+
+
+class Margins:
+    """Proven lower bounds of ``CAM_i - CAM_j`` (k, P) for the claim's top pixels and all others."""
+
+    def __init__(self, bounds: Bounds, claim: Claim) -> None:
+        self.bounds, self.claim = bounds, claim
+        self.top = np.array(claim.top, dtype=np.int64)
+        count = _pixels(bounds.network)
+        others = np.setdiff1d(np.arange(count), self.top)
+        self.low, self.high = np.full(count, -np.inf), np.full(count, np.inf)
+        self.low[self.top] = bounds.bound(bounds.network.features, self._pixel_rows(self.top, 1.0))
+        self.high[others] = -bounds.bound(bounds.network.features, self._pixel_rows(others, -1.0))
+        self.pairs = np.full((len(self.top), count), -np.inf)
+
+    def _pixel_rows(self, pixels: Indices, sign: float) -> Rows:
+        network = self.bounds.network
+        weight = sign * network.weight[self.claim.class_idx]
+        coefs = np.broadcast_to(weight[None, :, None, None], (len(pixels), len(weight), 1, 1))
+        width = network.nodes[network.features].shape[2]
+        return Rows(self.bounds.arithmetic.of(coefs), np.stack([pixels // width, pixels % width], axis=1))
+
+    def _pair_rows(self, pairs: Indices) -> Rows:
+        """``CAM_i - CAM_j`` of pairs (Q, 2) whose pixels are as far apart, on the rectangles that span them."""
+        network = self.bounds.network
+        width, weight = network.nodes[network.features].shape[2], network.weight[self.claim.class_idx]
+        at = np.stack([pairs // width, pairs % width], axis=2)  # (Q, 2 pixels, y x)
+        corners = at.min(axis=1)
+        h, w = (at.max(axis=1) - corners)[0] + 1
+        coefs, row = np.zeros((len(pairs), len(weight), h, w)), np.arange(len(pairs))
+        for side, sign in ((0, 1.0), (1, -1.0)):
+            y, x = (at[:, side] - corners).T
+            coefs[row, :, y, x] = sign * weight
+        return Rows(self.bounds.arithmetic.of(coefs), corners)
+
+    @property
+    def lower(self) -> Array:
+        """(k, P); infinite for a top pixel against itself, minus infinity against the other top pixels."""
+        with np.errstate(invalid="ignore"):
+            apart = np.nextafter(self.low[self.top, None] - self.high[None], -np.inf)
+        found = np.maximum(np.where(np.isnan(apart), -np.inf, apart), self.pairs)
+        found[np.arange(len(self.top)), self.top] = np.inf
+        return np.asarray(found)
+
+    @property
+    def per_pixel(self) -> Array:
+        """What each top pixel has left (k,): the bound against the rival that is the ``within``-th to pass it."""
+        return np.asarray(np.sort(self.lower, axis=1)[:, self.claim.within - 1])
+
+    @property
+    def margin(self) -> float:
+        return float(self.per_pixel.min())
+
+    def open_pairs(self) -> Indices:
+        """Pairs (Q, 2) that may matter: not proven, with a top pixel that is not, and no two top pixels."""
+        open_ = ~(self.lower > 0) & ~(self.per_pixel > 0)[:, None]
+        open_[:, self.top] = False
+        row, rival = np.nonzero(open_)
+        return np.stack([self.top[row], rival], axis=1)
+
+    def bound_pairs(self) -> None:
+        """Bounds open pairs by D, each as one functional."""
+        pairs = self.open_pairs()
+        if len(pairs) > MOST_PAIRS:
+            return
+        width = self.bounds.network.nodes[self.bounds.network.features].shape[2]
+        span = np.abs(np.stack([np.diff(pairs // width, axis=1), np.diff(pairs % width, axis=1)], axis=1))[:, :, 0]
+        for size in np.unique(span, axis=0):
+            group = pairs[(span == size).all(axis=1)]
+            self._take(group, self.bounds.bound(self.bounds.network.features, self._pair_rows(group)))
+
+    def _take(self, pairs: Indices, values: Array) -> None:
+        row = np.array([self.claim.top.index(i) for i in pairs[:, 0].tolist()], dtype=np.int64)
+        self.pairs[row, pairs[:, 1]] = np.maximum(self.pairs[row, pairs[:, 1]], values)
+
+    def add_tree(self, proof: PixelTree) -> float:
+        """Takes in what a tree proves, and returns it. Raises ProofError for one that proves nothing."""
+        pixels, count = np.array(proof.pixels, dtype=np.int64), len(self.high)
+        if proof.signs not in ((1,), (-1,), (1, -1)) or len(pixels) != len(proof.signs):
+            raise ProofError(f"a tree about {len(pixels)} pixels with signs {proof.signs}")
+        if (pixels < 0).any() or (pixels >= count).any() or len(set(proof.pixels)) != len(pixels):
+            raise ProofError("a tree about pixels that there are not")
+        if len(pixels) == 2 and proof.pixels[0] not in self.claim.top:
+            raise ProofError("a tree about a pair whose first pixel is no top pixel")
+        if not covers(proof.tree.phases):
+            raise ProofError(f"the leaves of the tree of pixels {proof.pixels} leave something out")
+        rows = self._pair_rows(pixels[None]) if len(pixels) == 2 else self._pixel_rows(pixels, float(proof.signs[0]))
+        program = Program(self.bounds, proof.tree, self.bounds.network.features, rows)
+        found = float(program.lower().min())
+        if len(pixels) == 2:
+            self._take(pixels[None], np.array([found]))
+        elif proof.signs == (1,):
+            self.low[pixels] = np.maximum(self.low[pixels], found)
+        else:
+            self.high[pixels] = np.minimum(self.high[pixels], -found)
+        return found
+
+
+def _values_at(image: Array, claim: Claim, network: Network, arithmetic: Arithmetic) -> tuple[Array, Array]:
+    """Floats that the CAM pixels (P,) at one image are between."""
+    bounds = Bounds(network, Region(image, 0.0, "inf", None), arithmetic)
+    for node in range(network.features + 1):
+        bounds.reach(node)
+    sides = (bounds.lower, bounds.upper)
+    low, high = (arithmetic.of(side[network.features]).reshape(len(network.weight[0]), -1) for side in sides)
+    weight = network.weight[claim.class_idx]
+    plus, minus = arithmetic.of(np.maximum(weight, 0.0)), arithmetic.of(np.minimum(weight, 0.0))
+    magnitude = bounds.magnitude(network.features).reshape(len(weight), -1)
+    size = np.abs(weight) @ magnitude
+    idle = ~((weight != 0)[:, None] & (magnitude > 0)).any(axis=0)  # exactly zero: pixels that are dead may tie
+    error = arithmetic.gamma(2 * len(weight) + 8) * size * 2 + len(weight) * 4 * arithmetic.tiny
+    error = np.where(idle, 0, error)
+    return arithmetic.down(plus @ low + minus @ high - error), arithmetic.up(plus @ high + minus @ low + error)
+
+
+def _require_top(claim: Claim, network: Network, arithmetic: Arithmetic) -> None:
+    low, high = _values_at(claim.region.center, claim, network, arithmetic)
+    top = np.isin(np.arange(len(low)), claim.top)
+    if not low[top].min() > high[~top].max():
+        raise ProofError("its top pixels are not proven to be the brightest at its image")
+
+
+def _falsified(certificate: Certificate, network: Network, arithmetic: Arithmetic) -> float:
+    claim, image = certificate.claim, certificate.witness
+    if image is None or image.shape != claim.region.center.shape or not np.isfinite(image).all():
+        raise ProofError("it has no image that would be a counterexample")
+    require_inside(claim.region, image)
+    _require_top(claim, network, arithmetic)
+    low, high = _values_at(image, claim, network, arithmetic)
+    top = np.array(claim.top)
+    passed = low[None] >= high[top, None]  # (k, P): rivals that are as bright as each top pixel, or brighter
+    passed[np.arange(len(top)), top] = False
+    ahead = passed.sum(axis=1)
+    if not (ahead >= claim.within).any():
+        raise ProofError(f"at its image no top pixel is proven to have {claim.within} pixels as bright as itself")
+    # the within-th brightest of the others is ahead by so much at least
+    gaps = np.sort(high[top, None] - np.where(np.arange(len(low))[None] == top[:, None], -np.inf, low[None]), axis=1)
+    return float(gaps[:, claim.within - 1].min())
+
+
+def require_inside(region: Region, image: Array) -> None:
+    """Raises ProofError for an image (C, H, W) that is not in the region, in exact fractions."""
+    if region.clip is not None and (image.min() < region.clip[0] or image.max() > region.clip[1]):
+        raise ProofError("its image lies outside the box")
+    moved = [
+        abs(Fraction(x) - Fraction(c))
+        for x, c in zip(image.flatten().tolist(), region.center.flatten().tolist(), strict=True)
+        if x != c
+    ]
+    eps = Fraction(region.eps)
+    inside = {
+        "inf": lambda: max(moved, default=Fraction(0)) <= eps,
+        "1": lambda: sum(moved) <= eps,
+        "2": lambda: sum(m * m for m in moved) <= eps * eps,
+    }[region.norm]()
+    if not inside:
+        raise ProofError("its image is farther than eps from the centre")

@@ -1,0 +1,51 @@
+"""Sums whose rounding is bounded: what a lower bound adds up, row by row."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from corgi_opt.proof.arithmetic import Arithmetic, Float64, Numbers
+from corgi_opt.proof.network import Array
+
+GENEROUS = 1 + 2.0**-20
+"""By more than the error bounds themselves are rounded."""
+
+
+class Tally:
+    """R sums: ``value``, the sum ``size`` of their terms' magnitudes, and ``error``, what other rounding comes to."""
+
+    def __init__(self, arithmetic: Arithmetic, rows: int) -> None:
+        self.arithmetic, self.rounds = arithmetic, isinstance(arithmetic, Float64)
+        self.value, self.size, self.error = (arithmetic.zeros(rows) for _ in range(3))
+        self.count = 0
+
+    def add(self, terms: Numbers) -> None:
+        """Adds (R, ...) terms, each of which took a few relative roundings at most."""
+        flat = terms.reshape(len(self.value), math.prod(terms.shape[1:]))
+        self.value = self.value + flat.sum(axis=1)
+        if self.rounds:
+            self.size = self.size + np.abs(flat).sum(axis=1)
+            self.count += flat.shape[1]
+
+    def may_be_off(self, by: Any) -> None:
+        """Adds to the error, (R,) or one for all."""
+        self.error = self.error + by
+
+    @property
+    def uncertain(self) -> Numbers:
+        """What the values (R,) may be off by, either way."""
+        if not self.rounds:
+            return self.error
+        summed = self.arithmetic.gamma(2 * self.count + 32) * self.size
+        return np.asarray(((self.error + summed) * GENEROUS + 4 * self.count * self.arithmetic.tiny) * GENEROUS)
+
+    @property
+    def lower(self) -> Array:
+        """Floats that are no larger than the sums; -inf where anything overflowed."""
+        if not self.rounds:
+            return self.arithmetic.down(self.value - self.error)
+        found = np.nextafter(self.value - self.uncertain, -np.inf)
+        return np.where(np.isfinite(found), found, -np.inf)

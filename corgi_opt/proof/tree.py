@@ -1,0 +1,287 @@
+"""A functional on a region that is cut by the signs of some ReLUs: a tree whose leaves are bounded one by one.
+
+Units, the open ReLUs that the functional depends on, are variables beside the image; everything else is eliminated, so
+a pre-activation is a row ``z = r'v + b`` over the variables before it, and the functional is one too. For any mu, and
+any p <= 0 that is bounded by planes ``relu(z) <= a'v + c`` (encode/hull.py), with ``lam = q + R'mu + A'p``,
+
+    q0 + b'mu - |mu|' slack + c'p + sum phi(lam - p, mu) + min over the region of lam_x'x
+
+is no more than the functional wherever the signs that a leaf stands for hold; ``phi`` is over the part of a unit's
+interval with that sign. Leaves say mu and p by slopes, shares of planes and pushes, which are hints and prove nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from corgi_opt.errors import ProofError
+from corgi_opt.proof.arithmetic import Arithmetic, Numbers
+from corgi_opt.proof.bounds import AT_ONCE, Bounds, Indices, add_phi, crown_slopes
+from corgi_opt.proof.network import Array, Relu, Shape
+from corgi_opt.proof.region import add_minimum
+from corgi_opt.proof.rows import Rows
+from corgi_opt.proof.tally import GENEROUS, Tally
+
+LEAVES_AT_ONCE = 256
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """Functionals over the variables: coefficients of units (R, U), of the image as (row, flat place, value), constants
+    (R,) and what they may be off by, (R,)."""
+
+    units: Numbers
+    image: tuple[Indices, Indices, Numbers]
+    constants: Numbers
+    off_by: Array
+
+    def over(self, image: Indices, arithmetic: Arithmetic) -> Numbers:
+        """Their coefficients over ``[x at these places, relu]``."""
+        row, flat, value = self.image
+        found = arithmetic.zeros(len(self.units), len(image))
+        found[row, np.searchsorted(image, flat)] = value
+        return np.concatenate([found, self.units], axis=1)
+
+
+def _entries(rows: Rows, shape: Shape) -> tuple[Indices, Indices, Numbers]:
+    """Coefficients other than zero: their rows, flat places in a map of this shape, and values."""
+    row, channel, y, x = np.nonzero(rows.coefs)
+    _, height, width = shape
+    flat = (channel * height + rows.corners[row, 0] + y) * width + rows.corners[row, 1] + x
+    return row, flat, rows.coefs[row, channel, y, x]
+
+
+@dataclass(frozen=True, eq=False)
+class Tree:
+    """L leaves over U units: ReLU nodes ``node`` (U,), flat places in their maps ``flat`` (U,), ordered by both.
+
+    ``phases`` (L, U) int8: 1 on, -1 off, 0 either. Hints, all (L, U): ``slopes`` of the line below an open unit, in
+    [0, 1]; ``mixes``, the share of lam < 0 that goes to the unit's plane; ``pushes``, taken off mu. ``inputs`` (n,):
+    flat places in the image; ``shares`` (U, n + U): of a unit's row, what its plane's slopes are; None: no planes.
+    """
+
+    node: Indices
+    flat: Indices
+    phases: NDArray[np.int8]
+    slopes: NDArray[np.float32]
+    mixes: NDArray[np.float32]
+    pushes: Array
+    inputs: Indices
+    shares: NDArray[np.float32] | None
+
+
+def covers(phases: NDArray[np.int8]) -> bool:
+    """Whether leaves (L, U) leave no sign pattern out: one that is all open, or both halves of a split by some unit.
+
+    Leaves of a tree are split by its root's unit, all of them; so are those of each half.
+    """
+    pending = [np.arange(len(phases))]
+    done = [np.zeros(phases.shape[1], dtype=bool)]
+    while pending:
+        part, split = pending.pop(), done.pop()
+        if not len(part):
+            return False
+        here = phases[part][:, ~split]
+        if (here == 0).all(axis=1).any():
+            continue
+        by = np.flatnonzero((here != 0).all(axis=0))
+        if not len(by):
+            return False
+        unit = int(np.flatnonzero(~split)[by[0]])
+        split = split.copy()
+        split[unit] = True
+        for side in (1, -1):
+            pending.append(part[phases[part, unit] == side])
+            done.append(split)
+    return True
+
+
+class Program:
+    """The rows of a tree's units and of a functional, over ``[x, relu]``: calculated anew, with what rounding hides."""
+
+    @np.errstate(all="ignore")  # what overflows ends as a bound of -inf
+    def __init__(self, bounds: Bounds, tree: Tree, node: int, rows: Rows) -> None:
+        self.bounds, self.arithmetic, self.tree = bounds, bounds.arithmetic, tree
+        self.units = len(tree.node)
+        self._checked_units()
+        nodes = bounds.network.nodes
+        self._column = {
+            int(at): np.full(int(np.prod(nodes[int(at)].shape)), -1, dtype=np.int64) for at in np.unique(tree.node)
+        }
+        for unit, (at, flat) in enumerate(zip(tree.node.tolist(), tree.flat.tolist(), strict=True)):
+            self._column[at][flat] = unit
+        parts = [self._taken_down(node, rows)]
+        for at in sorted(self._column):
+            (source,) = nodes[at].inputs
+            channel, y, x = np.unravel_index(tree.flat[tree.node == at], nodes[source].shape)
+            coefs = np.zeros((len(channel), nodes[source].shape[0], 1, 1))
+            coefs[np.arange(len(channel)), channel] = 1.0
+            parts.append(self._taken_down(source, Rows(self.arithmetic.of(coefs), np.stack([y, x], axis=1))))
+        self.image = np.unique(np.concatenate([part.image[1] for part in parts]))
+        self.inputs = len(self.image)
+        every = np.concatenate([part.over(self.image, self.arithmetic) for part in parts])
+        constants = np.concatenate([part.constants for part in parts])
+        off_by = np.concatenate([part.off_by for part in parts])
+        # the functional comes first, then units, which are in the order of their nodes
+        (self.objective, self.rows), (self.offset, self.constants) = (np.split(m, [1]) for m in (every, constants))
+        self.off_by, self.slack = np.split(off_by, [1])
+        self._boxes()
+        self._blocks = [np.flatnonzero(tree.node == at) for at in sorted(self._column)]
+        self.planes: Numbers | None
+        self.shifts: Numbers | None
+        self.planes, self.shifts = self._planes()
+
+    def _boxes(self) -> None:
+        """Units' intervals, and the box and magnitudes of all variables."""
+        bounds, tree = self.bounds, self.tree
+        sources = {at: bounds.network.nodes[at].inputs[0] for at in self._column}
+        units = list(zip(tree.node.tolist(), tree.flat.tolist(), strict=True))
+        self.low, self.high = (
+            np.array([side[sources[at]].flat[flat] for at, flat in units], dtype=np.float64)
+            for side in (bounds.lower, bounds.upper)
+        )
+        low, high = (side.flatten()[self.image] for side in (bounds.region.lower, bounds.region.upper))
+        self.least = np.concatenate([low, np.zeros(self.units)])
+        self.most = np.concatenate([high, np.maximum(self.high, 0.0)])
+        self.magnitude = np.maximum(np.abs(self.least), np.abs(self.most))
+
+    def _checked_units(self) -> None:
+        tree, network = self.tree, self.bounds.network
+        order = np.lexsort((tree.flat, tree.node))
+        if not np.array_equal(order, np.arange(self.units)):
+            raise ProofError("a tree's units are out of order")
+        for at, flat in zip(tree.node.tolist(), tree.flat.tolist(), strict=True):
+            known = 0 <= at < len(network.nodes) and isinstance(network.nodes[at].op, Relu)
+            if not known or not 0 <= flat < np.prod(network.nodes[at].shape):
+                raise ProofError(f"a tree's unit ({at}, {flat}) is no ReLU of this network")
+        if self.units and (np.diff(tree.node * 2**40 + tree.flat) == 0).any():
+            raise ProofError("a tree names a unit twice")
+        if (np.diff(tree.inputs) <= 0).any() or not _within(tree.inputs, network.nodes[0].shape):
+            raise ProofError("a tree's inputs are out of order, or not of the image")
+
+    def _taken_down(self, node: int, rows: Rows) -> _Part:
+        """Functionals of a node over the variables."""
+        units, notes, constants, off_by = self.arithmetic.zeros(len(rows), self.units), [], [], []
+        size = max(1, AT_ONCE // self.bounds.largest(node, rows))
+        for start in range(0, len(rows), size):
+            part, into = rows.part(start, size), units[start : start + size]
+            tally = Tally(self.arithmetic, len(part))
+            at_image = self.bounds.descend(node, part, tally, partial(self._gate, into))
+            if at_image is not None:
+                row, flat, value = _entries(at_image, self.bounds.network.nodes[0].shape)
+                notes.append((row + start, flat, value))
+            constants.append(tally.value)
+            off_by.append(self.arithmetic.up(tally.uncertain))
+        row, flat, value = (
+            np.concatenate([note[k] for note in notes] or [np.zeros(0, dtype=np.int64)]) for k in range(3)
+        )
+        return _Part(units, (row, flat, value), np.concatenate(constants), np.concatenate(off_by))
+
+    def _gate(self, into: Numbers, at: int, rows: Rows, tally: Tally) -> Rows:
+        """Active units pass coefficients on, inactive ones drop them, those of the tree have them noted. Others that
+        are open count as whichever of on and off is nearer, and may be off by what that takes."""
+        (source,) = self.bounds.network.nodes[at].inputs
+        low, high = self.bounds.lower[source], self.bounds.upper[source]
+        unit = self._column.get(at, np.full(low.size, -1, dtype=np.int64))
+        open_, listed = (low < 0) & (high > 0), (unit >= 0).reshape(low.shape)
+        on = (low >= 0) | (open_ & ~listed & (-low <= high))
+        row, flat, value = _entries(Rows(rows.coefs * rows.gather(open_.astype(np.int64)), rows.corners), low.shape)
+        noted = unit[flat] >= 0
+        into[row[noted], unit[flat[noted]]] = value[noted]
+        if not noted.all():
+            worth, most = self.arithmetic.zeros(len(rows)), self.arithmetic.of(np.minimum(-low, high).flatten())
+            np.add.at(worth, row[~noted], np.abs(value[~noted]) * most[flat[~noted]])
+            tally.may_be_off(worth + len(row) * self.arithmetic.tiny)
+        return Rows(rows.coefs * rows.gather(on.astype(np.int64)), rows.corners)
+
+    def _planes(self) -> tuple[Numbers, Numbers] | tuple[None, None]:
+        """``relu(z) <= a'v + c`` for every unit: slopes (U, n + U), and c (U,) no smaller than it has to be.
+
+        For a = share * row, c = max(max over the box of -a'v, max over the box of (row - a)'v + b).
+        """
+        if self.tree.shares is None:
+            return None, None
+        of = self.arithmetic.of
+        shares = np.zeros((self.units, self.inputs + self.units))
+        _, at, mine = np.intersect1d(self.image, self.tree.inputs, return_indices=True)
+        shares[:, at] = self.tree.shares[:, mine]
+        shares[:, self.inputs :] = self.tree.shares[:, len(self.tree.inputs) :]
+        slopes = self.rows * of(shares)
+        off = _greatest(self, -slopes, self.arithmetic.zeros(self.units), np.zeros(self.units))
+        on = _greatest(self, self.rows - slopes, self.constants, self.slack)
+        return slopes, of(np.maximum(off, on))
+
+    def lower(self) -> Array:
+        """Bounds (L,) of the functional, leaf by leaf."""
+        parts = [np.zeros(0)]
+        for start in range(0, len(self.tree.phases), LEAVES_AT_ONCE):
+            parts.append(self._leaves(slice(start, start + LEAVES_AT_ONCE)))
+        return np.concatenate(parts)
+
+    @np.errstate(all="ignore")
+    def _leaves(self, some: slice) -> Array:
+        of, tree = self.arithmetic.of, self.tree
+        phases = tree.phases[some]
+        slopes, mixes, pushes = (m[some].astype(np.float64) for m in (tree.slopes, tree.mixes, tree.pushes))
+        low = np.where(phases > 0, np.maximum(self.low, 0.0), self.low)
+        high = np.where(phases < 0, np.minimum(self.high, 0.0), self.high)
+        open_ = phases == 0
+        chord = np.where(open_, crown_slopes(self.low, self.high)[1], phases > 0)
+        below = np.where(open_, slopes, phases > 0)
+        mixes = np.where(open_, mixes, 0.0) if self.planes is not None else np.zeros_like(mixes)
+        lam = np.repeat(self.objective, len(phases), axis=0)
+        mu, part = self.arithmetic.zeros(*phases.shape), self.arithmetic.zeros(*phases.shape)
+        for block in reversed(self._blocks):
+            here = lam[:, self.inputs + block]
+            part[:, block] = np.where(here < 0, here * of(mixes[:, block]), here * 0)
+            rest = here - part[:, block]
+            line = np.where(here > 0, of(below[:, block]), of(chord[:, block]))
+            mu[:, block] = rest * line - of(pushes[:, block])
+            lam = lam + mu[:, block] @ self.rows[block]
+            if self.planes is not None:
+                lam = lam + part[:, block] @ self.planes[block]
+        tally = Tally(self.arithmetic, len(phases))
+        tally.add(np.repeat(self.offset[:, None], len(phases), axis=0))
+        tally.add(mu * self.constants)
+        if self.shifts is not None:
+            tally.add(part * self.shifts)
+        tally.add(-np.abs(mu) * of(self.slack))
+        rest = lam[:, self.inputs :] - part
+        add_phi(tally, rest, mu, low, high)
+        tally.may_be_off(float(self.off_by[0]) if tally.rounds else of(self.off_by)[0])
+        self._rounding(tally, mu, part, rest)
+        region = self.bounds.region
+        center, least, most = (m.flatten()[self.image][None] for m in (region.center, region.lower, region.upper))
+        add_minimum(tally, region.norm, region.eps, lam[:, : self.inputs], center, least, most, self.arithmetic)
+        return np.where((low > high).any(axis=1), np.inf, tally.lower)  # a sign that a unit cannot have
+
+    def _rounding(self, tally: Tally, mu: Numbers, part: Numbers, rest: Numbers) -> None:
+        """What coefficients that were computed may differ by from those that mu and p ask for."""
+        if not tally.rounds:
+            return
+        terms = 4 * self.units + 8  # products, and additions of blocks
+        size = np.abs(mu) @ (np.abs(self.rows) @ self.magnitude) + np.abs(self.objective) @ self.magnitude
+        if self.planes is not None:
+            size = size + np.abs(part) @ (np.abs(self.planes) @ self.magnitude)
+        gamma = self.arithmetic.gamma(terms)
+        size = size + np.abs(rest) @ self.magnitude[self.inputs :]
+        tally.may_be_off(gamma * GENEROUS * size)
+        tally.may_be_off(4 * terms * self.arithmetic.tiny * (1.0 + float(self.magnitude.sum())))
+
+
+def _greatest(program: Program, rows: Numbers, constants: Numbers, slack: Array) -> Array:
+    """The most (U,) that ``rows @ v + constants`` may be over the box of the variables, no less."""
+    of = program.arithmetic.of
+    tally = Tally(program.arithmetic, len(rows))
+    tally.add(-rows * np.where(rows > 0, of(program.most), of(program.least)))
+    tally.add(-constants[:, None])
+    tally.add(-of(slack)[:, None])
+    return np.asarray(-tally.lower)
+
+
+def _within(flat: Indices, shape: tuple[int, int, int]) -> bool:
+    return not len(flat) or bool(flat[0] >= 0 and flat[-1] < np.prod(shape))

@@ -1,0 +1,383 @@
+"""Certificates of small questions: what is true is proven, and nothing else passes, however the file was changed."""
+
+from __future__ import annotations
+
+import functools
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from corgi_solvers import Highs, Problem, Solution
+from small_questions import SmallQuestion, questions
+from torch import nn
+
+import corgi_opt as co
+from corgi_opt.deadline import Deadline
+from corgi_opt.errors import CertificateError, ProofError
+from corgi_opt.proof.certificate import Certificate
+from corgi_opt.proof.checker import check
+from corgi_opt.proof.network import Network
+from corgi_opt.prove import Prover, certified, plain_network
+from corgi_opt.question import Question
+from corgi_opt.search import branch as branch_module
+
+COUNT = 90
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    asked: SmallQuestion
+    net: co.CamNetwork
+    network: Network
+    verdict: co.Verdict
+    stable: bool | None
+
+    @property
+    def certificate(self) -> Certificate:
+        return self.verdict.certificate
+
+
+@functools.cache
+def cases() -> tuple[Case, ...]:
+    """Questions that keep no class, each answered by branch and bound and checked at once."""
+    found = []
+    for question in questions(COUNT, seed=11):
+        asked = replace(question, keep_class=False)
+        net = co.from_torch(asked.model, asked.x.float())
+        verdict = co.verify(net, asked.x, method="bab", proof="checked", **asked.arguments)
+        found.append(Case(asked, net, plain_network(net), verdict, asked.answer().stable))
+    return tuple(found)
+
+
+def of_kind(kind: str, trees: bool = False) -> list[Case]:
+    found = [c for c in cases() if c.verdict.proof == "checked" and c.verdict.status == kind]
+    return [c for c in found if not trees or c.certificate.trees]
+
+
+def rejected(certificate: Certificate, network: Network) -> str:
+    with pytest.raises(ProofError) as caught:
+        check(certificate, network)
+    return str(caught.value)
+
+
+def test_what_is_checked_is_true_and_most_that_is_true_is_checked():
+    refuted = {"certified": False, "falsified": True, "unknown": "never"}
+    wrong = [c.asked.label for c in cases() if c.stable == refuted[c.verdict.status]]
+    assert wrong == []
+    # an exact tie is no stable set, but too close to tell for the oracle
+    assert all(c.verdict.status != "certified" for c in cases() if c.stable is None and c.asked.answer().upper <= 0)
+    counted = [c for c in cases() if c.asked.within is None]
+    # rivals that have to be counted leave no proof
+    assert sum(c.verdict.proof == "checked" for c in counted) >= 0.97 * sum(c.stable is not None for c in counted)
+    assert min(len(of_kind("certified")), len(of_kind("falsified")), len(of_kind("certified", trees=True))) >= 15
+
+
+def test_files_come_back_as_they_were(tmp_path: Path):
+    for case in [*of_kind("certified")[:12], *of_kind("falsified")[:6]]:
+        path = tmp_path / "a.cert"
+        case.certificate.save(path)
+        assert path.read_bytes() == case.certificate.to_bytes()
+        assert Certificate.load(path).to_bytes() == path.read_bytes()
+        found = co.check_certificate(path, case.asked.model)
+        assert (found.kind, found.exact) == (case.verdict.status, False)
+        assert (found.margin > 0) == (found.kind == "certified")
+
+
+def test_fractions_prove_the_same():
+    for case in [*of_kind("certified", trees=True)[:4], *of_kind("certified")[:4], *of_kind("falsified")[:4]]:
+        by_float, exact = check(case.certificate, case.network), check(case.certificate, case.network, exact=True)
+        assert exact.exact and exact.kind == by_float.kind
+        assert exact.margin == pytest.approx(by_float.margin, rel=1e-9, abs=1e-9)
+
+
+def test_a_margin_is_no_more_than_the_exact_one():
+    for case in of_kind("certified"):
+        assert check(case.certificate, case.network).margin <= case.asked.answer().upper + 1e-12
+    for case in of_kind("falsified"):
+        assert check(case.certificate, case.network).margin >= case.asked.answer().lower - 1e-12
+
+
+def test_another_network_is_refused():
+    for case in of_kind("certified")[:8]:
+        model = replace(case.asked).model
+        with torch.no_grad():
+            moved: nn.Parameter = model.head.weight
+            moved[0, 0] = torch.nextafter(moved[0, 0], moved[0, 0] + 1)
+            other = plain_network(co.from_torch(model, case.asked.x.float()))
+            moved[0, 0] = torch.nextafter(moved[0, 0], moved[0, 0] - 1)
+        assert "another network" in rejected(case.certificate, other)
+
+
+def with_claim(certificate: Certificate, **changes: object) -> Certificate:
+    return replace(certificate, claim=replace(certificate.claim, **changes))
+
+
+def with_region(certificate: Certificate, **changes: object) -> Certificate:
+    return with_claim(certificate, region=replace(certificate.claim.region, **changes))
+
+
+def test_a_larger_region_than_is_stable_is_not_proven():
+    """Certificates just inside the radius, widened to just outside it."""
+    tried = 0
+    for case in of_kind("certified"):
+        for factor in (1.0005, 1.3):
+            wider = replace(case.asked, eps=case.asked.eps * factor)
+            if wider.answer().stable is not True:
+                tried += 1
+                rejected(with_region(case.certificate, eps=wider.eps), case.network)
+    assert tried >= 10
+
+
+def test_another_question_is_not_proven():
+    tried = 0
+    for case in of_kind("certified"):
+        claim, pixels = case.certificate.claim, case.net.map_shape[0] * case.net.map_shape[1]
+        others = [p for p in range(pixels) if p not in claim.top]
+        rejected(with_claim(case.certificate, top=(*claim.top[1:], others[0])), case.network)
+        if claim.within > len(claim.top):
+            tighter = replace(case.asked, within=None if claim.within - 1 == case.asked.k else claim.within - 1)
+            if tighter.answer().stable is not True:
+                tried += 1
+                rejected(with_claim(case.certificate, within=claim.within - 1), case.network)
+        for class_idx in range(case.net.classes):
+            here = replace(case.asked, class_idx=class_idx)
+            cam = case.net.cam(case.asked.x, class_idx).flatten()
+            if set(cam.topk(case.asked.k).indices.tolist()) != set(claim.top) or here.answer().stable is not True:
+                tried += 1
+                rejected(with_claim(case.certificate, class_idx=class_idx), case.network)
+    assert tried >= 30
+
+
+def test_nonsense_is_refused():
+    case = of_kind("certified")[0]
+    claim, region = case.certificate.claim, case.certificate.claim.region
+    pixels = case.net.map_shape[0] * case.net.map_shape[1]
+    for changes, why in (
+        ({"top": ()}, "distinct"),
+        ({"top": (0, 0)}, "distinct"),
+        ({"top": (pixels,)}, "distinct"),
+        ({"top": (-1,)}, "distinct"),
+        ({"within": pixels}, "within"),
+        ({"within": len(claim.top) - 1}, "within"),
+        ({"class_idx": case.net.classes}, "does not exist"),
+        ({"class_idx": -1}, "does not exist"),
+        ({"region": replace(region, center=region.center[:, :1])}, "shape"),
+        ({"region": replace(region, clip=(2.0, 3.0))}, "outside its box"),
+    ):
+        assert why in rejected(with_claim(case.certificate, **changes), case.network)
+    extra = {**case.certificate.claims, 99: next(iter(case.certificate.claims.values()))}
+    assert "there are not" in rejected(replace(case.certificate, claims=extra), case.network)
+
+
+def test_every_leaf_is_needed():
+    tried = 0
+    for case in of_kind("certified", trees=True):
+        (first, *others) = case.certificate.trees
+        for leaf in range(len(first.tree.phases)):
+            kept = np.arange(len(first.tree.phases)) != leaf
+            parts = {n: getattr(first.tree, n)[kept] for n in ("phases", "slopes", "mixes", "pushes")}
+            broken = replace(first, tree=replace(first.tree, **parts))
+            tried += 1
+            why = rejected(replace(case.certificate, trees=(broken, *others)), case.network)
+            assert "leave something out" in why
+    assert tried >= 30
+
+
+def test_trees_are_about_pixels_and_units_of_the_network():
+    case = of_kind("certified", trees=True)[0]
+    proof = next(t for t in case.certificate.trees if len(t.tree.node))
+    tree = proof.tree
+    for wrong, why in (
+        (replace(proof, pixels=(proof.pixels[0],) * 2), "there are not"),
+        (replace(proof, pixels=(10**6, proof.pixels[-1])), "there are not"),
+        (replace(proof, signs=(1, 1)), "signs"),
+        (replace(proof, signs=(2,), pixels=(0,)), "signs"),
+        (replace(proof, tree=replace(tree, node=tree.node * 0)), "no ReLU"),
+        (replace(proof, tree=replace(tree, flat=tree.flat + 10**6)), "no ReLU"),
+        (replace(proof, tree=replace(tree, flat=tree.flat - 10**6)), "no ReLU"),
+        (replace(proof, tree=replace(tree, inputs=tree.inputs + 10**6)), "out of order, or not"),
+    ):
+        trees = tuple(wrong if t is proof else t for t in case.certificate.trees)
+        assert why in rejected(replace(case.certificate, trees=trees), case.network)
+    others = [c for c in of_kind("certified", trees=True) if len(c.certificate.trees[0].tree.node) > 1]
+    for case in others[:5]:
+        (first, *rest) = case.certificate.trees
+        for order in (np.arange(len(first.tree.node))[::-1], np.zeros(len(first.tree.node), dtype=np.int64)):
+            mixed = replace(first.tree, node=first.tree.node[order], flat=first.tree.flat[order])
+            broken = replace(case.certificate, trees=(replace(first, tree=mixed), *rest))
+            assert "out of order" in (why := rejected(broken, case.network)) or "twice" in why
+
+
+def test_a_counterexample_is_one_or_is_refused():
+    for case in of_kind("falsified")[:15]:
+        certificate, region = case.certificate, case.certificate.claim.region
+        assert certificate.witness is not None
+        assert "no top pixel" in rejected(replace(certificate, witness=region.center), case.network)
+        assert "no image" in rejected(replace(certificate, witness=None), case.network)
+        assert "no image" in rejected(replace(certificate, witness=certificate.witness[:, :-1]), case.network)
+        nearer = with_region(certificate, eps=case.verdict.counterexample.distance * (1 - 1e-12))
+        assert "farther than eps" in rejected(nearer, case.network)
+        outside = np.array(certificate.witness)
+        outside.flat[0] = 50.0
+        assert (
+            "outside the box" in (why := rejected(replace(certificate, witness=outside), case.network)) or "far" in why
+        )
+        if case.asked.within is None:
+            rivals = [p for p in range(case.net.map_shape[0] * case.net.map_shape[1]) if p not in certificate.claim.top]
+            top = (*certificate.claim.top[1:], rivals[0])
+            assert "brightest at its image" in rejected(with_claim(certificate, top=top), case.network)
+
+
+def flips(count: int, seed: int) -> None:
+    """Random bytes of certificate files changed: refused, or still the same true claim."""
+    rng = np.random.default_rng(seed)
+    chosen = [*of_kind("certified", trees=True)[:6], *of_kind("certified")[:6], *of_kind("falsified")[:6]]
+    contents = [case.certificate.to_bytes() for case in chosen]
+    passed = 0
+    for _ in range(count):
+        which = int(rng.integers(len(chosen)))
+        content = bytearray(contents[which])
+        for _ in range(int(rng.integers(1, 4))):
+            content[int(rng.integers(len(content)))] ^= 1 << int(rng.integers(8))
+        try:
+            changed = Certificate.from_bytes(bytes(content))
+            check(changed, chosen[which].network)
+        except (CertificateError, ProofError):
+            continue
+        passed += 1
+        mine = chosen[which].certificate.claim
+        assert changed.claim.sha256 == mine.sha256 and changed.claim.kind == mine.kind
+        assert (changed.claim.top, changed.claim.within, changed.claim.class_idx) == (
+            mine.top,
+            mine.within,
+            mine.class_idx,
+        )
+        assert changed.claim.region.eps == mine.region.eps and changed.claim.region.norm == mine.region.norm
+    assert passed < 0.2 * count  # zip's checksums see most; what they do not cover (dates, flags) is no content
+
+
+def test_flipped_bytes_are_refused_or_harmless():
+    flips(1_000, 0)
+
+
+@pytest.mark.slow
+def test_flipped_bytes_are_refused_or_harmless_at_length():
+    flips(10_000, 1)
+
+
+def rewritten(certificate: Certificate, change: dict[str, object]) -> bytes:
+    """The file with entries of its text changed, checksums mended."""
+    import io
+    import zipfile
+
+    source, target = io.BytesIO(certificate.to_bytes()), io.BytesIO()
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
+        for member in old.infolist():
+            content = old.read(member)
+            if member.filename == "claim.json":
+                content = json.dumps({**json.loads(content), **change}).encode()
+            new.writestr(member.filename, content)
+    return target.getvalue()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"format": "another"},
+        {"version": 2},
+        {"kind": "proven"},
+        {"norm": "3"},
+        {"eps": "-0x1p-4"},
+        {"eps": "inf"},
+        {"eps": "nan"},
+        {"eps": 0.1},
+        {"clip": ["0x1p0", "0x0p0"]},
+        {"clip": ["nan", "nan"]},
+        {"clip": ["0x0p0"]},
+        {"class": "0"},
+        {"class": True},
+        {"top": [1.0]},
+        {"top": "12"},
+        {"within": None},
+        {"nodes": [5000]},
+        {"nodes": []},
+        {"trees": [[[0], [1]], [[0], [1]], [[0], [1]], [[0], [1]]]},
+        {"kind": "falsified"},
+    ],
+)
+def test_malformed_files_are_refused(change):
+    certificate = of_kind("certified")[0].certificate
+    assert Certificate.from_bytes(rewritten(certificate, {})).to_bytes() == certificate.to_bytes()
+    with pytest.raises(CertificateError):
+        Certificate.from_bytes(rewritten(certificate, change))
+
+
+@pytest.mark.parametrize("content", [b"", b"PK", b"not a certificate", b"PK\x05\x06" + bytes(18)])
+def test_what_is_no_certificate_is_refused(content, tmp_path: Path):
+    with pytest.raises(CertificateError):
+        Certificate.from_bytes(content)
+
+
+class Liar:
+    """A backend that answers leaves' linear programs as it likes."""
+
+    def __init__(self, change: str) -> None:
+        self.change, self.honest, self.asked = change, Highs(), 0
+        self.capabilities = self.honest.capabilities
+
+    def solve(self, problem: Problem, **given: object) -> Solution:
+        self.asked += 1
+        if self.change == "raises":
+            raise RuntimeError("the solver died")
+        found = self.honest.solve(problem, **given)
+        y = np.zeros(problem.m) if found.row_dual is None else found.row_dual
+        duals = {
+            "negated": -y,
+            "shuffled": y[::-1].copy(),
+            "NaN": np.full(problem.m, np.nan),
+            "empty": None,
+            "huge": 1e300 * np.ones(problem.m),
+            "stale": np.ones(problem.m),
+        }
+        return replace(found, bound=1e6, row_dual=duals[self.change])
+
+
+@pytest.mark.parametrize("change", ["negated", "shuffled", "NaN", "empty", "huge", "stale", "raises"])
+def test_a_solver_that_lies_proves_nothing(change, monkeypatch):
+    monkeypatch.setattr(branch_module, "SETTLED", 1e9)  # so that every node is left to the solver,
+    monkeypatch.setattr(branch_module._Tree, "_meet", lambda tree, images: None)  # and no counterexample is met
+    asked_in_all = 0
+    for case in cases():
+        if case.stable is not False or case.asked.norm == "2":
+            continue
+        liar = Liar(change)
+        arguments = {n: v for n, v in case.asked.arguments.items() if n != "eps"}
+        question = Question.ask(case.net, case.asked.x, tie_tol=None, **arguments)
+        prover = Prover(question, question.ball(case.asked.eps), None, liar, torch.device("cpu"), 20.0)
+        with pytest.raises((CertificateError, ProofError, RuntimeError)):
+            prover()
+        asked_in_all += liar.asked
+    assert asked_in_all > 5
+
+
+def test_time_limits_and_falsehoods_leave_no_certificate():
+    case = next(c for c in cases() if c.stable is False and c.asked.within is None)
+    arguments = {n: v for n, v in case.asked.arguments.items() if n != "eps"}
+    question = Question.ask(case.net, case.asked.x, tie_tol=None, **arguments)
+    with pytest.raises(CertificateError, match="not decided"):
+        certified(question, question.ball(case.asked.eps), Highs(), torch.device("cpu"), Deadline(20.0))
+    unknown = co.verify(case.net, case.asked.x, method="corgi", **{**case.asked.arguments, "eps": case.asked.eps / 2})
+    if unknown.status == "unknown":
+        with pytest.raises(CertificateError, match="nothing to prove"):
+            _ = unknown.certificate
+
+
+def test_a_radius_has_a_certificate():
+    case = next(c for c in cases() if c.asked.within is None and c.asked.norm == "inf")
+    arguments = {n: v for n, v in case.asked.arguments.items() if n != "eps"}
+    found = co.radius(case.net, case.asked.x, method="bab", **arguments)
+    claim = found.certificate.claim
+    assert claim.region.eps == found.lower and check(found.certificate, case.network).kind == "certified"

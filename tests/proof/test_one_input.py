@@ -1,0 +1,190 @@
+"""The checker's bounds against exact rational minima of networks of one input, at any scales and multipliers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from one_input import Drawn, draw
+
+from corgi_opt.errors import ProofError
+from corgi_opt.proof.arithmetic import Exact, Float64
+from corgi_opt.proof.bounds import Bounds, Claims
+from corgi_opt.proof.network import Relu
+from corgi_opt.proof.region import Region
+from corgi_opt.proof.rows import Rows
+from corgi_opt.proof.tree import Program, Tree, covers
+
+
+def region_of(rng: np.random.Generator, decades: float) -> Region:
+    center = np.array([[[rng.choice([-1.0, 1.0]) * 10.0 ** rng.uniform(-decades, decades)]]])
+    eps = float(abs(center[0, 0, 0]) * 10.0 ** rng.uniform(-6, 1)) if rng.random() < 0.9 else 0.0
+    far = float(abs(center[0, 0, 0]) * rng.uniform(1.0, 3.0))
+    clip = (-far, far) if rng.random() < 0.3 and far > 0 else None
+    return Region(center, eps, ("inf", "2", "1")[rng.integers(3)], clip)
+
+
+def ends(region: Region) -> tuple[Fraction, Fraction]:
+    center, eps = Fraction(float(region.center[0, 0, 0])), Fraction(region.eps)
+    low, high = center - eps, center + eps
+    if region.clip is not None:
+        low, high = max(low, Fraction(region.clip[0])), min(high, Fraction(region.clip[1]))
+    return low, high
+
+
+def reached(drawn: Drawn, region: Region, arithmetic: Float64 | Exact) -> Bounds:
+    bounds = Bounds(drawn.network(), region, arithmetic)
+    for node in range(bounds.network.features + 1):
+        bounds.reach(node)
+    return bounds
+
+
+def objective(drawn: Drawn, bounds: Bounds) -> Rows:
+    coefs = bounds.arithmetic.of(drawn.objective[None, :, None, None])
+    return Rows(coefs, np.zeros((1, 2), dtype=np.int64))
+
+
+def random_tree(rng: np.random.Generator, bounds: Bounds, leaves: int) -> Tree:
+    """A tree over random units, with hints that may be anything."""
+    nodes = bounds.network.nodes
+    units = [(at, f) for at, n in enumerate(nodes) if isinstance(n.op, Relu) for f in range(n.shape[0])]
+    chosen = sorted(units[i] for i in rng.permutation(len(units))[: rng.integers(0, len(units) + 1)])
+    count = len(chosen)
+    patterns = [np.zeros(count, dtype=np.int8)]
+    while len(patterns) < leaves and count:
+        pattern = patterns.pop(int(rng.integers(len(patterns))))
+        free = np.flatnonzero(pattern == 0)
+        if not len(free):
+            patterns.append(pattern)
+            break
+        for sign in (1, -1):
+            patterns.append(pattern.copy())
+            patterns[-1][free[0]] = sign
+    shape = (len(patterns), count)
+    slopes = rng.random(shape) if rng.random() < 0.7 else rng.normal(0, 3, shape)
+    pushes = rng.normal(0, 1, shape) * 10.0 ** rng.uniform(-200, 200) * (rng.random(shape) < rng.choice([0, 0.3]))
+    shares = rng.random((count, 1 + count)) if rng.random() < 0.5 else None
+    return Tree(
+        node=np.array([at for at, _ in chosen], dtype=np.int64),
+        flat=np.array([f for _, f in chosen], dtype=np.int64),
+        phases=np.array(patterns, dtype=np.int8).reshape(shape),
+        slopes=slopes.astype(np.float32),
+        mixes=rng.random(shape).astype(np.float32),
+        pushes=pushes,
+        inputs=np.zeros(1, dtype=np.int64),
+        shares=None if shares is None else shares.astype(np.float32),
+    )
+
+
+def least_where(drawn: Drawn, tree: Tree, leaf: int, points: list[Fraction]) -> Fraction | None:
+    """The objective's least value where a leaf's signs hold; None if they hold nowhere."""
+    # node 1 is the first layer's; a ReLU's layer is how many ReLUs there are before it
+    relus = [at for at, node in enumerate(drawn.network().nodes) if isinstance(node.op, Relu)]
+    found = []
+    for x in points:
+        zs, value = drawn.at(x)
+        signs = zip(tree.node.tolist(), tree.flat.tolist(), tree.phases[leaf].tolist(), strict=True)
+        if all(sign * zs[relus.index(at)][flat] >= 0 for at, flat, sign in signs):
+            found.append(value)
+    return min(found, default=None)
+
+
+def is_below(bound: float, exact: Fraction) -> bool:
+    return bound == -np.inf or (np.isfinite(bound) and Fraction(bound) <= exact)
+
+
+def check_case(rng: np.random.Generator, decades: float) -> bool:
+    """One random network, region and tree; returns whether any bound was finite."""
+    drawn, region = draw(rng, decades), region_of(rng, decades / 2)
+    points = drawn.points(*ends(region))
+    exact = min(drawn.at(x)[1] for x in points)
+    bounds = reached(drawn, region, Float64())
+    relus = [at for at, node in enumerate(bounds.network.nodes) if isinstance(node.op, Relu)]
+    for layer, at in enumerate(relus):
+        (source,) = bounds.network.nodes[at].inputs
+        for unit in range(len(bounds.lower[source])):
+            values = [drawn.at(x)[0][layer][unit] for x in points]
+            assert is_below(float(bounds.lower[source][unit, 0, 0]), min(values))
+            assert is_below(-float(bounds.upper[source][unit, 0, 0]), -max(values))
+    found = float(bounds.bound(bounds.network.features, objective(drawn, bounds))[0])
+    assert is_below(found, exact)
+    if not all(np.isfinite(side).all() for side in (*bounds.lower.values(), *bounds.upper.values())):
+        return False
+    tree = random_tree(rng, bounds, int(rng.integers(1, 7)))
+    assert covers(tree.phases)
+    by_leaf = Program(bounds, tree, bounds.network.features, objective(drawn, bounds)).lower()
+    for leaf, value in enumerate(by_leaf.tolist()):
+        there = least_where(drawn, tree, leaf, points)
+        assert there is None or is_below(value, there)
+    return bool(np.isfinite(found))
+
+
+@pytest.mark.parametrize(("decades", "enough"), [(1.0, 0.99), (7.0, 0.99), (50.0, 0.9), (150.0, 0.2)])
+def test_no_bound_is_above_the_exact_minimum(decades, enough):
+    rng = np.random.default_rng(int(decades))
+    finite = sum(check_case(rng, decades) for _ in range(500))
+    assert finite >= enough * 500
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("decades", [1.0, 7.0, 50.0, 150.0])
+def test_no_bound_is_above_the_exact_minimum_at_length(decades):
+    rng = np.random.default_rng(1000 + int(decades))
+    for _ in range(25_000):
+        check_case(rng, decades)
+
+
+def test_bounds_lose_little_to_rounding():
+    """In float64 and in fractions, at the same multipliers, D is the same up to 1e-12 of what it sums."""
+    rng, compared = np.random.default_rng(5), 0
+    for _ in range(60):
+        drawn, region = draw(rng, 1.0), region_of(rng, 0.5)
+        floats, fractions = (reached(drawn, region, a) for a in (Float64(), Exact()))
+        size = float(np.abs(drawn.objective) @ floats.magnitude(floats.network.features)[:, 0, 0]) + 1e-30
+        found, exact = (b.bound(b.network.features, objective(drawn, b))[0] for b in (floats, fractions))
+        assert found <= exact <= found + 1e-12 * size * 10 ** len(drawn.weights)
+        fractions.lower, fractions.upper = dict(floats.lower), dict(floats.upper)  # the same relaxation
+        tree = random_tree(rng, floats, 4)
+        tree = replace(tree, pushes=np.zeros_like(tree.pushes))
+        by_float, by_fraction = (
+            Program(b, tree, b.network.features, objective(drawn, b)).lower() for b in (floats, fractions)
+        )
+        ordinary = np.abs(by_fraction) < 1e6
+        # multipliers follow from coefficients, so they differ in the last digit; errors are rounded up by 2^-20, and
+        # what open units that are not in the tree may come to counts as one
+        lost = np.abs(by_float[ordinary] - by_fraction[ordinary])
+        assert (lost <= 2.0**-19 * size + 1e-9 * (1e3 + np.abs(by_fraction[ordinary]))).all()
+        compared += int(ordinary.sum())
+    assert compared > 60
+
+
+def test_claims_are_believed_only_as_far_as_they_are_proven():
+    rng = np.random.default_rng(7)
+    refused = 0
+    for _ in range(200):
+        drawn, region = draw(rng, 1.0), region_of(rng, 0.5)
+        bounds = Bounds(drawn.network(), region, Float64())
+        bounds.reach(0)
+        bounds.reach(1)
+        every = np.arange(len(drawn.biases[0]))
+        low, high = bounds.neurons(1, every, every)
+        proven = Claims(every, low, high)
+        bounds.reach(1, proven)
+        exact = [[drawn.at(x)[0][0][u] for x in ends(region)] for u in every]
+        for u, values in enumerate(exact):
+            width = float(max(values) - min(values)) + abs(float(values[0])) + 1e-30
+            for more, less in ((1e-9 * width, 0.0), (0.0, 1e-9 * width)):
+                wrong = Claims(
+                    every[u : u + 1], np.array([float(min(values)) + more]), np.array([float(max(values)) - less])
+                )
+                if Fraction(wrong.lower[0]) > min(values) or Fraction(wrong.upper[0]) < max(values):
+                    refused += 1
+                    with pytest.raises(ProofError, match="claimed"):
+                        bounds.reach(1, wrong)
+    assert refused > 300
+    for flat in ([-1], [len(drawn.biases[0])], [0, 0]):
+        none = np.full(len(flat), np.inf)
+        with pytest.raises(ProofError, match="there are not"):
+            bounds.reach(1, Claims(np.array(flat, dtype=np.int64), -none, none))
