@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import pickle
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from nets import Pooled, seeded
 
 import corgi_opt as co
+from corgi_opt.prove import plain_network
 
 REPO = Path(__file__).parents[1]
 SOURCES = {"corgi_opt": REPO / "corgi_opt", "corgi_solvers": REPO / "solvers" / "corgi_solvers"}
@@ -172,6 +176,16 @@ def test_the_solvers_import_numpy_scipy_and_their_own_solver_only():
         assert {i.name.split(".")[0] for i in imports(path.read_text())} <= allowed, name
 
 
+def test_what_checks_a_proof_imports_numpy_only():
+    proof = {name: path for name, path in modules("corgi_opt").items() if layer(name) == "corgi_opt.proof"}
+    assert len(proof) > 6
+    for name, path in proof.items():
+        found = {i.name for i in imports(path.read_text())}
+        own = {n for n in found if n.split(".")[0] == "corgi_opt"}
+        assert {layer(n) for n in own} <= {"corgi_opt.proof", "corgi_opt.errors"}, name
+        assert {n.split(".")[0] for n in found - own} <= {"numpy", *sys.stdlib_module_names}, name
+
+
 @pytest.mark.parametrize("package", sorted(SOURCES))
 def test_slow_and_optional_packages_are_imported_when_needed(package):
     for name, path in modules(package).items():
@@ -213,6 +227,26 @@ def test_the_solvers_know_nothing_of_torch_and_load_highspy_late():
         "print('highspy' in sys.modules, 'corgi_opt' in sys.modules)"
     )
     assert run_python(code).split() == ["False", "False"]
+
+
+def test_a_proof_is_checked_without_torch_scipy_or_a_solver(tmp_path):
+    """The package's own __init__ offers everything, torch included; so it is left out here."""
+    x = torch.linspace(0, 1, 64).view(1, 1, 8, 8)
+    net = co.from_torch(seeded(Pooled), x)
+    r = co.radius(net, x, k=1)
+    r.certificate.save(tmp_path / "a.cert")
+    (tmp_path / "network").write_bytes(pickle.dumps(plain_network(net)))
+    code = (
+        "import sys, types, pickle\n"
+        "for name in ('torch', 'scipy', 'networkx', 'highspy', 'corgi_solvers'): sys.modules[name] = None\n"
+        "package = types.ModuleType('corgi_opt'); sys.modules['corgi_opt'] = package\n"
+        f"package.__path__ = [{str(SOURCES['corgi_opt'])!r}]\n"
+        "from corgi_opt.proof.certificate import Certificate\n"
+        "from corgi_opt.proof.checker import check\n"
+        f"network = pickle.load(open({str(tmp_path / 'network')!r}, 'rb'))\n"
+        f"print(check(Certificate.load({str(tmp_path / 'a.cert')!r}), network).kind)"
+    )
+    assert run_python(code).strip() == "certified"
 
 
 def test_importing_corgi_opt_loads_no_slow_package():

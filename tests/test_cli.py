@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import NamedTuple
@@ -136,7 +136,7 @@ def test_verify_says_the_verdict_and_exits_with_it(corgi, eps, method, status, c
 def test_verify_json_is_the_verdict(corgi):
     ran = corgi("verify", *QUESTION, "--eps", 0.003, "--json")
     found = only_json(ran)
-    assert list(found) == [f.name for f in fields(co.Verdict)]
+    assert list(found) == [f.name for f in fields(co.Verdict) if f.repr]
     assert ran.code == 0
     assert (found["status"], found["k"], found["class_idx"], found["eps"]) == ("certified", 3, 7, 0.003)
     assert found["counterexample"] is None
@@ -179,6 +179,49 @@ def test_class_clip_and_time_limit_reach_the_question(corgi):
     assert found["margin_lower"] == pytest.approx(v.margin_lower, rel=1e-9)
 
 
+# --- check -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("eps", "status", "code"), [(0.003, "certified", 0), (0.02, "falsified", 1)])
+def test_a_certificate_is_written_and_proven_anew(corgi, tmp_path, eps, status, code):
+    file = tmp_path / "answer.cert"
+    ran = corgi("verify", *QUESTION, "--eps", eps, "--certificate", file)
+    assert (ran.code, ran.err) == (code, "") and "proof: checked" in ran.out
+    for options, how in (([], "float64"), (["--exact"], "rational")):
+        ran = corgi("check", file, "--model", "digits", *options)
+        assert (ran.code, ran.err) == (code, "")
+        assert ran.out.startswith("proven in ") and how in ran.out and f": {status}, margin" in ran.out
+    found = only_json(corgi("check", file, "--model", "digits", "--json"))
+    assert found["proven"] and found["kind"] == status and (found["margin"] > 0) == (status == "certified")
+
+
+def test_an_answer_that_is_not_proven_leaves_no_file(corgi, tmp_path):
+    file = tmp_path / "answer.cert"
+    ran = corgi("verify", *QUESTION, "--eps", 0.004, "--method", "corgi", "--certificate", file)
+    assert ran.code == 2 and not file.exists()
+
+
+def test_a_certificate_of_another_model_is_not_proven(corgi, tmp_path):
+    file = tmp_path / "answer.cert"
+    assert corgi("verify", *QUESTION, "--eps", 0.003, "--certificate", file).code == 0
+    certificate = co.Certificate.load(file)
+    replace(certificate, claim=replace(certificate.claim, sha256="0" * 64)).save(file)
+    ran = corgi("check", file, "--model", "digits")
+    assert ran.code == 2 and "another network" in ran.out
+    ran = corgi("check", file, "--model", "digits", "--json")
+    found = only_json(ran)
+    assert ran.code == 2 and found["proven"] is False and "another network" in found["reason"]
+
+
+@pytest.mark.parametrize("content", [None, b"not a certificate"])
+def test_a_file_that_is_no_certificate_is_exit_code_3(corgi, tmp_path, content):
+    file = tmp_path / "answer.cert"
+    if content is not None:
+        file.write_bytes(content)
+    ran = corgi("check", file, "--model", "digits")
+    assert ran.code == 3 and "certificate" in ran.err and ran.out == ""
+
+
 # --- radius and compare ----------------------------------------------------------------------------------------
 
 
@@ -194,7 +237,7 @@ def test_radius_prints_the_bracket(corgi):
 
 def test_radius_json_is_the_radius_and_its_ratio(corgi):
     found = only_json(corgi("radius", *QUESTION, "--method", "crown", "--rtol", 0.05, "--json"))
-    assert list(found) == [*(f.name for f in fields(co.Radius)), "ratio"]
+    assert list(found) == [*(f.name for f in fields(co.Radius) if f.repr), "ratio"]
     assert found["method"] == "crown"
     assert 0 < found["corgi"] <= found["lower"] <= found["upper"] <= found["attack"]
     assert np.shape(found["counterexample"]["image"]) == (1, 1, 8, 8)

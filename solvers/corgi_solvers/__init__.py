@@ -9,6 +9,7 @@ from corgi_solvers.highs import Highs
 from corgi_solvers.mps import write_mps
 from corgi_solvers.problem import Problem, dual_objective
 from corgi_solvers.pulp import Pulp
+from corgi_solvers.safe_bound import proves_infeasible, safe_bound
 from corgi_solvers.solution import Report, Solution, Status
 
 __all__ = [
@@ -28,5 +29,7 @@ __all__ = [
     "backend",
     "dual_objective",
     "names",
+    "proves_infeasible",
+    "safe_bound",
     "write_mps",
 ]

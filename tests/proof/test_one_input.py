@@ -152,10 +152,10 @@ def test_bounds_lose_little_to_rounding():
             Program(b, tree, b.network.features, objective(drawn, b)).lower() for b in (floats, fractions)
         )
         ordinary = np.abs(by_fraction) < 1e6
-        # multipliers follow from coefficients, so they differ in the last digit; errors are rounded up by 2^-20, and
-        # what open units that are not in the tree may come to counts as one
+        # multipliers follow from coefficients, so they differ in the last digit; errors are rounded up by 2^-20 a few
+        # times, and what open units that are not in the tree may come to counts as one
         lost = np.abs(by_float[ordinary] - by_fraction[ordinary])
-        assert (lost <= 2.0**-19 * size + 1e-9 * (1e3 + np.abs(by_fraction[ordinary]))).all()
+        assert (lost <= 2.0**-16 * size + 1e-9 * (1e3 + np.abs(by_fraction[ordinary]))).all()
         compared += int(ordinary.sum())
     assert compared > 60
 
