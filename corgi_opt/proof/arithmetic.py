@@ -25,7 +25,6 @@ UNIT = 2.0**-53
 class Arithmetic(ABC):
     """How numbers are kept, and what an operation on them may be off by."""
 
-    dtype: type
     tiny: float
 
     @abstractmethod
@@ -52,7 +51,6 @@ class Arithmetic(ABC):
 
 
 class Float64(Arithmetic):
-    dtype = np.float64
     tiny = 2.0**-1074
 
     def of(self, values: Any) -> Numbers:
@@ -73,8 +71,7 @@ class Float64(Arithmetic):
 
 
 class Exact(Arithmetic):
-    dtype = object
-    tiny = 0.0
+    tiny = 0
 
     def of(self, values: Any) -> Numbers:
         floats = np.asarray(values, dtype=np.float64)
@@ -88,13 +85,20 @@ class Exact(Arithmetic):
 
     def down(self, values: Numbers) -> NDArray[np.float64]:
         flat = np.asarray(values, dtype=object).flatten()
-        return np.array([_float_below(Fraction(v)) for v in flat], dtype=np.float64).reshape(np.shape(values))
+        return np.array([_float_below(_exact(v)) for v in flat], dtype=np.float64).reshape(np.shape(values))
 
     def root(self, square: Numbers) -> Numbers:
         flat = np.asarray(square, dtype=object).flatten()
         found = np.empty(flat.shape, dtype=object)
-        found[:] = [_root_above(Fraction(v)) for v in flat]
+        found[:] = [_root_above(_exact(v)) for v in flat]
         return found.reshape(np.shape(square))
+
+
+def _exact(value: object) -> Fraction:
+    """Raises TypeError for a float: somewhere on the way it took part in a calculation, and rounded it."""
+    if isinstance(value, (int, Fraction)):
+        return Fraction(value)
+    raise TypeError(f"{value!r} is no exact number")
 
 
 def _float_below(value: Fraction) -> float:

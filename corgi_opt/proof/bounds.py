@@ -126,7 +126,7 @@ class Bounds:
         size = image([np.abs(w) for w in weights], [np.maximum(np.abs(a), np.abs(b)) for a, b in known])
         error = self.arithmetic.gamma(2 * terms + 8) * (size + np.abs(bias)) * GENEROUS
         error = error + (2 * terms + 8) * self.arithmetic.tiny
-        return self.arithmetic.down(low - error), self.arithmetic.up(high + error)
+        return self.arithmetic.down(low - of(error)), self.arithmetic.up(high + of(error))
 
     def _maximum(self, node: int, op: Combine, found: tuple[Array, Array]) -> tuple[Array, Array]:
         """``a + relu(b - a)`` is ``max(a, b)``: there its interval is theirs, which the sum's alone does not see."""

@@ -201,7 +201,7 @@ def _values_at(image: Array, claim: Claim, network: Network, arithmetic: Arithme
     size = np.abs(weight) @ magnitude
     idle = ~((weight != 0)[:, None] & (magnitude > 0)).any(axis=0)  # exactly zero: pixels that are dead may tie
     error = arithmetic.gamma(2 * len(weight) + 8) * size * 2 + len(weight) * 4 * arithmetic.tiny
-    error = np.where(idle, 0, error)
+    error = arithmetic.of(np.where(idle, 0, error))
     return arithmetic.down(plus @ low + minus @ high - error), arithmetic.up(plus @ high + minus @ low + error)
 
 

@@ -43,15 +43,6 @@ class Region:
         high = np.nextafter(self.center + self.eps, np.inf) if self.eps > 0 else self.center
         return high if self.clip is None else np.minimum(high, self.clip[1])
 
-    def distance(self, image: Array) -> float:
-        """No less than the distance of an image to the centre."""
-        moved = np.abs(image - self.center)
-        if self.norm == "inf":
-            return float(moved.max())
-        if self.norm == "1":
-            return math.nextafter(math.fsum(moved.flatten().tolist()), math.inf)
-        return math.nextafter(math.sqrt(math.fsum((moved**2).flatten().tolist())), math.inf)
-
 
 def add_minimum(
     tally: Tally, norm: Norm, eps: float, lam: Numbers, center: Array, low: Array, high: Array, arithmetic: Arithmetic

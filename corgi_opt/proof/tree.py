@@ -232,7 +232,7 @@ class Program:
         open_ = phases == 0
         chord = np.where(open_, crown_slopes(self.low, self.high)[1], phases > 0)
         below = np.where(open_, slopes, phases > 0)
-        mixes = np.where(open_, mixes, 0.0) if self.planes is not None else np.zeros_like(mixes)
+        mixes = np.where(open_, np.clip(mixes, 0.0, 1.0), 0.0) if self.planes is not None else np.zeros_like(mixes)
         lam = np.repeat(self.objective, len(phases), axis=0)
         mu, part = self.arithmetic.zeros(*phases.shape), self.arithmetic.zeros(*phases.shape)
         for block in reversed(self._blocks):

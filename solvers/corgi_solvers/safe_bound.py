@@ -65,13 +65,11 @@ def safe_bound(problem: Problem, y: npt.ArrayLike) -> float:
         usable = np.where(np.isfinite(side), multipliers, 0.0)
         row_terms = usable * np.where(usable == 0, 0.0, side)
         lower, upper = _box(problem)
-        best = -math.inf
-        for shares in _splits(problem, usable, lower, upper):  # each gives a bound
-            reduced, error = _reduced_costs(problem, usable, shares)
-            terms, doubt = _column_terms(reduced, error, lower, upper)
-            balls = [_ball_terms(ball, q) for ball, q in zip(problem.balls, shares, strict=True)]
-            best = max(best, _below_sum(np.concatenate([[problem.offset], row_terms, terms, *balls]), doubt))
-    return best
+        shares = _shares(problem, usable, lower, upper)
+        reduced, error = _reduced_costs(problem, usable, shares)
+        terms, doubt = _column_terms(reduced, error, lower, upper)
+        balls = [_ball_terms(ball, q) for ball, q in zip(problem.balls, shares, strict=True)]
+        return _below_sum(np.concatenate([[problem.offset], row_terms, terms, *balls]), doubt)
 
 
 def proves_infeasible(problem: Problem, y: npt.ArrayLike) -> bool:
@@ -150,21 +148,19 @@ def _box(problem: Problem) -> tuple[Vector, Vector]:
     return lower, upper
 
 
-def _splits(problem: Problem, y: Vector, lower: Vector, upper: Vector) -> list[list[Vector]]:
-    """Multipliers of the balls worth trying: none at all, and the best for ``y``. Right ones or not, they give bounds.
+def _shares(problem: Problem, y: Vector, lower: Vector, upper: Vector) -> list[Vector]:
+    """Multipliers q_b (p,) of the balls: as good as any for ``y`` where no two balls share a column.
 
-    A ball serves what earlier ones left over, which is best where they share no column.
+    They are plain floats, of which nothing has to be right: any finite ones give a bound. A ball serves what earlier
+    ones left over.
     """
-    none = [np.zeros(ball.columns.size) for ball in problem.balls]
-    if not problem.balls:
-        return [none]
-    shares, left = [], problem.c - problem.A.T @ y
-    for ball, zero in zip(problem.balls, none, strict=True):
+    shares, left = [], problem.c - problem.A.T @ y if problem.balls else problem.c
+    for ball in problem.balls:
         columns = ball.columns
         q = _ball_multipliers(ball, left[columns], lower[columns], upper[columns])
-        shares.append(q if np.isfinite(q).all() else zero)
+        shares.append(np.where(np.isfinite(q).all(), q, 0.0))
         left[columns] -= ball.scale * shares[-1]
-    return [none, shares]
+    return shares
 
 
 def _ball_multipliers(ball: NormBall, r: Vector, lower: Vector, upper: Vector) -> Vector:
@@ -174,11 +170,11 @@ def _ball_multipliers(ball: NormBall, r: Vector, lower: Vector, upper: Vector) -
     the box and q = -nu z: it is r / S clipped to -nu times the box of z, and nu the least with ||q|| <= nu R.
     """
     whole = r / ball.scale
-    peak, root = _norm(whole)
     if ball.radius == 0:
         return whole
     ends = np.stack([ball.scale * lower + ball.shift, ball.scale * upper + ball.shift])
     smallest, largest = -ends.max(axis=0), -ends.min(axis=0)
+    peak, root = _norm(whole)
     free = peak * root / ball.radius  # the nu of a ball without a box
     low, high = free / WIDENING, free * WIDENING
     for _ in range(BISECTIONS):

@@ -1,0 +1,124 @@
+# ruff: noqa: E501 (a mutant is a line of source)
+"""Breaks the checker in one place at a time, and sees whether its tests notice: ``python tests/mutants.py``.
+
+Each mutant is a copy of the package in a temporary folder with one line changed; the tests in tests/proof run against
+it, one after another until the first that fails. Prints who survived. Takes some minutes a dozen.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+REPO = Path(__file__).resolve().parents[1]
+FILES = ("test_one_input.py", "test_bounds.py", "test_region.py", "test_tree.py", "test_checker.py")
+
+MUTANTS: tuple[tuple[str, str, str], ...] = (
+    # rounding that is not taken off
+    ("arithmetic.py", "return n * UNIT * (1 + 2.0**-10)", "return 0.0"),
+    ("arithmetic.py", "tiny = 2.0**-1074", "tiny = 0.0"),
+    ("arithmetic.py", "np.nextafter(np.sqrt(square), np.inf)", "np.sqrt(square) * (1 - 1e-12)"),
+    ("arithmetic.py", "if Fraction(nearest) <= value else", "if True else"),
+    ("tally.py", "self.value - self.uncertain, -np.inf", "self.value, -np.inf"),
+    ("tally.py", "self.size = self.size + np.abs(flat).sum(axis=1)", "pass"),
+    ("tally.py", "self.error = self.error + by", "pass"),
+    ("tally.py", "np.where(np.isfinite(found), found, -np.inf)", "np.where(np.isnan(found), 1e300, found)"),
+    ("bounds.py", "self.arithmetic.down(low - error)", "self.arithmetic.down(low)"),
+    ("bounds.py", "self.arithmetic.up(high + error)", "self.arithmetic.up(high)"),
+    ("bounds.py", "self._worth_of(rows, worth, self.arithmetic.gamma(terms + 2), tally)", "pass"),
+    ("bounds.py", "self._worth_of(part, self.magnitude(operand), UNIT * GENEROUS, tally)", "pass"),
+    ("bounds.py", "tally.may_be_off(4 * UNIT * GENEROUS * size.reshape(len(size), width).sum(axis=1))", "pass"),
+    ("tree.py", "tally.may_be_off(gamma * GENEROUS * size)", "pass"),
+    ("tree.py", "tally.add(-np.abs(mu) * of(self.slack))", "pass"),
+    ("tree.py", "tally.may_be_off(float(self.off_by[0]) if tally.rounds else of(self.off_by)[0])", "pass"),
+    ("tree.py", "tally.may_be_off(worth + len(row) * self.arithmetic.tiny)", "pass"),
+    ("tree.py", "on = _greatest(self, self.rows - slopes, self.constants, self.slack)", "on = off"),
+    ("tree.py", "return slopes, of(np.maximum(off, on))", "return slopes, of(on)"),
+    # signs, sides and places
+    ("bounds.py", "low = image(plus, lows) + image(minus, highs)", "low = image(plus, lows) + image(minus, lows)"),
+    ("bounds.py", "high = image(plus, highs) + image(minus, lows)", "high = image(plus, highs) + image(minus, highs)"),
+    ("bounds.py", "low = np.where(where, np.maximum(self.lower[a], self.lower[b]), -np.inf)", "low = self.upper[a]"),
+    ("bounds.py", "high = np.where(where, np.maximum(self.upper[a], self.upper[b]), np.inf)", "high = self.upper[a]"),
+    ("bounds.py", "(a_coef == -1)", "(a_coef == a_coef)"),
+    ("bounds.py", "return found[: len(from_below)], -found[len(from_below) :]", "return found[: len(from_below)], found[len(from_below) :]"),
+    ("bounds.py", "least = np.minimum(at_low, at_high)", "least = np.maximum(at_low, at_high)"),
+    ("bounds.py", "np.minimum(least, tally.arithmetic.zeros(1))", "least"),
+    ("bounds.py", "at_high = lam * of(np.maximum(high, 0.0)) - mu * of(high)", "at_high = lam * of(high) - mu * of(high)"),
+    ("bounds.py", "at_low = lam * of(np.maximum(low, 0.0)) - mu * of(low)", "at_low = -mu * of(low) * 0"),
+    ("region.py", "np.where(lam > 0, arithmetic.of(low), arithmetic.of(high))", "np.where(lam > 0, arithmetic.of(high), arithmetic.of(low))"),
+    ("region.py", "np.where(rest > 0, before, after)", "np.minimum(before, after)"),
+    ("region.py", "tally.add(-(size * arithmetic.of(eps))[:, None])", "pass"),
+    ("region.py", "np.nextafter(self.center - self.eps, -np.inf)", "(self.center - self.eps * (1 - 1e-9))"),
+    ("region.py", "np.nextafter(self.center + self.eps, np.inf)", "(self.center + self.eps * (1 - 1e-9))"),
+    ("region.py", "return low if self.clip is None else np.maximum(low, self.clip[0])", "return low if self.clip is None else np.maximum(low, self.clip[0] + 1e-3)"),
+    ("rows.py", "rows.corners * np.array(op.stride) - np.array(op.padding)", "rows.corners * np.array(op.stride) + np.array(op.padding)"),
+    ("rows.py", "return replace(rows, coefs=rows.coefs * there)", "return rows"),
+    ("tree.py", "low = np.where(phases > 0, np.maximum(self.low, 0.0), self.low)", "low = np.maximum(self.low, 0.0)"),
+    ("tree.py", "high = np.where(phases < 0, np.minimum(self.high, 0.0), self.high)", "high = np.where(phases <= 0, 0.0, self.high)"),
+    ("tree.py", "np.where((low > high).any(axis=1), np.inf, tally.lower)", "np.where((low > -high).any(axis=1), np.inf, tally.lower)"),
+    ("tree.py", "np.where(here < 0, here * of(mixes[:, block]), here * 0)", "here * of(mixes[:, block])"),
+    ("tree.py", "np.where(open_, np.clip(mixes, 0.0, 1.0), 0.0)", "np.where(open_, mixes, 0.0)"),
+    # what is not looked at
+    ("tree.py", "        if not len(part):\n            return False\n", "        if not len(part):\n            continue\n"),
+    ("tree.py", "if (here == 0).all(axis=1).any():", "if (here == 0).any():"),
+    ("tree.py", "        for side in (1, -1):", "        for side in (1,):"),
+    ("tree.py", "if not np.array_equal(order, np.arange(self.units)):", "if False:"),
+    ("bounds.py", "            self._justify(node, claims)\n", ""),
+    ("bounds.py", "if not (found >= said).all():", "if not (found >= said - 1e-9).all():"),
+    ("bounds.py", 'if (claims.flat < 0).any() or', "if"),
+    ("checker.py", "if claim.sha256 != network.sha256:", "if False:"),
+    ("checker.py", "if not covers(proof.tree.phases):", "if False:"),
+    ("checker.py", "found = float(program.lower().min())", "found = float(program.lower()[:-1].min(initial=np.inf))"),
+    ("checker.py", "found = float(program.lower().min())", "found = float(program.lower().max())"),
+    ("checker.py", "[:, self.claim.within - 1])", "[:, self.claim.within])"),
+    ("checker.py", "    if claim.within > len(claim.top):  # else", "    if False:  # else"),
+    ("checker.py", "if not margin > 0:", "if not margin > -1e-3:"),
+    ("checker.py", "    require_inside(claim.region, image)\n", ""),
+    ("checker.py", "    require_inside(claim.region, image)\n    _require_top(claim, network, arithmetic)\n", "    require_inside(claim.region, image)\n"),
+    ("checker.py", "passed[np.arange(len(top)), top] = False", "pass"),
+    ("checker.py", "passed = low[None] >= high[top, None]", "passed = high[None] >= low[top, None]"),
+    ("checker.py", '"1": lambda: sum(moved) <= eps', '"1": lambda: max(moved, default=Fraction(0)) <= eps'),
+    ("checker.py", '"2": lambda: sum(m * m for m in moved) <= eps * eps', '"2": lambda: max(moved, default=Fraction(0)) <= eps'),
+    ("checker.py", "if set(certificate.claims) - set(range(network.features + 1)):", "if False:"),
+    ("certificate.py", 'if found.kind == "f" and np.isnan(values).any():', "if False:"),
+    ("certificate.py", "count * found.itemsize != len(rest)", "False"),
+    ("network.py", "                number(op.bias)\n", ""),
+)  # fmt: skip
+
+
+def survives(number: int) -> bool:
+    """Whether all tests pass in spite of a mutant."""
+    name, old, new = MUTANTS[number]
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        for part in ("corgi_opt", "solvers", "tests"):
+            shutil.copytree(REPO / part, root / part, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(REPO / "pyproject.toml", root)
+        path = root / "corgi_opt" / "proof" / name
+        source = path.read_text()
+        assert source.count(old) >= 1, f"mutant {number}: {old!r} is not in {name}"
+        path.write_text(source.replace(old, new))
+        environment = {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{root / 'solvers'}", "OMP_NUM_THREADS": "1"}
+        tests = [f"tests/proof/{file}" for file in FILES if (REPO / "tests" / "proof" / file).exists()]
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-m", "not slow", "-p", "no:cacheprovider", *tests]
+        done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=900)
+        assert done.returncode in (0, 1, 2), done.stdout + done.stderr
+        return done.returncode == 0
+
+
+def main() -> None:
+    chosen = [int(n) for n in sys.argv[1:]] or list(range(len(MUTANTS)))
+    with ThreadPoolExecutor(2) as pool:
+        alive = [n for n, lived in zip(chosen, pool.map(survives, chosen), strict=True) if lived]
+    for number in alive:
+        print(f"survived: {number}: {MUTANTS[number]}")
+    print(f"killed {len(chosen) - len(alive)} of {len(chosen)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,579 @@
+"""safe_bound and proves_infeasible against exact rational optima: never above, close with good multipliers."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from corgi_solvers import Highs, NormBall, Problem, ProblemError, Status, dual_objective, proves_infeasible, safe_bound
+from solver_problems import INF, scipy_minimum
+
+Vector = np.ndarray
+OPEN = 2.0**1023
+"""Stands in for a missing column bound in the enumeration: fewer points, so a minimum that is no lower."""
+
+# --- the oracle: every vertex of a small LP, in integers --------------------------------------------------------------
+
+
+def exactly(values: object) -> list[Fraction]:
+    return [Fraction(float(v)) for v in np.asarray(values)]
+
+
+def dot(a: Sequence[Fraction], b: Sequence[Fraction]) -> Fraction:
+    return sum((x * y for x, y in zip(a, b, strict=True)), Fraction(0))
+
+
+def determinant(rows: list[list[int]]) -> int:
+    if len(rows) == 1:
+        return rows[0][0]
+    if len(rows) == 2:
+        (a, b), (c, d) = rows
+        return a * d - b * c
+    (a, b, c), (d, e, f), (g, h, i) = rows
+    return a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)
+
+
+def cramer(matrix: list[list[int]], right: list[int]) -> tuple[int, list[int]]:
+    """(D, N) with D > 0 and matrix (N / D) = right; D = 0 if the matrix is singular."""
+    D = determinant(matrix)
+    if D == 0:
+        return 0, []
+    sign = 1 if D > 0 else -1
+    places = range(len(right))
+    N = [
+        sign * determinant([row[:j] + [b] + row[j + 1 :] for row, b in zip(matrix, right, strict=True)]) for j in places
+    ]
+    return sign * D, N
+
+
+def half_spaces(p: Problem) -> list[tuple[list[int], int, int, int]]:
+    """All that a point has to satisfy, as (a, b, row, factor): a'x >= b, ``factor`` times a row (-1: a column's)."""
+    dense = [*p.A.toarray(), *np.eye(p.n)]
+    lower = np.r_[p.row_lower, np.where(np.isfinite(p.col_lower), p.col_lower, -OPEN)]
+    upper = np.r_[p.row_upper, np.where(np.isfinite(p.col_upper), p.col_upper, OPEN)]
+    found = []
+    for i, (a, low, high) in enumerate(zip(dense, lower, upper, strict=True)):
+        for sign, side in ((1, low), (-1, high)):
+            if math.isfinite(side):
+                numbers = [sign * v for v in exactly([*a, side])]
+                common = max(v.denominator for v in numbers)  # powers of two: the largest is a multiple of all
+                whole = [v.numerator * (common // v.denominator) for v in numbers]
+                found.append((whole[:-1], whole[-1], i if i < p.m else -1, sign * common))
+    return found
+
+
+def exact_minimum(p: Problem) -> tuple[Fraction, Vector] | None:
+    """The minimum over the box (an open side ends at OPEN) and multipliers (m,) of its rows, rounded to floats.
+
+    By enumeration of the vertices: the set is bounded, so if there is no vertex, there is no point: None.
+    """
+    sides = half_spaces(p)
+    c = exactly(p.c)
+    common = max(v.denominator for v in c)
+    cost = [v.numerator * (common // v.denominator) for v in c]
+    best: tuple[int, int] | None = None
+    active: tuple[tuple[list[int], int, int, int], ...] = ()
+    for chosen in itertools.combinations(sides, p.n):
+        D, N = cramer([a for a, _, _, _ in chosen], [b for _, b, _, _ in chosen])
+        if D == 0 or any(sum(map(int.__mul__, a, N)) < b * D for a, b, _, _ in sides):
+            continue
+        value = sum(map(int.__mul__, cost, N))
+        if best is None or value * best[1] < best[0] * D:
+            best, active = (value, D), chosen
+    if best is None:
+        return None
+    D, N = cramer([list(column) for column in zip(*(a for a, _, _, _ in active), strict=True)], cost)
+    y = np.zeros(p.m)
+    for share, (_, _, row, factor) in zip(N, active, strict=True):
+        if row >= 0:
+            y[row] += nearest(Fraction(share * factor, D * common))
+    return Fraction(*best) / common + Fraction(p.offset), y
+
+
+def nearest(value: Fraction) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        return INF if value > 0 else -INF
+
+
+def above(bound: float, exact: Fraction) -> bool:
+    return bound != -INF and Fraction(bound) > exact
+
+
+# --- feasible problems of every scale ---------------------------------------------------------------------------------
+
+
+def exponents(rng: np.random.Generator, kind: str, m: int, n: int) -> tuple[Vector, Vector, Vector, float]:
+    """Powers of two (m, n), (n,), (n,) and one for the sizes of A, x, c and the offset."""
+    rows, columns, value = rng.integers(-500, 501, m), rng.integers(-500, 501, n), int(rng.integers(-40, 41))
+    if kind == "even":  # all products of a row are of one size, and so are all terms of the objective
+        return rows[:, None] - columns, columns, value - columns, value
+    if kind == "wild":  # nothing fits anything
+        return rng.integers(-500, 501, (m, n)), columns, rng.integers(-500, 501, n), int(rng.integers(-500, 501))
+    if kind == "denormal":  # coefficients at the bottom, columns at the top of the range
+        up = rng.integers(900, 1000, n)
+        return rng.integers(-1074, -960, (m, n)), up, rng.integers(-1074, -960, n), -60
+    if kind == "underflow":  # products below the smallest denormal number
+        low = rng.integers(-560, -520, n)
+        return rng.integers(-560, -520, (m, n)), low, low, -1070
+    return np.zeros((m, n), int), np.zeros(n, int), np.zeros(n, int), int(rng.choice([0, 0, 53]))
+
+
+KINDS = ["plain", "even", "wild", "denormal", "underflow"]
+
+
+def down(value: Fraction) -> float:
+    near = nearest(value)
+    return near if math.isfinite(near) and Fraction(near) <= value else math.nextafter(near, -INF)
+
+
+def feasible_problem(rng: np.random.Generator, kind: str, *, tight: bool = False) -> Problem | None:
+    """At most three rows and columns around a point x0 that is feasible exactly; None if a number overflows.
+
+    Any column may be fixed at x0 or open; a row's side is x0's activity, rounded outwards, or further out. In every
+    second problem the costs are a combination of the rows, so that the reduced costs are nothing but rounding.
+    ``tight``: x0 is all that the columns' bounds leave, and no row side is further out.
+    """
+    m, n = int(rng.integers(0, 4)), int(rng.integers(1, 4))
+    short = rng.random() < 0.4  # few digits: exact products, ties, degenerate vertices
+
+    def numbers(exponent: Vector) -> Vector:
+        size = np.shape(exponent)
+        raw = rng.integers(-3, 4, size).astype(float) if short else rng.normal(size=size)
+        return np.ldexp(raw, exponent)
+
+    of_A, of_x, of_c, of_offset = exponents(rng, kind, m, n)
+    A, x0, c, offset = numbers(of_A) * (rng.random((m, n)) < 0.8), numbers(of_x), numbers(of_c), numbers(of_offset)
+    if m and rng.random() < 0.5:
+        c = A.T @ (numbers(np.zeros(m, int)) * np.ldexp(1.0, of_c.max() - of_A.max(axis=1)))
+    room = np.where(rng.random((2, n)) < rng.choice([0.0, 0.3, 1.0]), 0.0, np.abs(numbers(np.stack([of_x, of_x]))))
+    room *= 2.0 ** int(rng.choice([0, 0, 20]))
+    room[rng.random((2, n)) < rng.choice([0.0, 0.1])] = INF
+    if tight:
+        room[:] = 0
+    activity = [dot(exactly(row), exactly(x0)) for row in A]
+    low, high = np.array([down(v) for v in activity]), np.array([-down(-v) for v in activity])
+    slack = np.abs(np.stack([low, high])) * rng.choice([0.0, 0.0] if tight else [0.0, 0.0, 1e-3, 1.0, INF], (2, m))
+    slack[np.isnan(slack)] = INF
+    values = [c, A, x0, low, high, np.array(offset)]
+    if not all(np.isfinite(v).all() for v in values):
+        return None
+    sides = np.nextafter(low, -INF) - slack[0], np.nextafter(high, INF) + slack[1]
+    none = slack == 0
+    row_lower, row_upper = np.where(none[0], low, sides[0]), np.where(none[1], high, sides[1])
+    return Problem(c, float(offset), A, row_lower, row_upper, x0 - room[0], x0 + room[1], np.zeros(n, dtype=bool))
+
+
+def multipliers(rng: np.random.Generator, y: Vector) -> Iterator[Vector]:
+    """The best ones ``y`` (m,), some close to them and some that are not."""
+    yield y
+    yield np.nextafter(y, rng.choice([-INF, INF], y.size))
+    yield y * (1 + rng.choice([1e-12, 1e-6, 1e-2]) * rng.normal(size=y.size))
+    garbage = rng.choice(
+        [np.zeros_like(y), -y, rng.normal(size=y.size), np.ldexp(1.0, rng.integers(-1074, 1024, y.size))]
+    )
+    special = rng.choice([math.nan, INF, -INF, 1e308, -1e308, 5e-324, 1e-200, 0.0], y.size)
+    yield np.where(rng.random(y.size) < 0.2, special, garbage)
+
+
+def compare(seed: int, count: int) -> dict[str, tuple[int, int, int]]:
+    """Per kind: (bounds claimed, safe bounds above the exact minimum, plain ones above it) over ``count`` problems."""
+    rng = np.random.default_rng(seed)
+    seen = {kind: [0, 0, 0] for kind in KINDS}
+    done = 0
+    while done < count:
+        kind = KINDS[done % len(KINDS)]
+        with np.errstate(over="ignore", invalid="ignore"):
+            p = feasible_problem(rng, kind)
+        if p is None:
+            continue
+        found = exact_minimum(p)
+        assert found is not None  # x0 is feasible
+        exact, best = found
+        with np.errstate(over="ignore", invalid="ignore"):
+            for y in multipliers(rng, best):
+                bound = safe_bound(p, y)
+                seen[kind][0] += bound > -INF
+                seen[kind][1] += above(bound, exact)
+                seen[kind][2] += above(dual_objective(p, y), exact)
+        done += 1
+    return {kind: (a, b, c) for kind, (a, b, c) in seen.items()}
+
+
+def check_never_above(seed: int, count: int) -> None:
+    for kind, (claimed, wrong, plainly_wrong) in compare(seed, count).items():
+        per_kind = count / len(KINDS)
+        assert wrong == 0, kind
+        assert claimed > 3 * per_kind, kind  # four multipliers a problem: few come to nothing
+        assert plainly_wrong > per_kind / 2, kind  # the problems have teeth: without the margin many bounds are above
+
+
+def test_never_above_the_exact_minimum() -> None:
+    check_never_above(seed=0, count=2000)
+
+
+@pytest.mark.slow
+def test_never_above_the_exact_minimum_of_a_hundred_thousand() -> None:
+    check_never_above(seed=1, count=100_000)
+
+
+def test_the_enumeration_finds_the_known_minimum_and_its_multipliers() -> None:
+    # min -3 x - 2 y + 1 with x + y <= 4, x + 3 y <= 9, x <= 3: at (3, 1) with multipliers -2 and 0
+    p = problem([-3, -2], [[1, 1], [1, 3]], ([-INF, -INF], [4, 9]), ([0, 0], [3, INF]), offset=1)
+    found = exact_minimum(p)
+    assert found is not None
+    assert found[0] == -10
+    np.testing.assert_array_equal(found[1], [-2.0, 0.0])
+    assert exact_minimum(problem([1], [[1]], ([3], [INF]), ([0], [1]))) is None
+
+
+# --- single errors, one by one ----------------------------------------------------------------------------------------
+
+
+def problem(
+    c: object, A: object, rows: object, box: object, offset: float = 0.0, balls: Sequence[NormBall] = ()
+) -> Problem:
+    """``rows`` and ``box``: (lower, upper)."""
+    n = np.size(c)  # type: ignore[arg-type]
+    A = np.asarray(A, dtype=float).reshape(-1, n)
+    return Problem(c, offset, A, *rows, *box, np.zeros(n, dtype=bool), tuple(balls))  # type: ignore[arg-type,misc]
+
+
+NO_ROWS = ([], [])
+w = 2.0**-1074
+
+ONES = np.ones(9)
+CASES = {
+    "0.1 + 0.2": (problem([0.1, 0.2], [], NO_ROWS, ([1, 1], [1, 1])), []),
+    "a reduced cost that cancels": (problem([1], [[0.1]], ([1e8], [INF]), ([0], [1e9])), [10.0]),
+    "a product with a row that underflows": (
+        problem([w], [[2.0**-600]], ([2.0**390], [INF]), ([2.0**990], [2.0**1000])),
+        [0.4 * 2.0**-474],
+    ),
+    "small terms beside a large offset": (problem(1.01 * ONES, [], NO_ROWS, (ONES, ONES), 2.0**53), []),
+    "terms that underflow": (problem(-0.49 * 2.0**-537 * ONES, [], NO_ROWS, (0 * ONES, 2.0**-537 * ONES)), []),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_where_the_plain_bound_is_above_the_truth_this_one_is_not(name: str) -> None:
+    p, y = CASES[name]
+    if p.m:
+        found = exact_minimum(p)
+        assert found is not None
+        exact = found[0]
+    else:  # each column for itself
+        ends = zip(exactly(p.c), exactly(p.col_lower), exactly(p.col_upper), strict=True)
+        exact = sum((min(c * low, c * high) for c, low, high in ends), Fraction(p.offset))
+    assert above(dual_objective(p, y), exact)
+    assert not above(safe_bound(p, y), exact)
+    assert safe_bound(p, y) > -INF
+
+
+def test_what_is_not_finite_claims_nothing() -> None:
+    one = problem([1], [[1]], ([0.5], [INF]), ([0], [1]))
+    assert safe_bound(one, [1]) == pytest.approx(0.5)
+    for bad in (math.nan, INF, -INF):
+        assert safe_bound(one, [bad]) == -INF
+        assert not proves_infeasible(one, [bad])
+    big = problem([1], [[1e300]], ([1], [2]), ([-1], [1]))
+    assert safe_bound(big, [1e300]) == -INF  # the product
+    assert safe_bound(big, [1e5]) > -INF
+    assert safe_bound(problem([1e300], [], NO_ROWS, ([0], [1e300])), []) < 0
+    assert safe_bound(problem([1e300], [], NO_ROWS, ([1e300], [1e300])), []) == -INF  # a term
+    assert safe_bound(problem([1e308] * 2, [], NO_ROWS, ([1, 1], [1, 1])), []) == -INF  # their sum
+    # |c| + |A|'|y| overflows, and no reach of 0 makes up for it
+    assert safe_bound(problem([1.7e308], [[1e308]], ([0], [0]), ([0], [0])), [1]) == -INF
+
+
+def test_multipliers_of_a_wrong_shape_are_refused() -> None:
+    p = problem([1], [[1], [1]], ([0, 0], [1, 1]), ([0], [1]))
+    for y in ([1.0], [1.0, 2.0, 3.0], [[1.0, 2.0]], 1.0):
+        for function in (safe_bound, proves_infeasible):
+            with pytest.raises(ProblemError, match=r"y has shape .*; the problem has 2 rows"):
+                function(p, y)
+
+
+def test_a_multiplier_that_presses_against_a_missing_side_is_dropped() -> None:
+    p = problem([1], [[1], [1]], ([0.5, -INF], [INF, 0.75]), ([0], [1]))
+    assert safe_bound(p, [1, 0]) == pytest.approx(0.5)
+    assert safe_bound(p, [1, 7]) == safe_bound(p, [1, 0])
+    assert safe_bound(p, [-7, 0]) == safe_bound(p, [0, 0]) == pytest.approx(0, abs=1e-14)
+    assert safe_bound(p, [0, -1]) == pytest.approx(-0.75 + 0)
+
+
+def test_open_columns_count_where_their_reduced_cost_is_certain() -> None:
+    def bound(c: float, a: float, y: float, lower: float, upper: float) -> float:
+        return safe_bound(problem([c], [[a]], ([1], [1]), ([lower], [upper])), [y])
+
+    assert bound(0, 1, 0, -INF, INF) == pytest.approx(0, abs=1e-300)  # nothing touches it
+    assert bound(1, 1, 1, -INF, INF) == -INF  # zero as calculated
+    assert bound(0, 1e-200, 1e-200, -INF, INF) == -INF  # a product that is not zero, though calculated so
+    assert bound(2, 1, 1, 3, INF) == pytest.approx(4)  # of a certain sign, and that side is closed
+    assert bound(0, 1, 1, -INF, 3) == pytest.approx(-2)
+    assert bound(2, 1, 1, -INF, 3) == -INF
+    assert bound(0, 1, 1, 3, INF) == -INF
+    assert bound(1, 1, 1, 3, INF) == bound(1, 1, 1, -INF, 3) == -INF  # not certain
+    assert bound(0.3, 0.1, 3, 3, INF) == bound(0.3, 0.1, 3, -INF, 3) == -INF  # -6e-17 as calculated
+
+
+def test_integrality_is_left_out() -> None:
+    p = Problem([1], 0.0, [[2]], [1], [INF], [0], [1], [True])  # type: ignore[arg-type]
+    assert safe_bound(p, [0.5]) == pytest.approx(0.5)
+
+
+def test_problems_without_rows_or_columns() -> None:
+    assert safe_bound(problem([1], [], NO_ROWS, ([3], [4]), 2.0), []) == pytest.approx(5)
+    none = np.zeros(0)
+    p = Problem(none, 2.0, np.zeros((1, 0)), [1.0], [2.0], none, none, none.astype(bool))  # type: ignore[arg-type]
+    assert safe_bound(p, [0]) == pytest.approx(2)
+    assert proves_infeasible(p, [1])  # 1 <= 0
+
+
+def test_nothing_is_claimed_where_denormal_numbers_are_flushed_to_zero() -> None:
+    p = problem([2.0**-1040], [], NO_ROWS, ([-(2.0**1000)], [2.0**1000]))
+    assert safe_bound(p, []) == pytest.approx(-(2.0**-40))
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor keeps denormal numbers")
+    try:
+        bound = safe_bound(p, [])
+    finally:
+        torch.set_flush_denormal(False)
+    assert bound == -INF
+
+
+# --- with a solver's multipliers --------------------------------------------------------------------------------------
+
+
+def ordinary(rng: np.random.Generator, m: int, n: int) -> Problem:
+    """Numbers of order one, rows of all kinds, columns with both bounds; feasible."""
+    A, x0 = rng.normal(size=(m, n)) * (rng.random((m, n)) < 0.7), rng.uniform(-1, 1, n)
+    activity = A @ x0
+    lower = np.where(rng.random(m) < 0.6, activity - rng.random(m), -INF)
+    upper = np.where(rng.random(m) < 0.6, activity + rng.random(m), INF)
+    if rng.random() < 0.5:  # one equation: more of them would meet in no float
+        lower[0] = upper[0] = activity[0]
+    return problem(rng.normal(size=n), A, (lower, upper), (x0 - rng.random(n), x0 + rng.random(n)), float(rng.normal()))
+
+
+def test_optimal_multipliers_of_small_lps_give_their_exact_minimum_to_1e_9() -> None:
+    rng = np.random.default_rng(2)
+    for _ in range(150):
+        p = ordinary(rng, int(rng.integers(1, 4)), int(rng.integers(1, 4)))
+        y, found = Highs().solve(p).row_dual, exact_minimum(p)
+        assert y is not None
+        assert found is not None
+        for multipliers in (y, found[1]):
+            bound = safe_bound(p, multipliers)
+            assert found[0] - Fraction(1, 10**9) <= Fraction(bound) <= found[0]
+
+
+def test_optimal_multipliers_of_larger_lps_give_their_minimum_to_1e_9() -> None:
+    rng = np.random.default_rng(3)
+    for _ in range(60):
+        p = ordinary(rng, int(rng.integers(1, 40)), int(rng.integers(1, 60)))
+        status, minimum = scipy_minimum(p)
+        solution = Highs().solve(p)
+        assert status == 0
+        assert solution.row_dual is not None
+        assert safe_bound(p, solution.row_dual) == pytest.approx(minimum, abs=1e-9)
+
+
+def violation_lp(p: Problem) -> Problem:
+    """min of the sum of s >= 0 such that L - s <= A x <= U + s: its multipliers are a Farkas ray if it is positive."""
+    one, wide = np.eye(p.m), np.full(p.m, INF)
+    A = np.block([[p.A.toarray(), one], [p.A.toarray(), -one]])
+    rows = np.r_[p.row_lower, -wide], np.r_[wide, p.row_upper]
+    box = np.r_[p.col_lower, np.zeros(p.m)], np.r_[p.col_upper, np.full(p.m, 1e6)]
+    return problem(np.r_[np.zeros(p.n), np.ones(p.m)], A, rows, box)
+
+
+def test_farkas_rays_prove_infeasibility() -> None:
+    rng = np.random.default_rng(4)
+    proved = 0
+    for _ in range(80):
+        m, n = int(rng.integers(2, 8)), int(rng.integers(1, 8))
+        lower = rng.normal(size=m) * n
+        p = problem(rng.normal(size=n), rng.normal(size=(m, n)), (lower, lower + 4), (-np.ones(n), np.ones(n)), 1e6)
+        solution = Highs().solve(violation_lp(p))
+        assert solution.status is Status.OPTIMAL
+        assert solution.row_dual is not None
+        ray = solution.row_dual[:m] + solution.row_dual[m:]
+        infeasible = solution.objective > 1e-6
+        for scale in (1.0, 2.0**-900, 2.0**900):
+            assert proves_infeasible(p, scale * ray) == infeasible
+        assert not proves_infeasible(p, -ray)
+        assert not proves_infeasible(p, np.zeros(m))
+        proved += infeasible
+    assert 20 <= proved <= 70
+
+
+def test_a_feasible_problem_is_never_proved_infeasible() -> None:
+    rng = np.random.default_rng(5)
+    plainly_wrong = 0
+    for kind in KINDS * 400:
+        with np.errstate(over="ignore", invalid="ignore"):
+            p = feasible_problem(rng, kind, tight=bool(rng.random() < 0.5))
+            if p is None or p.m == 0:
+                continue
+            sizes = np.abs(p.A.toarray()).max(axis=1)
+            for y in multipliers(rng, rng.normal(size=p.m) / np.where(sizes > 0, sizes, 1)):
+                assert not proves_infeasible(p, y)
+                plainly_wrong += dual_objective(p.with_objective(np.zeros(p.n), 0.0), y) > 0
+    assert plainly_wrong > 100
+
+
+# --- balls ------------------------------------------------------------------------------------------------------------
+
+
+def root_below(value: Fraction) -> Fraction:
+    """No more than the square root, and that to 2^-200 of its size."""
+    shift = 2 * max(0, 200 - (value.numerator.bit_length() - value.denominator.bit_length()) // 2)
+    return Fraction(math.isqrt((value.numerator << shift) // value.denominator), 1 << (shift // 2))
+
+
+def closed_form(p: Problem) -> Fraction | None:
+    """No less than the minimum over disjoint balls whose columns are fixed or open; None if there is no point.
+
+    The open ones share what the fixed ones leave of the radius: with u = S x + s it is R'^2 = R^2 - sum of their u^2,
+    and with q = c / S the least q'u is -R' ||q||. All other columns are fixed.
+    """
+    c, x, fixed = (
+        exactly(p.c),
+        exactly(np.where(p.col_lower == p.col_upper, p.col_lower, 0)),
+        p.col_lower == p.col_upper,
+    )
+    total = Fraction(p.offset) + sum(c[j] * x[j] for j in np.flatnonzero(fixed))
+    for ball in p.balls:
+        left, norm = Fraction(ball.radius) ** 2, Fraction(0)
+        for j, scale, shift in zip(ball.columns, exactly(ball.scale), exactly(ball.shift), strict=True):
+            if fixed[j]:
+                left -= (scale * x[j] + shift) ** 2
+            else:
+                norm += (c[j] / scale) ** 2
+                total -= c[j] / scale * shift
+        if left < 0:
+            return None
+        total -= root_below(left * norm)
+    return total
+
+
+def fixed_or_open(rng: np.random.Generator, wild: bool) -> Problem:
+    """One or two disjoint balls over up to five columns, some fixed inside, the others open; ``wild``: at any scale."""
+    n = int(rng.integers(1, 6))
+    of_u, of_scale, of_value = rng.integers(-400, 401, (3, n)) if wild else np.zeros((3, n), int)
+    of_u, of_value = np.minimum(of_u[0] + rng.integers(-3, 4, n), 400), of_value[0]
+    scale = np.ldexp(rng.uniform(0.5, 2, n) * rng.choice([-1, 1], n), of_scale)
+    shift, radius = np.ldexp(rng.normal(size=n), of_u), np.ldexp(rng.uniform(0.1, 3), of_u[0])
+    c = np.ldexp(rng.normal(size=n), np.clip(of_value + of_scale, -1000, 1000))
+    fixed = rng.random(n) < 0.3
+    x = (0.4 * radius * rng.uniform(-1, 1, n) - shift) / scale
+    columns = rng.permutation(n)
+    parts = np.split(columns, [int(rng.integers(0, n + 1))])
+    balls = [NormBall(part, scale[part], shift[part], radius) for part in parts if part.size]
+    lower, upper = np.where(fixed, x, -INF), np.where(fixed, x, INF)
+    return problem(c, [], NO_ROWS, (lower, upper), float(rng.normal()) * 2.0 ** float(of_u[0] + of_value), balls)
+
+
+@pytest.mark.parametrize("wild", [False, True])
+def test_never_above_the_closed_form_of_balls(wild: bool) -> None:
+    rng = np.random.default_rng(6)
+    plainly_wrong = done = 0
+    while done < 400:
+        p = fixed_or_open(rng, wild)
+        exact = closed_form(p)
+        if exact is None:
+            continue
+        bound = safe_bound(p, [])
+        assert not above(bound, exact)
+        size = sum(abs(v) for v in exactly(p.c)) * (1 + sum(abs(v) for ball in p.balls for v in exactly(ball.shift)))
+        assert wild or Fraction(bound) >= exact - size / 10**12
+        assert bound > -INF
+        plainly_wrong += above(dual_objective(p, []), exact)
+        done += 1
+    assert plainly_wrong > 40
+
+
+def unit(raw: Vector) -> Vector:
+    return np.asarray(raw / np.linalg.norm(raw))
+
+
+def with_known_optimum(rng: np.random.Generator, overlap: bool) -> tuple[Problem, Vector, Vector, Vector]:
+    """(problem, optimal x, a point well inside, optimal y): rows, a box and balls of order one, made from their KKT.
+
+    x is on every ball, and at the box and row sides that are drawn as active; c is whatever combination of their
+    normals the multipliers draw. ``overlap``: the two balls share columns.
+    """
+    m, n = int(rng.integers(1, 5)), int(rng.integers(3, 9))
+    inside, x, A = rng.normal(size=n), np.zeros(n), rng.normal(size=(m, n))
+    cut = int(rng.integers(1, n - 1))
+    groups = [np.arange(n - 1), np.arange(1, n)] if overlap else [np.arange(cut), np.arange(cut, n - 1)]
+    c, balls = np.zeros(n), []
+    x = inside + rng.uniform(-1, 1, n)
+    for columns in groups:
+        scale = rng.uniform(0.2, 4, columns.size) * rng.choice([-1, 1], columns.size)
+        z = scale * (x - inside)[columns]
+        balls.append(NormBall(columns, scale, -scale * inside[columns], float(np.linalg.norm(z))))
+        c[columns] -= rng.random() * scale * z
+    step = x - inside
+    active = rng.random(n) < 0.4
+    active[n - 1] = True  # it is in no ball, or would be in both
+    c -= np.where(active, rng.random(n) * np.sign(step), 0)
+    reach = np.where(active, 0, rng.random(n))
+    lower, upper = np.minimum(x, inside) - reach - (step > 0), np.maximum(x, inside) + reach + (step < 0)
+    at = rng.random(m) < 0.6
+    change = A @ step  # towards the side that is active
+    y = -np.where(at, rng.random(m) * np.sign(change), 0)
+    sides = np.stack([A @ x, A @ inside])
+    gap = np.where(at, 0, rng.random(m))
+    row_lower, row_upper = sides.min(axis=0) - gap - (change > 0), sides.max(axis=0) + gap + (change < 0)
+    p = problem(c + A.T @ y, A, (row_lower, row_upper), (lower, upper), 0.5, balls)
+    return p, x, inside, y
+
+
+def is_feasible(p: Problem, x: Vector) -> bool:
+    """Exactly."""
+    point = exactly(x)
+    rows = [dot(exactly(a), point) for a in p.A.toarray()]
+    values, lower, upper = [*rows, *point], np.r_[p.row_lower, p.col_lower], np.r_[p.row_upper, p.col_upper]
+    return all(low <= v <= high for low, v, high in zip(lower, values, upper, strict=True)) and all(
+        sum((s * point[j] + t) ** 2 for j, s, t in zip(ball.columns, exactly(ball.scale), exactly(ball.shift), strict=True))
+        <= Fraction(ball.radius) ** 2
+        for ball in p.balls
+    )
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_rows_box_and_balls_together(overlap: bool) -> None:
+    rng = np.random.default_rng(7)
+    for _ in range(100):
+        p, x, inside, y = with_known_optimum(rng, overlap)
+        close = x + 1e-11 * (inside - x)
+        assert is_feasible(p, close)
+        lowest = dot(exactly(p.c), exactly(close)) + Fraction(p.offset)
+        for other in multipliers(rng, y):
+            assert not above(safe_bound(p, other), lowest)
+            assert not proves_infeasible(p, other)
+        if not overlap:
+            assert safe_bound(p, y) == pytest.approx(float(lowest), abs=1e-9)
+        without = problem(p.c, p.A.toarray(), (p.row_lower, p.row_upper), (p.col_lower, p.col_upper), p.offset)
+        assert safe_bound(p, y) >= safe_bound(without, y)
+
+
+def test_balls_prove_infeasibility_together_with_rows() -> None:
+    ball = NormBall([0, 1], [2.0, -2.0], [0.0, 2.0], 1.0)  # around (0, 1), of radius 1/2  # type: ignore[arg-type]
+    open_box = ([-INF, -INF], [INF, INF])
+    reach = 1 + math.sqrt(0.5)  # of x + y on it
+    beyond = problem([1, 1], [[1, 1]], ([reach + 1e-9], [INF]), open_box, balls=[ball])
+    touching = problem([1, 1], [[1, 1]], ([reach - 1e-9], [INF]), open_box, balls=[ball])
+    assert proves_infeasible(beyond, [1])
+    assert not proves_infeasible(beyond, [-1])
+    assert not proves_infeasible(touching, [1])
+    box = ([-INF, -INF], [INF, 0.5])  # then (0, 1/2) is the only point
+    assert proves_infeasible(problem([0, 0], [[1, 0]], ([1e-3], [INF]), box, balls=[ball]), [1])
