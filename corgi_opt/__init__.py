@@ -22,6 +22,7 @@ from corgi_opt.export import Exported, export_mps
 from corgi_opt.network.cam import CamNetwork, check_model, from_torch
 from corgi_opt.network.graph import LayerGraph
 from corgi_opt.network.ingest import Unsupported
+from corgi_opt.network.weights import load_weights
 from corgi_opt.proof.certificate import Certificate
 from corgi_opt.proof.checker import Checked
 from corgi_opt.prove import check_certificate
@@ -69,6 +70,7 @@ __all__ = [
     "compare",
     "export_mps",
     "from_torch",
+    "load_weights",
     "radius",
     "verify",
 ]

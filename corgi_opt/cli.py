@@ -29,6 +29,7 @@ from corgi_opt.compare import Comparison, compare
 from corgi_opt.demo import run_demo
 from corgi_opt.errors import CorgiError, InputError, MissingPackageError, ProofError
 from corgi_opt.network.cam import CamNetwork, from_torch
+from corgi_opt.network.weights import load_weights
 from corgi_opt.plots import check_picture
 from corgi_opt.prove import check_certificate
 from corgi_opt.radius import radius
@@ -80,6 +81,7 @@ Class = Annotated[int | None, typer.Option("--class", help="class index; default
 NormText = Annotated[str, typer.Option("--norm", help="inf, 2 or 1")]
 ClipText = Annotated[str, typer.Option("--clip", help="the box images live in, 'low,high', or 'none'")]
 Size = Annotated[int | None, typer.Option("--size", min=1, help="resize an image file to SIZE x SIZE pixels")]
+Weights = Annotated[Path | None, typer.Option("--weights", help="a .safetensors, .pt or .pth file with its state dict")]
 Seconds = Annotated[float, typer.Option("--time-limit", help="total seconds")]
 Device = Annotated[str, typer.Option("--device", help="'auto', 'cpu', 'cuda', ...")]
 Seed = Annotated[int, typer.Option("--seed", help="seed of the attack's random starts")]
@@ -102,6 +104,7 @@ def verify_command(
     norm: NormText = "inf",
     clip: ClipText = "0,1",
     size: Size = None,
+    weights: Weights = None,
     solver: SolverName = None,
     time_limit: Seconds = 300.0,
     device: Device = "auto",
@@ -110,7 +113,7 @@ def verify_command(
     as_json: Json = False,
 ) -> None:
     """Is the top-k set the same for every image within eps? Exit code 0 certified, 1 falsified, 2 unknown."""
-    net, x = load(model, image, size)
+    net, x = load(model, image, size, weights)
     v = verify(
         net,
         x,
@@ -154,6 +157,7 @@ def radius_command(
     norm: NormText = "inf",
     clip: ClipText = "0,1",
     size: Size = None,
+    weights: Weights = None,
     solver: SolverName = None,
     time_limit: Seconds = 600.0,
     device: Device = "auto",
@@ -161,7 +165,7 @@ def radius_command(
     as_json: Json = False,
 ) -> None:
     """The bracket: the largest certified eps and the smallest falsified eps."""
-    net, x = load(model, image, size)
+    net, x = load(model, image, size, weights)
     r = radius(
         net,
         x,
@@ -199,6 +203,7 @@ def compare_command(
     norm: NormText = "inf",
     clip: ClipText = "0,1",
     size: Size = None,
+    weights: Weights = None,
     solver: SolverName = None,
     plot: Annotated[Path | None, typer.Option("--plot", help="save the picture here")] = None,
     time_limit: Seconds = 600.0,
@@ -209,7 +214,7 @@ def compare_command(
     """The radius by every method, side by side."""
     if plot is not None:
         check_picture(plot)
-    net, x = load(model, image, size)
+    net, x = load(model, image, size, weights)
     c = compare(
         net,
         x,
@@ -243,12 +248,13 @@ def compare_command(
 def check_command(
     file: Annotated[Path, typer.Argument(help="a certificate")],
     model: Annotated[str, typer.Option("--model", help="what it is about: as MODEL of verify")],
+    weights: Weights = None,
     exact: Annotated[bool, typer.Option("--exact", help="in rational arithmetic (slow: small networks)")] = False,
     as_json: Json = False,
 ) -> None:
     """Proves a certificate's claim anew. Exit code 0 certified, 1 falsified, 2 not proven, 3 no certificate."""
     try:
-        found = check_certificate(file, load_model(model), exact=exact)
+        found = check_certificate(file, load_model(model, weights), exact=exact)
     except ProofError as error:
         if as_json:
             emit({"proven": False, "reason": str(error)})
@@ -291,15 +297,20 @@ def _table(c: Comparison) -> Table:
     return table
 
 
-def load(model: str, image: str, size: int | None) -> tuple[CamNetwork, Tensor]:
+def load(model: str, image: str, size: int | None, weights: Path | None) -> tuple[CamNetwork, Tensor]:
     """The network and the image that the command line names. Raises InputError, MissingPackageError."""
     x = load_image(image, size, bundled=model == "digits")
-    module = load_model(model)
+    module = load_model(model, weights)
     return from_torch(module, x), x
 
 
-def load_model(name: str) -> nn.Module:
-    """Builds the model a MODEL argument names. Raises InputError."""
+def load_model(name: str, weights: Path | None = None) -> nn.Module:
+    """Builds the model a MODEL argument names, with the weights of a file if there is one. Raises InputError."""
+    module = _built(name)
+    return module if weights is None else load_weights(module, weights)
+
+
+def _built(name: str) -> nn.Module:
     if name == "digits":
         from corgi_opt.data.digits import digits_model
 

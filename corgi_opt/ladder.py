@@ -223,7 +223,7 @@ class Ladder:
         bound = answer.lower - FLOAT64_SAFETY * self.question.scale
         slack = 2 * (answer.error + FLOAT64_SAFETY * self.question.scale)
         dual = float(self.margins.by_relaxed[0][entry])
-        if name == "lp" and not answer.reason and -math.inf < bound < dual - slack:
+        if name == "lp" and not answer.reason and -math.inf < bound < dual - slack - answer.loose:
             raise BoundOrderError(
                 f"the LP bound {answer.lower:.9g} of pair {self.pair(entry)} is below a dual bound {dual:.9g} on the "
                 "same relaxation"

@@ -213,6 +213,18 @@ def test_a_certificate_of_another_model_is_not_proven(corgi, tmp_path):
     assert ran.code == 2 and found["proven"] is False and "another network" in found["reason"]
 
 
+def test_a_certificate_is_of_weights_and_not_of_a_model_file(corgi, tmp_path):
+    import safetensors.torch
+
+    file, weights = tmp_path / "answer.cert", tmp_path / "weights.safetensors"
+    state = digits.digits_model().state_dict()
+    safetensors.torch.save_file(state, weights)
+    assert corgi("verify", *QUESTION, "--eps", 0.003, "--weights", weights, "--certificate", file).code == 0
+    assert corgi("check", file, "--model", "digits", "--weights", weights).code == 0
+    safetensors.torch.save_file({name: 1.001 * value for name, value in state.items()}, weights)
+    assert corgi("check", file, "--model", "digits", "--weights", weights).code == 2
+
+
 @pytest.mark.parametrize("content", [None, b"not a certificate"])
 def test_a_file_that_is_no_certificate_is_exit_code_3(corgi, tmp_path, content):
     file = tmp_path / "answer.cert"

@@ -48,8 +48,9 @@ class Program:
     """Outputs as functions of ``[t, s]`` over the graph of unstable ReLUs, before those are relaxed or encoded.
 
     ``rows`` (U, n+U) csr and ``constants`` (U,): pre-activations in units of ``u - l``, which are ``widths`` (U,);
-    ``lower``, ``upper`` (U,): their proven bounds in the same units (upper - lower = 1); ``slack`` (U,): what clearing
-    tiny coefficients may have moved a row. ``cuts`` (M, n+U) csr, ``cut_upper`` (M,): rows
+    ``lower``, ``upper`` (U,): their proven bounds in the same units (upper - lower = 1), of which ``grown`` (U,) is
+    only there for intervals to be no narrower than is good for solvers; ``slack`` (U,): what clearing tiny coefficients
+    may have moved a row. ``cuts`` (M, n+U) csr, ``cut_upper`` (M,): rows
     ``cuts @ [t, s] <= cut_upper`` that hold besides (the direct planes of pooling windows). ``outputs`` (F, n+U) csr
     and ``output_constants`` (F,): the outputs in units of ``scales`` (F,), their largest coefficients, less what
     rounding left of cancellations (``residue`` (F,) at most).
@@ -71,6 +72,7 @@ class Program:
     lower: Vector
     upper: Vector
     widths: Vector
+    grown: Vector
     cuts: sparse.csr_array
     cut_upper: Vector
     outputs: sparse.csr_array
@@ -98,15 +100,23 @@ class Program:
 
     def errors(self, tolerance: float) -> Vector:
         """How far an output (F,) may be off, in its own unit, where every row and bound is kept to a tolerance only."""
-        size = abs(self.rows)
-        moved = np.full(self.inputs + self.units, tolerance)
-        overspent = self._overspent(size, tolerance)
+        own = 2 * tolerance + self.slack + self._overspent(abs(self.rows), tolerance)
+        outputs = abs(self.outputs)
+        moved = self._moved(np.full(self.inputs, tolerance), own)
+        return np.asarray(outputs @ moved + self._overspent(outputs, tolerance) + self.residue)
+
+    @property
+    def looseness(self) -> Vector:
+        """How much lower a relaxation of an output (F,) may be, in its own unit, for intervals that have grown."""
+        return np.asarray(abs(self.outputs) @ self._moved(np.zeros(self.inputs), self.grown))
+
+    def _moved(self, inputs: Vector, own: Vector) -> Vector:
+        """How far variables (n+U,) may move where inputs (n,) do, and each unit (U,) by its own beside."""
+        size, moved = abs(self.rows), np.concatenate([inputs, own])
         for unit in range(self.units):  # a row reads units before it only
             row = slice(*size.indptr[unit : unit + 2])
-            moved[self.inputs + unit] += tolerance + self.slack[unit] + overspent[unit]
             moved[self.inputs + unit] += size.data[row] @ moved[size.indices[row]]
-        outputs = abs(self.outputs)
-        return np.asarray(outputs @ moved + self._overspent(outputs, tolerance) + self.residue)
+        return moved
 
     def _overspent(self, size: sparse.csr_array, tolerance: float) -> Vector:
         """What an image may add to rows of these absolute coefficients by leaving an L1 or L2 ball by the tolerances of
@@ -169,7 +179,18 @@ class _Layer:
 
     columns: Indices
     rows: list[Expression]
-    bounds: Vector
+    proven: Vector
+
+    @property
+    def bounds(self) -> Vector:
+        """No narrower than solvers take well."""
+        narrow = NARROW * np.abs(self.proven).max()
+        return np.stack([np.minimum(self.proven[0], -narrow), np.maximum(self.proven[1], narrow)])
+
+    @property
+    def grown(self) -> Vector:
+        """By how much that is wider (U,)."""
+        return np.asarray(np.abs(self.bounds - self.proven).sum(axis=0))
 
 
 def _gathered(
@@ -200,15 +221,10 @@ def _gathered(
             cuts += found
         else:
             found = expressions.units(name, columns, deadline)
-            layers.insert(0, _Layer(columns, found, _widened(expressions.bounds(name, columns))))
+            layers.insert(0, _Layer(columns, found, expressions.bounds(name, columns)))
         if found:
             follow(found)
     return layers, cuts
-
-
-def _widened(bounds: Vector) -> Vector:
-    narrow = NARROW * np.abs(bounds).max()
-    return np.stack([np.minimum(bounds[0], -narrow), np.maximum(bounds[1], narrow)])
 
 
 def _assembled(
@@ -261,6 +277,7 @@ def _assembled(
         lower=bounds[0] / width,
         upper=bounds[1] / width,
         widths=width,
+        grown=np.concatenate([np.zeros(0), *(layer.grown for layer in layers)]) / width,
         cuts=cut,
         cut_upper=cut_upper,
         outputs=_divided(out, scales),

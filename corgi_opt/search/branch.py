@@ -147,7 +147,7 @@ class _Tree:
         threshold: float,
         solver: Backend,
         device: torch.device,
-        ledger: Ledger | None,
+        ledger: Ledger | None = None,
     ) -> None:
         self.program, self.threshold, self.solver, self.ledger = program, threshold, solver, ledger
         self.bounds = PhaseBounds(program, planes, torch.float32, device)

@@ -30,6 +30,7 @@ class Decided:
 
     In the output's own unit. ``lower`` is less ``error`` already, and rests on ``proof``; ``reason``: why its side is
     not known. ``tree``: the leaves that prove ``lower``, where they were kept.
+    ``loose``: how much lower that is than the relaxation itself, for what encodings do to it.
     """
 
     lower: float
@@ -40,6 +41,7 @@ class Decided:
     proof: Proof
     reason: str
     tree: Leaves | None = None
+    loose: float = 0.0
 
 
 class Decider(Protocol):
@@ -77,6 +79,7 @@ class SolvedProgram:
             nodes=solution.report.nodes,
             proof="solver",
             reason=why_undecided(solution),
+            loose=scale * float(program.looseness[0]),
         )
 
 

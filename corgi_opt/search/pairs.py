@@ -34,9 +34,10 @@ NO_CLASS = "the class is for a MILP to keep (method 'milp' or 'auto')"
 class PairAnswer:
     """Proven ``lower`` <= min (CAM_i - CAM_j) <= ``upper`` (the solver's incumbent, to be replayed, at ``image``).
 
-    ``error``: what tolerances may hide; of ``lower``, which rests on ``proof``, it is taken off. ``binaries``: unstable
-    ReLUs encoded; ``nodes``: branch-and-bound nodes; ``reason``: why it is not decided. ``trees``: of
-    ``CAM_i - CAM_j``, or of ``CAM_i`` and of ``-CAM_j``, where they were kept.
+    ``error``: what tolerances may hide; of ``lower``, which rests on ``proof``, it is taken off. ``loose``: what the
+    encoding itself may cost a relaxation. ``binaries``: unstable ReLUs encoded; ``nodes``: branch-and-bound nodes;
+    ``reason``: why it is not decided. ``trees``: of ``CAM_i - CAM_j``, or of ``CAM_i`` and of ``-CAM_j``, where they
+    were kept.
     """
 
     lower: float
@@ -48,6 +49,7 @@ class PairAnswer:
     proof: Proof
     reason: str
     trees: tuple[Leaves | None, ...] = ()
+    loose: float = 0.0
 
     @property
     def passes(self) -> bool:
@@ -143,6 +145,7 @@ class PairSolver:
             proof=found.proof,
             reason=found.reason,
             trees=(found.tree,),
+            loose=found.loose,
         )
 
     def _minimise_apart(
@@ -158,6 +161,7 @@ class PairSolver:
         upper, lower = [float(at[pair[0]]), -float(at[pair[1]])], [-math.inf, -math.inf]
         error, binaries, nodes, reason, proof = [0.0, 0.0], [0, 0], 0, "", NOTHING.proof
         trees: list[Leaves | None] = [None, None]
+        loose = [0.0, 0.0]
         while sum(lower) <= 0 and sum(upper) > sum(error):
             half = sum(upper) / 2
             side = 0 if upper[0] - lower[0] >= upper[1] - lower[1] else 1
@@ -169,8 +173,20 @@ class PairSolver:
             if answer.lower > lower[side]:
                 lower[side], trees[side] = answer.lower, answer.trees[0]
             error[side], binaries[side], nodes = answer.error, answer.binaries, nodes + answer.nodes
+            loose[side] = answer.loose
             reason, proof = answer.reason, answer.proof
             stuck = not (lower[side] > target or upper[side] <= target + answer.error)
             if reason or (stuck and min(lower) > -math.inf):
                 break  # stopped, or as close as this encoding and float arithmetic come
-        return PairAnswer(sum(lower), sum(upper), image, sum(error), sum(binaries), nodes, proof, reason, tuple(trees))
+        return PairAnswer(
+            lower=sum(lower),
+            upper=sum(upper),
+            image=image,
+            error=sum(error),
+            binaries=sum(binaries),
+            nodes=nodes,
+            proof=proof,
+            reason=reason,
+            trees=tuple(trees),
+            loose=sum(loose),
+        )

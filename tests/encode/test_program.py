@@ -244,6 +244,7 @@ def by_hand() -> Program:
         scales=pair + 1,
         residue=pair,
         widths=pair + 1,
+        grown=pair,
         units_at=np.array([2, 3]),
     )
 

@@ -45,10 +45,8 @@ def cramer(matrix: list[list[int]], right: list[int]) -> tuple[int, list[int]]:
         return 0, []
     sign = 1 if D > 0 else -1
     places = range(len(right))
-    N = [
-        sign * determinant([row[:j] + [b] + row[j + 1 :] for row, b in zip(matrix, right, strict=True)]) for j in places
-    ]
-    return sign * D, N
+    replaced = ([[*row[:j], b, *row[j + 1 :]] for row, b in zip(matrix, right, strict=True)] for j in places)
+    return sign * D, [sign * determinant(rows) for rows in replaced]
 
 
 def half_spaces(p: Problem) -> list[tuple[list[int], int, int, int]]:
@@ -246,6 +244,8 @@ def problem(
 
 
 NO_ROWS = ([], [])
+OPEN_BOX = [-INF, -INF], [INF, INF]
+PAIR = np.array([0, 1])
 w = 2.0**-1074
 
 ONES = np.ones(9)
@@ -481,6 +481,27 @@ def fixed_or_open(rng: np.random.Generator, wild: bool) -> Problem:
     return problem(c, [], NO_ROWS, (lower, upper), float(rng.normal()) * 2.0 ** float(of_u[0] + of_value), balls)
 
 
+BALLS = {
+    "the norm of a ball's denormal multipliers": problem(
+        [2.0**-574] * 2, [], NO_ROWS, OPEN_BOX, 0.0, [NormBall(PAIR, [2.0**500] * 2, [0, 0], 2.0**1000)]
+    ),
+    "a ball that is narrower than any float": problem(
+        [2.0**1000, 0], [], NO_ROWS, OPEN_BOX, 0.0, [NormBall(PAIR, [4, 4], [0, 0], w)]
+    ),
+    "the other side of such a ball": problem(
+        [-(2.0**1000), 0], [], NO_ROWS, OPEN_BOX, 0.0, [NormBall(PAIR, [-4, 4], [0, 0], w)]
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BALLS)
+def test_not_above_the_closed_form_at_the_ends_of_the_range(name: str) -> None:
+    exact, bound = closed_form(BALLS[name]), safe_bound(BALLS[name], [])
+    assert exact is not None
+    assert not above(bound, exact)
+    assert bound > -INF
+
+
 @pytest.mark.parametrize("wild", [False, True])
 def test_never_above_the_closed_form_of_balls(wild: bool) -> None:
     rng = np.random.default_rng(6)
@@ -543,7 +564,10 @@ def is_feasible(p: Problem, x: Vector) -> bool:
     rows = [dot(exactly(a), point) for a in p.A.toarray()]
     values, lower, upper = [*rows, *point], np.r_[p.row_lower, p.col_lower], np.r_[p.row_upper, p.col_upper]
     return all(low <= v <= high for low, v, high in zip(lower, values, upper, strict=True)) and all(
-        sum((s * point[j] + t) ** 2 for j, s, t in zip(ball.columns, exactly(ball.scale), exactly(ball.shift), strict=True))
+        sum(
+            (s * point[j] + t) ** 2
+            for j, s, t in zip(ball.columns, exactly(ball.scale), exactly(ball.shift), strict=True)
+        )
         <= Fraction(ball.radius) ** 2
         for ball in p.balls
     )
@@ -563,15 +587,14 @@ def test_rows_box_and_balls_together(overlap: bool) -> None:
         if not overlap:
             assert safe_bound(p, y) == pytest.approx(float(lowest), abs=1e-9)
         without = problem(p.c, p.A.toarray(), (p.row_lower, p.row_upper), (p.col_lower, p.col_upper), p.offset)
-        assert safe_bound(p, y) >= safe_bound(without, y)
+        assert safe_bound(p, y) >= safe_bound(without, y) - 1e-12
 
 
 def test_balls_prove_infeasibility_together_with_rows() -> None:
-    ball = NormBall([0, 1], [2.0, -2.0], [0.0, 2.0], 1.0)  # around (0, 1), of radius 1/2  # type: ignore[arg-type]
-    open_box = ([-INF, -INF], [INF, INF])
+    ball = NormBall(PAIR, [2.0, -2.0], [0.0, 2.0], 1.0)  # around (0, 1), of radius 1/2  # type: ignore[arg-type]
     reach = 1 + math.sqrt(0.5)  # of x + y on it
-    beyond = problem([1, 1], [[1, 1]], ([reach + 1e-9], [INF]), open_box, balls=[ball])
-    touching = problem([1, 1], [[1, 1]], ([reach - 1e-9], [INF]), open_box, balls=[ball])
+    beyond = problem([1, 1], [[1, 1]], ([reach + 1e-9], [INF]), OPEN_BOX, balls=[ball])
+    touching = problem([1, 1], [[1, 1]], ([reach - 1e-9], [INF]), OPEN_BOX, balls=[ball])
     assert proves_infeasible(beyond, [1])
     assert not proves_infeasible(beyond, [-1])
     assert not proves_infeasible(touching, [1])

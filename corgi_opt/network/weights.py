@@ -1,0 +1,55 @@
+"""Weights from files: safetensors first, torch's own format only as far as it needs no code to be run."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from corgi_opt.errors import InputError
+
+MOST_BYTES = 4_000_000_000
+"""Largest file of weights that is read."""
+
+
+def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
+    """Puts the weights of a file into a model, all of them, and returns it in eval mode.
+
+    ``path``: a ``.safetensors`` file, or a ``.pt`` or ``.pth`` file that holds a state dict and nothing else: it is
+    read with ``weights_only=True``, and there is no other way to read it here.
+
+    Raises InputError for a file that is missing, too large, of another kind or damaged, and for weights that are not
+    this model's.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"no such file: {path}")
+    if path.stat().st_size > MOST_BYTES:
+        raise InputError(
+            f"{path} holds {path.stat().st_size:,} bytes; weights of more than {MOST_BYTES:,} are not read"
+        )
+    state = _read(path)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise InputError(f"the weights in {path} are not this model's: {error}") from error
+    return model.eval()
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    suffix = path.suffix.lower()
+    if suffix not in (".safetensors", ".pt", ".pth"):
+        raise InputError(f"{path}: weights are read from .safetensors, .pt or .pth files")
+    try:
+        if suffix == ".safetensors":
+            return dict(safetensors.torch.load_file(path))
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError) as error:
+        hint = "" if suffix == ".safetensors" else "; save model.state_dict() with safetensors.torch.save_file instead"
+        raise InputError(f"cannot read weights from {path}: {str(error).splitlines()[0]}{hint}") from error
+    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
+        raise InputError(f"{path} holds no state dict of tensors; save model.state_dict()")
+    return state
