@@ -1,12 +1,18 @@
-"""Where the paper's network and images are, and one thread per worker."""
+"""Where the paper's network and images are, one thread per worker, and an attack on whatever is certified."""
 
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+
+from corgi_opt.ladder import Ladder
+from corgi_opt.results import Verdict
+from corgi_opt.search.attack import PgdOptions, pgd, rank_targets
 
 torch.set_num_threads(1)  # tests run side by side (-n 2)
 
@@ -23,3 +29,20 @@ def gtsrb() -> Path:
     if not (root / "models" / "model_gtsrb.h5").is_file():
         pytest.skip(f"the paper's network and images are not at {root} (set CORGI_GTSRB_DIR)")
     return root
+
+
+@pytest.fixture(autouse=True)
+def what_is_certified_is_attacked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every verdict that certifies, in any test, is attacked afterwards, from other and from more starts than before."""
+    module = sys.modules["corgi_opt.verify"]
+    settle = module.settle
+
+    def attacked(ladder: Ladder, *given: Any) -> Verdict:
+        verdict = settle(ladder, *given)
+        if verdict.status == "certified":
+            targets, options = rank_targets(ladder.question, ladder.device), PgdOptions(rows=8, restarts=3, seed=99)
+            found = pgd(ladder.question, ladder.ball, targets, ladder.device, options)
+            assert found is None, f"certified, and broken by an attack: {verdict} {found}"
+        return verdict
+
+    monkeypatch.setattr(module, "settle", attacked)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 
@@ -17,6 +18,21 @@ Vector = np.ndarray
 OPEN = 2.0**1023
 """Stands in for a missing column bound in the enumeration: fewer points, so a minimum that is no lower."""
 
+NO_ROWS = ([], [])
+OPEN_BOX = [-INF, -INF], [INF, INF]
+PAIR = np.array([0, 1])
+w = 2.0**-1074
+
+
+def problem(
+    c: object, A: object, rows: object, box: object, offset: float = 0.0, balls: Sequence[NormBall] = ()
+) -> Problem:
+    """``rows`` and ``box``: (lower, upper)."""
+    n = np.size(c)  # type: ignore[arg-type]
+    A = np.asarray(A, dtype=float).reshape(-1, n)
+    return Problem(c, offset, A, *rows, *box, np.zeros(n, dtype=bool), tuple(balls))  # type: ignore[arg-type,misc]
+
+
 # --- the oracle: every vertex of a small LP, in integers --------------------------------------------------------------
 
 
@@ -26,6 +42,22 @@ def exactly(values: object) -> list[Fraction]:
 
 def dot(a: Sequence[Fraction], b: Sequence[Fraction]) -> Fraction:
     return sum((x * y for x, y in zip(a, b, strict=True)), Fraction(0))
+
+
+def is_feasible(p: Problem, point: list[Fraction]) -> bool:
+    """Exactly."""
+    sides = [
+        *zip(p.row_lower, (dot(exactly(a), point) for a in p.A.toarray()), p.row_upper, strict=True),
+        *zip(p.col_lower, point, p.col_upper, strict=True),
+    ]
+    return all(low <= v <= high for low, v, high in sides) and all(
+        sum(
+            (s * point[j] + t) ** 2
+            for j, s, t in zip(ball.columns, exactly(ball.scale), exactly(ball.shift), strict=True)
+        )
+        <= Fraction(ball.radius) ** 2
+        for ball in p.balls
+    )
 
 
 def determinant(rows: list[list[int]]) -> int:
@@ -134,8 +166,8 @@ def down(value: Fraction) -> float:
 def feasible_problem(rng: np.random.Generator, kind: str, *, tight: bool = False) -> Problem | None:
     """At most three rows and columns around a point x0 that is feasible exactly; None if a number overflows.
 
-    Any column may be fixed at x0 or open; a row's side is x0's activity, rounded outwards, or further out. In every
-    second problem the costs are a combination of the rows, so that the reduced costs are nothing but rounding.
+    Any column may be fixed at x0 or open; a row's side is x0's activity, rounded outwards, or further out. Often the
+    activities cancel to next to nothing, or the costs are a combination of the rows, so that reduced costs do.
     ``tight``: x0 is all that the columns' bounds leave, and no row side is further out.
     """
     m, n = int(rng.integers(0, 4)), int(rng.integers(1, 4))
@@ -148,6 +180,8 @@ def feasible_problem(rng: np.random.Generator, kind: str, *, tight: bool = False
 
     of_A, of_x, of_c, of_offset = exponents(rng, kind, m, n)
     A, x0, c, offset = numbers(of_A) * (rng.random((m, n)) < 0.8), numbers(of_x), numbers(of_c), numbers(of_offset)
+    if n > 1 and rng.random() < 0.3:
+        A[:, -1] = -(A[:, :-1] @ x0[:-1]) / x0[-1]
     if m and rng.random() < 0.5:
         c = A.T @ (numbers(np.zeros(m, int)) * np.ldexp(1.0, of_c.max() - of_A.max(axis=1)))
     room = np.where(rng.random((2, n)) < rng.choice([0.0, 0.3, 1.0]), 0.0, np.abs(numbers(np.stack([of_x, of_x]))))
@@ -155,12 +189,13 @@ def feasible_problem(rng: np.random.Generator, kind: str, *, tight: bool = False
     room[rng.random((2, n)) < rng.choice([0.0, 0.1])] = INF
     if tight:
         room[:] = 0
+    if not all(np.isfinite(v).all() for v in (c, A, x0, offset)):
+        return None
     activity = [dot(exactly(row), exactly(x0)) for row in A]
     low, high = np.array([down(v) for v in activity]), np.array([-down(-v) for v in activity])
     slack = np.abs(np.stack([low, high])) * rng.choice([0.0, 0.0] if tight else [0.0, 0.0, 1e-3, 1.0, INF], (2, m))
     slack[np.isnan(slack)] = INF
-    values = [c, A, x0, low, high, np.array(offset)]
-    if not all(np.isfinite(v).all() for v in values):
+    if not np.isfinite(np.r_[low, high]).all():
         return None
     sides = np.nextafter(low, -INF) - slack[0], np.nextafter(high, INF) + slack[1]
     none = slack == 0
@@ -187,7 +222,7 @@ def compare(seed: int, count: int) -> dict[str, tuple[int, int, int]]:
     done = 0
     while done < count:
         kind = KINDS[done % len(KINDS)]
-        with np.errstate(over="ignore", invalid="ignore"):
+        with np.errstate(all="ignore"):
             p = feasible_problem(rng, kind)
         if p is None:
             continue
@@ -234,45 +269,57 @@ def test_the_enumeration_finds_the_known_minimum_and_its_multipliers() -> None:
 # --- single errors, one by one ----------------------------------------------------------------------------------------
 
 
-def problem(
-    c: object, A: object, rows: object, box: object, offset: float = 0.0, balls: Sequence[NormBall] = ()
-) -> Problem:
-    """``rows`` and ``box``: (lower, upper)."""
-    n = np.size(c)  # type: ignore[arg-type]
-    A = np.asarray(A, dtype=float).reshape(-1, n)
-    return Problem(c, offset, A, *rows, *box, np.zeros(n, dtype=bool), tuple(balls))  # type: ignore[arg-type,misc]
+def lost_ones(sign: int) -> tuple[Problem, Vector, list[Fraction]]:
+    """A column that meets a hundred rows: 2^53 - (2^53 + 1 + 1 + ...) is zero as calculated, -100 in truth.
+
+    Each row, a (x_0 sign - x_i) = 0 with x_i = 1, has another column of its own, so that nothing else is large.
+    """
+    a = np.r_[2.0**53, np.ones(100)]
+    A, ones = np.column_stack([sign * a, -np.diag(a)]), np.ones(a.size)
+    box = np.r_[min(sign, 0), ones], np.r_[max(sign, 0), ones]
+    return problem(np.r_[sign * a[0], -a], A, (0 * a, 0 * a), box), ones, exactly(np.r_[sign, ones])
 
 
-NO_ROWS = ([], [])
-OPEN_BOX = [-INF, -INF], [INF, INF]
-PAIR = np.array([0, 1])
-w = 2.0**-1074
-
-ONES = np.ones(9)
+B = 2.0**53
 CASES = {
-    "0.1 + 0.2": (problem([0.1, 0.2], [], NO_ROWS, ([1, 1], [1, 1])), []),
-    "a reduced cost that cancels": (problem([1], [[0.1]], ([1e8], [INF]), ([0], [1e9])), [10.0]),
+    "0.1 + 0.2": (problem([0.1, 0.2], [], NO_ROWS, ([1, 1], [1, 1])), [], exactly([1, 1])),
+    "a reduced cost that is not quite zero": (
+        problem([1], [[0.1]], ([1e8], [INF]), ([0], [1e9])),
+        [10.0],
+        [Fraction(10**8) / Fraction(0.1)],
+    ),
+    "a reduced cost that is made of rows only": (
+        problem([0, 0, 0], [[B, -B, 0], [1, 0, -1], [-B, B, 0]], ([0] * 3, [0] * 3), ([0, 1, 1], [1, 1, 1])),
+        [1.0, 1.0, 1.0],
+        exactly([1, 1, 1]),
+    ),
+    "a reduced cost of a hundred roundings": lost_ones(1),
+    "a reduced cost of a hundred roundings, below zero": lost_ones(-1),
     "a product with a row that underflows": (
         problem([w], [[2.0**-600]], ([2.0**390], [INF]), ([2.0**990], [2.0**1000])),
         [0.4 * 2.0**-474],
+        exactly([2.0**990]),
     ),
-    "small terms beside a large offset": (problem(1.01 * ONES, [], NO_ROWS, (ONES, ONES), 2.0**53), []),
-    "terms that underflow": (problem(-0.49 * 2.0**-537 * ONES, [], NO_ROWS, (0 * ONES, 2.0**-537 * ONES)), []),
+    "small terms beside a large offset": (
+        problem([1.01] * 9, [], NO_ROWS, ([1] * 9, [1] * 9), B),
+        [],
+        exactly([1] * 9),
+    ),
+    "terms that underflow": (
+        problem([-0.49 * 2.0**-537] * 9, [], NO_ROWS, ([0] * 9, [2.0**-537] * 9)),
+        [],
+        exactly([2.0**-537] * 9),
+    ),
 }
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_where_the_plain_bound_is_above_the_truth_this_one_is_not(name: str) -> None:
-    p, y = CASES[name]
-    if p.m:
-        found = exact_minimum(p)
-        assert found is not None
-        exact = found[0]
-    else:  # each column for itself
-        ends = zip(exactly(p.c), exactly(p.col_lower), exactly(p.col_upper), strict=True)
-        exact = sum((min(c * low, c * high) for c, low, high in ends), Fraction(p.offset))
-    assert above(dual_objective(p, y), exact)
-    assert not above(safe_bound(p, y), exact)
+    p, y, point = CASES[name]
+    assert is_feasible(p, point)
+    value = dot(exactly(p.c), point) + Fraction(p.offset)
+    assert above(dual_objective(p, y), value)
+    assert not above(safe_bound(p, y), value)
     assert safe_bound(p, y) > -INF
 
 
@@ -418,7 +465,7 @@ def test_a_feasible_problem_is_never_proved_infeasible() -> None:
     rng = np.random.default_rng(5)
     plainly_wrong = 0
     for kind in KINDS * 400:
-        with np.errstate(over="ignore", invalid="ignore"):
+        with np.errstate(all="ignore"):
             p = feasible_problem(rng, kind, tight=bool(rng.random() < 0.5))
             if p is None or p.m == 0:
                 continue
@@ -472,7 +519,9 @@ def fixed_or_open(rng: np.random.Generator, wild: bool) -> Problem:
     scale = np.ldexp(rng.uniform(0.5, 2, n) * rng.choice([-1, 1], n), of_scale)
     shift, radius = np.ldexp(rng.normal(size=n), of_u), np.ldexp(rng.uniform(0.1, 3), of_u[0])
     c = np.ldexp(rng.normal(size=n), np.clip(of_value + of_scale, -1000, 1000))
-    fixed = rng.random(n) < 0.3
+    fixed = rng.random(n) < rng.choice([0.0, 0.4])
+    if not fixed.any() and rng.random() < 0.3:
+        radius = 0.0
     x = (0.4 * radius * rng.uniform(-1, 1, n) - shift) / scale
     columns = rng.permutation(n)
     parts = np.split(columns, [int(rng.integers(0, n + 1))])
@@ -500,6 +549,12 @@ def test_not_above_the_closed_form_at_the_ends_of_the_range(name: str) -> None:
     assert exact is not None
     assert not above(bound, exact)
     assert bound > -INF
+
+
+def test_a_ball_whose_multipliers_overflow_is_left_to_its_box() -> None:
+    ball = NormBall(PAIR, [1e-300, 1e-300], [0, 0], 4e-300)
+    p = problem([1e300, 1.0], [], NO_ROWS, ([-1, -INF], [INF, 1]), 0.0, [ball])
+    assert safe_bound(p, []) == pytest.approx(-1e300)
 
 
 @pytest.mark.parametrize("wild", [False, True])
@@ -558,28 +613,13 @@ def with_known_optimum(rng: np.random.Generator, overlap: bool) -> tuple[Problem
     return p, x, inside, y
 
 
-def is_feasible(p: Problem, x: Vector) -> bool:
-    """Exactly."""
-    point = exactly(x)
-    rows = [dot(exactly(a), point) for a in p.A.toarray()]
-    values, lower, upper = [*rows, *point], np.r_[p.row_lower, p.col_lower], np.r_[p.row_upper, p.col_upper]
-    return all(low <= v <= high for low, v, high in zip(lower, values, upper, strict=True)) and all(
-        sum(
-            (s * point[j] + t) ** 2
-            for j, s, t in zip(ball.columns, exactly(ball.scale), exactly(ball.shift), strict=True)
-        )
-        <= Fraction(ball.radius) ** 2
-        for ball in p.balls
-    )
-
-
 @pytest.mark.parametrize("overlap", [False, True])
 def test_rows_box_and_balls_together(overlap: bool) -> None:
     rng = np.random.default_rng(7)
     for _ in range(100):
         p, x, inside, y = with_known_optimum(rng, overlap)
         close = x + 1e-11 * (inside - x)
-        assert is_feasible(p, close)
+        assert is_feasible(p, exactly(close))
         lowest = dot(exactly(p.c), exactly(close)) + Fraction(p.offset)
         for other in multipliers(rng, y):
             assert not above(safe_bound(p, other), lowest)
@@ -600,3 +640,51 @@ def test_balls_prove_infeasibility_together_with_rows() -> None:
     assert not proves_infeasible(touching, [1])
     box = ([-INF, -INF], [INF, 0.5])  # then (0, 1/2) is the only point
     assert proves_infeasible(problem([0, 0], [[1, 0]], ([1e-3], [INF]), box, balls=[ball]), [1])
+
+
+NORMS = [([1], 1), ([3, 4], 5), ([1, 2, 2], 3), ([2, 3, 6], 7), ([2, 4, 5, 6], 9)]
+
+
+def on_spheres(rng: np.random.Generator) -> tuple[Problem, list[Vector], Fraction]:
+    """(problem, multipliers of its balls, its minimum): a fixed point on the surface of some balls, all the same one.
+
+    Any multipliers along S x + s give its value, however large they are; these are rounded.
+    """
+    u, norm = NORMS[int(rng.integers(len(NORMS)))]
+    n, g, h, k = len(u), *(int(e) for e in rng.integers(-200, 201, 3))
+    of_scale = rng.integers(-200, 201, n)
+    x, scale = np.ldexp(rng.integers(1, 2**20, (2, n)) * rng.choice([-1, 1], (2, n)), [h - of_scale, g - h + of_scale])
+    point = np.ldexp(rng.permutation(u) * rng.choice([-1.0, 1.0], n), g)
+    ball = NormBall(np.arange(n), scale, point - scale * x, np.ldexp(norm, g))  # 40 bits a product: nothing is lost
+    balls = [ball] * int(rng.choice([1, 30]))
+    c = np.ldexp(rng.normal(size=n) * rng.choice([0.0, 1.0], n), k - h + of_scale)
+    shares = [-np.ldexp(rng.random(), k - g + int(rng.integers(-5, 30))) * point for _ in balls]
+    p = problem(c, [], NO_ROWS, (x, x), 0.0, balls)
+    assert is_feasible(p, exactly(x))
+    return p, shares, dot(exactly(c), exactly(x))
+
+
+def test_any_multipliers_of_the_balls_give_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(8)
+    plainly_wrong = 0
+    for _ in range(500):
+        p, shares, exact = on_spheres(rng)
+        monkeypatch.setattr(sys.modules["corgi_solvers.safe_bound"], "_shares", lambda *_, shares=shares: shares)
+        bound = safe_bound(p, [])
+        assert not above(bound, exact)
+        assert bound > -INF
+        priced = [
+            b.scale * q * p.col_lower + q * b.shift + b.radius * np.linalg.norm(q) / q.size
+            for b, q in zip(p.balls, shares, strict=True)
+        ]
+        plainly_wrong += above(float((p.c * p.col_lower - sum(priced)).sum()), exact)
+    assert plainly_wrong > 100
+
+
+def test_a_norm_of_denormal_multipliers_is_not_taken_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    p = BALLS["the norm of a ball's denormal multipliers"]  # 1.4 w, which is w as a float, times 2^1000
+    exact = closed_form(p)
+    assert exact is not None
+    monkeypatch.setattr(sys.modules["corgi_solvers.safe_bound"], "_shares", lambda *_: [np.array([w, w])])
+    assert not above(safe_bound(p, []), exact)
+    assert safe_bound(p, []) == pytest.approx(float(exact))
