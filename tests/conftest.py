@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,11 @@ def gtsrb() -> Path:
 
 
 @pytest.fixture(autouse=True)
-def what_is_certified_is_attacked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every verdict that certifies, in any test, is attacked afterwards, from other and from more starts than before."""
+def what_is_certified_is_attacked(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Verdict]:
+    """Every verdict that certifies, in any test, is attacked afterwards, from more starts than before.
+
+    Returns the package's own ``settle``, for a test in which verdicts may be wrong.
+    """
     module = sys.modules["corgi_opt.verify"]
     settle = module.settle
 
@@ -46,3 +50,4 @@ def what_is_certified_is_attacked(monkeypatch: pytest.MonkeyPatch) -> None:
         return verdict
 
     monkeypatch.setattr(module, "settle", attacked)
+    return settle  # type: ignore[no-any-return]

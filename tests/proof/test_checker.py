@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import functools
 import json
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from corgi_solvers import Highs, Problem, Solution
+from corgi_solvers import Highs, Problem, Solution, Status
 from small_questions import SmallQuestion, questions
 from torch import nn
 
 import corgi_opt as co
 from corgi_opt.deadline import Deadline
 from corgi_opt.errors import CertificateError, ProofError
+from corgi_opt.ladder import Ladder
 from corgi_opt.proof.certificate import Certificate
 from corgi_opt.proof.checker import check
 from corgi_opt.proof.network import Network
@@ -361,6 +363,54 @@ def test_a_solver_that_lies_proves_nothing(change, monkeypatch):
             prover()
         asked_in_all += liar.asked
     assert asked_in_all > 5
+
+
+class Fake:
+    """A backend that ends every run in one way, whatever the problem, and makes up the rest."""
+
+    def __init__(self, status: Status, change: str) -> None:
+        self.status, self.change, self.asked = status, change, 0
+        self.capabilities = Highs().capabilities
+
+    def solve(self, problem: Problem, **given: object) -> Solution:
+        self.asked += 1
+        honest = Highs().solve(problem.relaxed(), time_limit=10.0)
+        y = np.zeros(problem.m) if honest.row_dual is None else honest.row_dual
+        x = np.zeros(problem.n) if honest.x is None else honest.x
+        duals = {
+            "negated": -y,
+            "shuffled": y[::-1].copy(),
+            "NaN": y * np.nan,
+            "empty": None,
+            "stale": np.ones(problem.m),
+        }
+        point = {"NaN": x * np.nan, "empty": None}.get(self.change, x)
+        bound = {"NaN": np.nan, "empty": np.inf}.get(self.change, 1e6)
+        report = replace(honest.report, raw_status="optimal")
+        return Solution(self.status, 1e6, bound, point, duals[self.change], report)
+
+
+@pytest.mark.parametrize("change", ["negated", "shuffled", "NaN", "empty", "stale"])
+@pytest.mark.parametrize("status", Status)
+def test_no_backend_talks_the_checker_into_a_certificate(status, change, monkeypatch, what_is_certified_is_attacked):
+    """Whatever a backend makes of a MILP or an LP: with proof="checked" only what is true is certified.
+
+    Without, a MILP rests on the backend's word (proof="solver"), as it says.
+    """
+    unstable = [c for c in cases() if c.stable is False and c.asked.norm != "2"][:5]
+    # verdicts that are yet to be checked may be wrong here
+    monkeypatch.setattr(sys.modules["corgi_opt.verify"], "settle", what_is_certified_is_attacked)
+    fake = Fake(status, change)
+    monkeypatch.setattr(sys.modules["corgi_opt.verify"], "backend", lambda name: fake)
+    for case in unstable:
+        monkeypatch.setattr(Ladder, "attack", lambda *given: None)  # or the attack would settle it
+        for method in ("milp", "lp"):
+            try:
+                verdict = co.verify(case.net, case.asked.x, method=method, proof="checked", **case.asked.arguments)
+            except co.BoundOrderError:
+                continue  # caught in contradiction
+            assert verdict.status != "certified" and verdict.proof is None
+    assert fake.asked > 0
 
 
 def test_time_limits_and_falsehoods_leave_no_certificate():
