@@ -50,6 +50,11 @@ class Arithmetic(ABC):
         return self.of(np.zeros(shape))
 
 
+def keeps_denormals() -> bool:
+    """Whether products that underflow are rounded, as ``tiny`` takes them to be, and not flushed to zero."""
+    return bool((np.array([2.0**-1073]) * np.array([0.5]) != 0).all())
+
+
 class Float64(Arithmetic):
     tiny = 2.0**-1074
 

@@ -14,7 +14,7 @@ from fractions import Fraction
 import numpy as np
 
 from corgi_opt.errors import ProofError
-from corgi_opt.proof.arithmetic import Arithmetic, Exact, Float64
+from corgi_opt.proof.arithmetic import Arithmetic, Exact, Float64, keeps_denormals
 from corgi_opt.proof.bounds import Bounds, Indices
 from corgi_opt.proof.certificate import Certificate, Claim, PixelTree
 from corgi_opt.proof.network import Array, Network
@@ -44,6 +44,8 @@ def check(certificate: Certificate, network: Network, *, exact: bool = False) ->
     start, claim = time.perf_counter(), certificate.claim
     arithmetic = Exact() if exact else Float64()
     _require_claim(claim, network)
+    if not exact and not keeps_denormals():
+        raise ProofError("this process flushes denormal numbers to zero (as torch.set_flush_denormal(True) does)")
     if claim.kind == "falsified":
         margin = _falsified(certificate, network, arithmetic)
     else:

@@ -95,6 +95,17 @@ def test_fractions_prove_the_same():
         assert exact.margin == pytest.approx(by_float.margin, rel=1e-9, abs=1e-9)
 
 
+def test_nothing_is_checked_where_denormals_are_flushed():
+    case = of_kind("certified")[0]
+    torch.set_flush_denormal(True)
+    try:
+        assert "denormal" in rejected(case.certificate, case.network)
+        assert check(case.certificate, case.network, exact=True).kind == "certified"
+    finally:
+        torch.set_flush_denormal(False)
+    assert check(case.certificate, case.network).kind == "certified"
+
+
 def test_a_margin_is_no_more_than_the_exact_one():
     for case in of_kind("certified"):
         assert check(case.certificate, case.network).margin <= case.asked.answer().upper + 1e-12

@@ -295,15 +295,15 @@ CASES = {
     ),
     "a reduced cost of a hundred roundings": lost_ones(1),
     "a reduced cost of a hundred roundings, below zero": lost_ones(-1),
-    "a product with a row that underflows": (
-        problem([w], [[2.0**-600]], ([2.0**390], [INF]), ([2.0**990], [2.0**1000])),
-        [0.4 * 2.0**-474],
+    "a hundred products that underflow": (  # 0.49 w each, while c is 49 w
+        problem([49 * w], [[2.0**-600]] * 100, ([2.0**390] * 100, [INF] * 100), ([2.0**990], [2.0**991])),
+        [0.49 * 2.0**-474] * 100,
         exactly([2.0**990]),
     ),
     "small terms beside a large offset": (
-        problem([1.01] * 9, [], NO_ROWS, ([1] * 9, [1] * 9), B),
+        problem([1.01] * 100, [], NO_ROWS, ([1] * 100, [1] * 100), B),
         [],
-        exactly([1] * 9),
+        exactly([1] * 100),
     ),
     "terms that underflow": (
         problem([-0.49 * 2.0**-537] * 9, [], NO_ROWS, ([0] * 9, [2.0**-537] * 9)),
@@ -413,11 +413,11 @@ def test_optimal_multipliers_of_small_lps_give_their_exact_minimum_to_1e_9() -> 
     rng = np.random.default_rng(2)
     for _ in range(150):
         p = ordinary(rng, int(rng.integers(1, 4)), int(rng.integers(1, 4)))
-        y, found = Highs().solve(p).row_dual, exact_minimum(p)
-        assert y is not None
+        solved, found = Highs().solve(p).row_dual, exact_minimum(p)
+        assert solved is not None
         assert found is not None
-        for multipliers in (y, found[1]):
-            bound = safe_bound(p, multipliers)
+        for y in (solved, found[1]):
+            bound = safe_bound(p, y)
             assert found[0] - Fraction(1, 10**9) <= Fraction(bound) <= found[0]
 
 
@@ -491,11 +491,8 @@ def closed_form(p: Problem) -> Fraction | None:
     The open ones share what the fixed ones leave of the radius: with u = S x + s it is R'^2 = R^2 - sum of their u^2,
     and with q = c / S the least q'u is -R' ||q||. All other columns are fixed.
     """
-    c, x, fixed = (
-        exactly(p.c),
-        exactly(np.where(p.col_lower == p.col_upper, p.col_lower, 0)),
-        p.col_lower == p.col_upper,
-    )
+    fixed = p.col_lower == p.col_upper
+    c, x = exactly(p.c), exactly(np.where(fixed, p.col_lower, 0))
     total = Fraction(p.offset) + sum(c[j] * x[j] for j in np.flatnonzero(fixed))
     for ball in p.balls:
         left, norm = Fraction(ball.radius) ** 2, Fraction(0)
@@ -576,10 +573,6 @@ def test_never_above_the_closed_form_of_balls(wild: bool) -> None:
     assert plainly_wrong > 40
 
 
-def unit(raw: Vector) -> Vector:
-    return np.asarray(raw / np.linalg.norm(raw))
-
-
 def with_known_optimum(rng: np.random.Generator, overlap: bool) -> tuple[Problem, Vector, Vector, Vector]:
     """(problem, optimal x, a point well inside, optimal y): rows, a box and balls of order one, made from their KKT.
 
@@ -587,7 +580,7 @@ def with_known_optimum(rng: np.random.Generator, overlap: bool) -> tuple[Problem
     normals the multipliers draw. ``overlap``: the two balls share columns.
     """
     m, n = int(rng.integers(1, 5)), int(rng.integers(3, 9))
-    inside, x, A = rng.normal(size=n), np.zeros(n), rng.normal(size=(m, n))
+    inside, A = rng.normal(size=n), rng.normal(size=(m, n))
     cut = int(rng.integers(1, n - 1))
     groups = [np.arange(n - 1), np.arange(1, n)] if overlap else [np.arange(cut), np.arange(cut, n - 1)]
     c, balls = np.zeros(n), []
@@ -631,7 +624,7 @@ def test_rows_box_and_balls_together(overlap: bool) -> None:
 
 
 def test_balls_prove_infeasibility_together_with_rows() -> None:
-    ball = NormBall(PAIR, [2.0, -2.0], [0.0, 2.0], 1.0)  # around (0, 1), of radius 1/2  # type: ignore[arg-type]
+    ball = NormBall(PAIR, [2.0, -2.0], [0.0, 2.0], 1.0)  # around (0, 1), of radius 1/2
     reach = 1 + math.sqrt(0.5)  # of x + y on it
     beyond = problem([1, 1], [[1, 1]], ([reach + 1e-9], [INF]), OPEN_BOX, balls=[ball])
     touching = problem([1, 1], [[1, 1]], ([reach - 1e-9], [INF]), OPEN_BOX, balls=[ball])
