@@ -6,6 +6,7 @@ import functools
 import json
 import sys
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +20,11 @@ import corgi_opt as co
 from corgi_opt.deadline import Deadline
 from corgi_opt.errors import CertificateError, ProofError
 from corgi_opt.ladder import Ladder
-from corgi_opt.proof.certificate import Certificate
+from corgi_opt.proof import certificate as certificate_module
+from corgi_opt.proof.certificate import Certificate, Claim
 from corgi_opt.proof.checker import check
-from corgi_opt.proof.network import Network
+from corgi_opt.proof.network import Conv, Input, Network, Node, Relu
+from corgi_opt.proof.region import Region
 from corgi_opt.prove import Prover, certified, plain_network
 from corgi_opt.question import Question
 from corgi_opt.search import branch as branch_module
@@ -228,7 +231,10 @@ def test_a_counterexample_is_one_or_is_refused():
     for case in of_kind("falsified")[:15]:
         certificate, region = case.certificate, case.certificate.claim.region
         assert certificate.witness is not None
-        assert "no top pixel" in rejected(replace(certificate, witness=region.center), case.network)
+        at_center = replace(certificate, witness=region.center)
+        assert "no top pixel" in rejected(at_center, case.network)
+        with pytest.raises(ProofError, match="no top pixel"):
+            check(at_center, case.network, exact=True)
         assert "no image" in rejected(replace(certificate, witness=None), case.network)
         assert "no image" in rejected(replace(certificate, witness=certificate.witness[:, :-1]), case.network)
         nearer = with_region(certificate, eps=case.verdict.counterexample.distance * (1 - 1e-12))
@@ -242,6 +248,49 @@ def test_a_counterexample_is_one_or_is_refused():
             rivals = [p for p in range(case.net.map_shape[0] * case.net.map_shape[1]) if p not in certificate.claim.top]
             top = (*certificate.claim.top[1:], rivals[0])
             assert "brightest at its image" in rejected(with_claim(certificate, top=top), case.network)
+
+
+def test_what_only_looks_like_a_tie_is_no_counterexample():
+    """Pixels of 0.1 x + 0.2 x and of 0.3 x - relu(x - 1): at x = 1 the first is the brighter by 2.8e-17."""
+
+    def map_of(rows: list[list[float]]) -> np.ndarray:
+        return np.array(rows)[:, :, None, None]
+
+    plain = ((1, 1), (0, 0), (1, 1), 1)
+    nodes = (
+        Node(Input(), (), (1, 1, 1)),
+        Node(Conv(map_of([[1.0], [1.0], [1.0]]), np.array([0.0, 0.0, -1.0]), *plain), (0,), (3, 1, 1)),
+        Node(Relu(), (1,), (3, 1, 1)),
+        # a row of two pixels: the kernel's second column is read by the first pixel
+        Node(
+            Conv(np.array([[[[0.3, 0.1]], [[0.0, 0.2]], [[-1.0, 0.0]]]]), np.zeros(1), (1, 1), (0, 1), (1, 1), 1),
+            (2,),
+            (1, 1, 2),
+        ),
+        Node(Relu(), (3,), (1, 1, 2)),
+    )
+    network = Network(nodes, 4, np.ones((1, 1)))
+    region = Region(np.full((1, 1, 1), 2.0), 1.0, "inf", None)
+    claim = Claim("falsified", network.sha256, region, 0, (0,), 1)
+    for exact in (False, True):
+        with pytest.raises(ProofError, match="no top pixel"):
+            check(Certificate(claim, witness=np.ones((1, 1, 1))), network, exact=exact)
+    other = replace(claim, region=replace(region, center=np.full((1, 1, 1), 1.5)))
+    assert 0.1 + 0.2 > 0.3 and Fraction(0.1) + Fraction(0.2) > Fraction(0.3)
+    with pytest.raises(ProofError):
+        check(Certificate(other, witness=np.ones((1, 1, 1))), network)
+
+
+def test_files_that_hold_nan_or_too_much_are_refused(monkeypatch):
+    certificate = of_kind("falsified")[0].certificate
+    assert certificate.witness is not None
+    with pytest.raises(CertificateError, match="NaN"):
+        Certificate.from_bytes(replace(certificate, witness=certificate.witness * np.nan).to_bytes())
+    content = replace(certificate, witness=np.zeros((1, 3000, 3000))).to_bytes()
+    assert len(content) < 200_000  # a bomb: 72 MB of zeros
+    monkeypatch.setattr(certificate_module, "MOST_BYTES", 50_000_000)
+    with pytest.raises(CertificateError, match="more than"):
+        Certificate.from_bytes(content)
 
 
 def flips(count: int, seed: int) -> None:

@@ -7,12 +7,12 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from one_input import Drawn, draw
+from one_input import ONE, Drawn, draw
 
 from corgi_opt.errors import ProofError
 from corgi_opt.proof.arithmetic import Exact, Float64
 from corgi_opt.proof.bounds import Bounds, Claims
-from corgi_opt.proof.network import Relu
+from corgi_opt.proof.network import Combine, Conv, Input, Network, Node, Relu
 from corgi_opt.proof.region import Region
 from corgi_opt.proof.rows import Rows
 from corgi_opt.proof.tree import Program, Tree, covers
@@ -41,7 +41,7 @@ def reached(drawn: Drawn, region: Region, arithmetic: Float64 | Exact) -> Bounds
     return bounds
 
 
-def objective(drawn: Drawn, bounds: Bounds) -> Rows:
+def objective_of(drawn: Drawn, bounds: Bounds) -> Rows:
     coefs = bounds.arithmetic.of(drawn.objective[None, :, None, None])
     return Rows(coefs, np.zeros((1, 2), dtype=np.int64))
 
@@ -108,13 +108,13 @@ def check_case(rng: np.random.Generator, decades: float) -> bool:
             values = [drawn.at(x)[0][layer][unit] for x in points]
             assert is_below(float(bounds.lower[source][unit, 0, 0]), min(values))
             assert is_below(-float(bounds.upper[source][unit, 0, 0]), -max(values))
-    found = float(bounds.bound(bounds.network.features, objective(drawn, bounds))[0])
+    found = float(bounds.bound(bounds.network.features, objective_of(drawn, bounds))[0])
     assert is_below(found, exact)
     if not all(np.isfinite(side).all() for side in (*bounds.lower.values(), *bounds.upper.values())):
         return False
     tree = random_tree(rng, bounds, int(rng.integers(1, 7)))
     assert covers(tree.phases)
-    by_leaf = Program(bounds, tree, bounds.network.features, objective(drawn, bounds)).lower()
+    by_leaf = Program(bounds, tree, bounds.network.features, objective_of(drawn, bounds)).lower()
     for leaf, value in enumerate(by_leaf.tolist()):
         there = least_where(drawn, tree, leaf, points)
         assert there is None or is_below(value, there)
@@ -136,6 +136,88 @@ def test_no_bound_is_above_the_exact_minimum_at_length(decades):
         check_case(rng, decades)
 
 
+def test_what_underflows_is_not_lost():
+    rng = np.random.default_rng(8)
+    lost = 0
+    for _ in range(100):
+        drawn = draw(rng, 0.5)
+        weights = [w * 10.0 ** rng.uniform(-175, -150) for w in drawn.weights]
+        small = replace(drawn, weights=weights, biases=[0 * b for b in drawn.biases])
+        center = np.array([[[10.0 ** rng.uniform(-175, -150)]]])
+        region = Region(center, float(2 * center[0, 0, 0]), "inf", None)
+        bounds = reached(small, region, Float64())
+        points = small.points(*ends(region))
+        for unit, weight in enumerate(small.weights[0][:, 0].tolist()):
+            values = [small.at(x)[0][0][unit] for x in points]
+            lost += weight != 0 and weight * float(points[0]) == 0
+            assert is_below(float(bounds.lower[1][unit, 0, 0]), min(values))
+            assert is_below(-float(bounds.upper[1][unit, 0, 0]), -max(values))
+    assert lost > 100
+
+
+@pytest.mark.parametrize("in_a_tree", [False, True])
+def test_what_cancels_is_not_taken_for_nothing(in_a_tree):
+    """Two units with coefficients that cancel but for rounding, times a large value: what is left has a sign."""
+    rng, wrong = np.random.default_rng(9), 0
+    for _ in range(200):
+        w, q = rng.uniform(1, 2, 2), rng.uniform(1, 2)
+        objective = np.array([q, -q * w[0] / w[1]])
+        drawn = Drawn([w[:, None]], [np.zeros(2)], [False], objective)
+        center, eps = (0.0, 2.0**40) if in_a_tree else (2.0**40, 1.0)
+        region = Region(np.array([[[center]]]), eps, "inf", None)
+        exact = min(drawn.at(x)[1] for x in drawn.points(*ends(region)))
+        wrong += q * w[0] + objective[1] * w[1] >= 0 > exact
+        bounds = reached(drawn, region, Float64())
+        if in_a_tree:
+            two = np.array([[1, 1], [1, -1], [-1, 1], [-1, -1]], dtype=np.int8)
+            none = np.zeros((4, 2), dtype=np.float32)
+            tree = Tree(np.array([2, 2]), np.array([0, 1]), two, none, none, np.zeros((4, 2)), np.zeros(1, int), None)
+            found = Program(bounds, tree, 2, objective_of(drawn, bounds)).lower()
+            assert is_below(float(found[0]), exact)
+        else:
+            assert is_below(float(bounds.bound(2, objective_of(drawn, bounds))[0]), exact)
+    assert wrong > 10  # in plain float64 the sign is lost
+
+
+@pytest.mark.parametrize(
+    ("gap", "rise", "shift"),
+    [
+        ((1.0, -1.0), 1.0, 0.0),
+        ((1.0, -0.5), 1.0, 0.0),
+        ((0.5, -1.0), 1.0, 0.0),
+        ((1.0, -1.0), 2.0, 0.0),
+        ((1.0, -1.0), 1.0, 0.5),
+        ((1.0, -2.0), 1.0, 0.0),
+    ],
+)
+def test_only_maxima_are_bounded_as_maxima(gap, rise, shift):
+    """``a + rise * relu(gap[0] * b + gap[1] * a) + shift``: the first is a maximum, the others only look like one."""
+
+    def one(value: float) -> np.ndarray:
+        return np.full((1, 1, 1), value)
+
+    ends_of_conv = (ONE, (0, 0), ONE, 1)
+    nodes = (
+        Node(Input(), (), (1, 1, 1)),
+        Node(Conv(one(1.0)[None], np.array([0.25]), *ends_of_conv), (0,), (1, 1, 1)),
+        Node(Conv(one(-2.0)[None], np.array([0.5]), *ends_of_conv), (0,), (1, 1, 1)),
+        Node(Combine((one(gap[0]), one(gap[1])), one(0.0)), (2, 1), (1, 1, 1)),
+        Node(Relu(), (3,), (1, 1, 1)),
+        Node(Combine((one(1.0), one(rise)), one(shift)), (1, 4), (1, 1, 1)),
+    )
+    for center in (-2.0, -0.3, 0.0, 0.4, 2.0):
+        bounds = Bounds(Network(nodes, 5, np.ones((1, 1))), Region(one(center), 1.0, "inf", None), Float64())
+        for node in range(6):
+            bounds.reach(node)
+        x = np.linspace(center - 1, center + 1, 101)
+        a, b = x + 0.25, 0.5 - 2 * x
+        value = a + rise * np.maximum(gap[0] * b + gap[1] * a, 0) + shift
+        assert bounds.lower[5][0, 0, 0] <= value.min() + 1e-12 and value.max() <= bounds.upper[5][0, 0, 0] + 1e-12
+        if (gap, rise, shift) == ((1.0, -1.0), 1.0, 0.0):
+            assert bounds.lower[5][0, 0, 0] >= max(a.min(), b.min()) - 1e-12
+            assert bounds.upper[5][0, 0, 0] <= max(a.max(), b.max()) + 1e-12
+
+
 def test_bounds_lose_little_to_rounding():
     """In float64 and in fractions, at the same multipliers, D is the same up to 1e-12 of what it sums."""
     rng, compared = np.random.default_rng(5), 0
@@ -143,13 +225,13 @@ def test_bounds_lose_little_to_rounding():
         drawn, region = draw(rng, 1.0), region_of(rng, 0.5)
         floats, fractions = (reached(drawn, region, a) for a in (Float64(), Exact()))
         size = float(np.abs(drawn.objective) @ floats.magnitude(floats.network.features)[:, 0, 0]) + 1e-30
-        found, exact = (b.bound(b.network.features, objective(drawn, b))[0] for b in (floats, fractions))
+        found, exact = (b.bound(b.network.features, objective_of(drawn, b))[0] for b in (floats, fractions))
         assert found <= exact <= found + 1e-12 * size * 10 ** len(drawn.weights)
         fractions.lower, fractions.upper = dict(floats.lower), dict(floats.upper)  # the same relaxation
         tree = random_tree(rng, floats, 4)
         tree = replace(tree, pushes=np.zeros_like(tree.pushes))
         by_float, by_fraction = (
-            Program(b, tree, b.network.features, objective(drawn, b)).lower() for b in (floats, fractions)
+            Program(b, tree, b.network.features, objective_of(drawn, b)).lower() for b in (floats, fractions)
         )
         ordinary = np.abs(by_fraction) < 1e6
         # multipliers follow from coefficients, so they differ in the last digit; errors are rounded up by 2^-20 a few
