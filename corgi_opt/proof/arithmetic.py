@@ -29,7 +29,7 @@ class Arithmetic(ABC):
 
     @abstractmethod
     def of(self, values: Any) -> Numbers:
-        """Float64 values, exactly."""
+        """Float64 values, exactly. Raises OverflowError for those that it has no number for."""
 
     @abstractmethod
     def gamma(self, n: int) -> Any: ...
@@ -80,6 +80,8 @@ class Exact(Arithmetic):
 
     def of(self, values: Any) -> Numbers:
         floats = np.asarray(values, dtype=np.float64)
+        if not np.isfinite(floats).all():
+            raise OverflowError("a number that is not finite is no fraction")
         found = np.empty(floats.shape, dtype=object)
         for place, value in zip(np.ndindex(floats.shape), floats.flatten().tolist(), strict=True):
             found[place] = Fraction(value)

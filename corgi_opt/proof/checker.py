@@ -46,10 +46,11 @@ def check(certificate: Certificate, network: Network, *, exact: bool = False) ->
     _require_claim(claim, network)
     if not exact and not keeps_denormals():
         raise ProofError("this process flushes denormal numbers to zero (as torch.set_flush_denormal(True) does)")
-    if claim.kind == "falsified":
-        margin = _falsified(certificate, network, arithmetic)
-    else:
-        margin = _certified(certificate, network, arithmetic)
+    prove = _falsified if claim.kind == "falsified" else _certified
+    try:
+        margin = prove(certificate, network, arithmetic)
+    except OverflowError as error:  # no fraction is infinite
+        raise ProofError(f"its numbers are too large to calculate with ({error})") from error
     return Checked(claim.kind, margin, time.perf_counter() - start, exact)
 
 

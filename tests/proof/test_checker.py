@@ -188,6 +188,14 @@ def test_nonsense_is_refused():
     assert "there are not" in rejected(replace(case.certificate, claims=extra), case.network)
 
 
+@pytest.mark.parametrize("exact", [False, True])
+def test_numbers_without_bound_prove_nothing(exact):
+    case = of_kind("certified", trees=True)[0]
+    huge = with_region(case.certificate, eps=1.7e308, clip=None)
+    with pytest.raises(ProofError):
+        check(huge, case.network, exact=exact)
+
+
 def test_every_leaf_is_needed():
     tried = 0
     for case in of_kind("certified", trees=True):
