@@ -2,7 +2,7 @@
 
 from corgi_opt.bounds.dual import Interval
 from corgi_opt.bounds.node_bounds import bounds
-from corgi_opt.compare import Comparison, compare
+from corgi_opt.compare import Compared, Comparison, compare
 from corgi_opt.errors import (
     BoundOrderError,
     CertificateError,
@@ -14,11 +14,14 @@ from corgi_opt.errors import (
     NoCamHeadError,
     ParityError,
     ProofError,
+    StoreError,
+    StudyError,
     TieError,
     UnknownMethodError,
     UnsupportedOpError,
 )
 from corgi_opt.export import Exported, export_mps
+from corgi_opt.heatmap import HeatMap, heat_map
 from corgi_opt.network.cam import CamNetwork, check_model, from_torch
 from corgi_opt.network.graph import LayerGraph
 from corgi_opt.network.ingest import Unsupported
@@ -42,9 +45,11 @@ __all__ = [
     "Certificate",
     "CertificateError",
     "Checked",
+    "Compared",
     "Comparison",
     "CorgiError",
     "Exported",
+    "HeatMap",
     "InputError",
     "Interrupted",
     "Interval",
@@ -56,6 +61,8 @@ __all__ = [
     "PgdOptions",
     "ProofError",
     "Radius",
+    "StoreError",
+    "StudyError",
     "TieError",
     "TopK",
     "UnknownMethodError",
@@ -70,6 +77,7 @@ __all__ = [
     "compare",
     "export_mps",
     "from_torch",
+    "heat_map",
     "load_weights",
     "radius",
     "verify",

@@ -29,3 +29,10 @@ def not_negative(name: str, value: Any, what: str = "") -> float:
     if number < 0:
         raise InputError(f"{name} must be >= 0, got {value}")
     return number
+
+
+def check_rtol(rtol: Any) -> float:
+    """A relative resolution, between 0 and 1. Raises InputError."""
+    if isinstance(rtol, bool) or not isinstance(rtol, Real) or not 0 < float(rtol) < 1:
+        raise InputError(f"rtol must be a number between 0 and 1, got {rtol!r}")
+    return float(rtol)

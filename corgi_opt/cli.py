@@ -1,4 +1,4 @@
-"""The command line: ``corgi-opt verify | radius | compare | check | demo``.
+"""The command line: ``corgi-opt verify | radius | compare | check | study | demo``.
 
 Exit codes: 0 certified (or done), 1 falsified, 2 unknown, 3 usage error or unsupported model. A crash, a user's own
 failing model file included, is 3 with its traceback: Python's usual 1 would read as falsified.
@@ -6,23 +6,22 @@ failing model file included, is 3 with its traceback: Python's usual 1 would rea
 
 from __future__ import annotations
 
-import json
-import math
 import sys
 import traceback
-from dataclasses import fields, is_dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
-from corgi_opt.compare import Comparison, compare
+from corgi_opt.cli_study import study_app
+from corgi_opt.compare import Compared, compare
 from corgi_opt.demo import run_demo
 from corgi_opt.errors import CorgiError, InputError, ProofError
+from corgi_opt.output import console, emit, plain, say
 from corgi_opt.plots import check_picture
 from corgi_opt.prove import check_certificate
 from corgi_opt.radius import radius
@@ -30,6 +29,8 @@ from corgi_opt.results import Radius, asked, asked_in_words
 from corgi_opt.sources import load, load_model
 from corgi_opt.spec import canonical_norm
 from corgi_opt.verify import verify
+
+T = TypeVar("T")
 
 EXIT = {"certified": 0, "falsified": 1, "unknown": 2}
 USAGE, INTERRUPTED = 3, 130
@@ -43,13 +44,7 @@ app = typer.Typer(
     help="Do the k brightest pixels of this CNN's class activation map stay the same for every image within eps?",
     epilog="Exit codes: 0 certified (or done), 1 falsified, 2 unknown, 3 usage error or unsupported model.",
 )
-console = Console()
-
-
-def say(text: str, style: str | None = None) -> None:
-    """Prints a line as it is: no markup (messages hold brackets), no line breaks where the output is a file."""
-    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
-
+app.add_typer(study_app, name="study")
 
 Model = Annotated[
     str,
@@ -188,7 +183,8 @@ def radius_command(
 def compare_command(
     model: Model,
     image: Image,
-    k: K,
+    ks: Annotated[str, typer.Option("--k", help="how many brightest CAM pixels; several: 1,3,5")],
+    epses: Annotated[str | None, typer.Option("--eps", help="margins at one or several eps, instead of radii")] = None,
     methods: Annotated[str | None, typer.Option("--methods", help="comma-separated; default: all for the norm")] = None,
     rtol: Annotated[float, typer.Option("--rtol", help="relative resolution of each radius")] = 0.01,
     within: Within = None,
@@ -205,14 +201,15 @@ def compare_command(
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """The radius by every method, side by side."""
+    """The radius, or the margin at an eps, by every method, side by side."""
     if plot is not None:
         check_picture(plot)
     net, x = load(model, image, size, weights)
     c = compare(
         net,
         x,
-        k=k,
+        k=_listed("--k", ks, int),
+        eps=None if epses is None else _listed("--eps", epses, float),
         methods=None if methods is None else [m.strip() for m in methods.split(",") if m.strip()],
         rtol=rtol,
         class_idx=class_idx,
@@ -233,9 +230,10 @@ def compare_command(
     if as_json:
         emit(c)
     else:
-        console.print(_table(c))
-        for name, r in c.radii.items():
-            say(f"{name}: {r.reason}")
+        for q in c.questions:
+            console.print(_table(q))
+            for name, answer in q.answers.items():
+                say(f"{name}: {answer.reason}")
 
 
 @app.command("check")
@@ -276,19 +274,33 @@ def demo_command(
     say("\nTry next:\n  corgi-opt compare digits --image 7 --k 4 --plot out/compare.png")
 
 
-def _table(c: Comparison) -> Table:
-    table = Table(
-        title=f"{asked_in_words(c.k, c.within)} of the CAM of class {c.class_idx}",
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-    )
+def _table(q: Compared) -> Table:
+    about = f"{asked_in_words(q.k, q.within)} of the CAM of class {q.class_idx}"
+    margins = q.eps is not None
+    table = Table(title=f"{about}, eps={q.eps:g}" if margins else about, title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("method")
-    for name in ("certified eps", "falsified eps", "ratio", "over corgi", "seconds"):
+    heads = (
+        ("margin, proven", "met", "seconds")
+        if margins
+        else ("certified eps", "falsified eps", "ratio", "over corgi", "seconds")
+    )
+    for name in heads:
         table.add_column(name, justify="right")
-    for name, r in c.radii.items():
-        gain = f"{r.lower / r.corgi:.3f}" if r.corgi > 0 else "-"
-        table.add_row(name, f"{r.lower:.6g}", f"{r.upper:.6g}", f"{r.ratio:.4f}", gain, f"{c.seconds[name]:.2f}")
+    for name, answer in q.answers.items():
+        seconds = f"{q.seconds[name]:.2f}" if name in q.seconds else "-"
+        if isinstance(answer, Radius):
+            gain = f"{answer.lower / answer.corgi:.3f}" if answer.corgi > 0 else "-"
+            table.add_row(name, f"{answer.lower:.6g}", f"{answer.upper:.6g}", f"{answer.ratio:.4f}", gain, seconds)
+        else:
+            table.add_row(name, f"{answer.margin_lower:.6g}", f"{answer.margin_upper:.6g}", seconds)
     return table
+
+
+def _listed(option: str, text: str, number: Callable[[str], T]) -> list[T]:
+    try:
+        return [number(part) for part in text.split(",")]
+    except ValueError as error:
+        raise InputError(f"{option} must be a number, or several with commas between, got {text!r}") from error
 
 
 def parse_clip(text: str) -> tuple[float, float] | None:
@@ -299,27 +311,6 @@ def parse_clip(text: str) -> tuple[float, float] | None:
     except ValueError as error:
         raise InputError(f"--clip must be 'low,high' or 'none', got {text!r}") from error
     return (low, high)
-
-
-def emit(result: Any) -> None:
-    """One JSON object on standard output; infinities and NaN as null."""
-    typer.echo(json.dumps(plain(result), allow_nan=False))
-
-
-def plain(value: Any) -> Any:
-    """A result as JSON types."""
-    if is_dataclass(value) and not isinstance(value, type):
-        found = {f.name: plain(getattr(value, f.name)) for f in fields(value) if f.repr}
-        return {**found, **({"ratio": plain(value.ratio)} if isinstance(value, Radius) else {})}
-    if isinstance(value, Tensor):
-        return value.tolist()
-    if isinstance(value, dict):
-        return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(v) for v in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
 
 
 def main() -> None:

@@ -77,9 +77,9 @@ def _table(rows: list[Row]) -> Table:
     for row, after in zip(rows, [*rows[1:], None], strict=True):
         radii = row.comparison.radii
         attack, exact = radii["bab"].attack, radii["bab"].lower
-        cells = [f"{row.image} (a {row.label})", str(row.comparison.k)]
+        cells = [f"{row.image} (a {row.label})", str(row.comparison.only.k)]
         eps = {name: radii[name].lower for name in METHODS} | {"attack": attack}
-        cells += [f"{value:.5f}\n[dim]{row.comparison.seconds[name]:.2f} s[/dim]" for name, value in eps.items()]
+        cells += [f"{value:.5f}\n[dim]{row.comparison.only.seconds[name]:.2f} s[/dim]" for name, value in eps.items()]
         cells += [_ratio(exact, radii["bab"].corgi), _ratio(attack, exact)]
         table.add_row(*cells, end_section=after is None or after.image != row.image)
     return table
@@ -99,10 +99,10 @@ def _save_picture(net: CamNetwork, rows: list[Row], path: Path) -> bool:
 
     from corgi_opt.plots import plot_counterexample
 
-    for row in sorted(rows, key=lambda r: (rows[0].image != r.image, -r.comparison.k)):
+    for row in sorted(rows, key=lambda r: (rows[0].image != r.image, -r.comparison.only.k)):
         witness = row.comparison.radii["bab"].counterexample
         if witness is not None:
-            figure = plot_counterexample(net, row.x, row.comparison.k, witness)
+            figure = plot_counterexample(net, row.x, row.comparison.only.k, witness)
             figure.savefig(path, dpi=150)
             pyplot.close(figure)
             return True

@@ -64,6 +64,14 @@ class ProofError(CorgiError, RuntimeError):
     """A certificate does not prove what it claims about this network; says where."""
 
 
+class StoreError(CorgiError, RuntimeError):
+    """A study's results cannot be read or written: no such file, a damaged one, or another process writes it."""
+
+
+class StudyError(CorgiError, RuntimeError):
+    """A study cannot go on (its scheduler is gone, or has no worker); what was answered by then is kept."""
+
+
 class MissingPackageError(CorgiError, ImportError):
     """An optional package is not installed; the message holds the pip command."""
 

@@ -62,7 +62,8 @@ class Margins:
 
     ``by_relaxed``: the best that any D on this question's own relaxation gives; the triangle LP on it is no lower.
     In float64 they are proven, after a stated safety margin; in float32 they are estimates that steer a search.
-    ``above``: what is known at one eps that is at least as large as all of these.
+    ``above``: what is known at one eps that is at least as large as all of these. ``goal``: pairs proven to differ by
+    more are not looked at any further; 0 asks for signs only.
     """
 
     def __init__(
@@ -72,8 +73,9 @@ class Margins:
         dtype: torch.dtype,
         device: torch.device,
         above: Known | None = None,
+        goal: float = 0.0,
     ) -> None:
-        self.question, self._above = question, above
+        self.question, self._above, self._goal = question, above, goal
         self.regions = Regions.of([question.ball(e) for e in epses], dtype, device)
         topk = question.topk
         self.lower = torch.where(topk.own, torch.inf, -torch.inf).double().repeat(len(epses), 1, 1)
@@ -100,8 +102,9 @@ class Margins:
 
     @property
     def open(self) -> Tensor:
-        """Pairs (B, k, R) that are not bounded away from zero, but might be, and whose top pixel that could help."""
-        return ~(self.lower > 0) & ~self.question.topk.ahead & ~(self.per_pixel > 0)[:, :, None]
+        """Pairs (B, k, R) that are not proven above the goal, but might be, and whose top pixel that could help."""
+        below = ~(self.lower > self._goal) & ~(self.per_pixel > self._goal)[:, :, None]
+        return below & ~self.question.topk.ahead
 
     def known(self, case: int) -> Known:
         """What is known about one region."""
@@ -173,7 +176,7 @@ class Margins:
     def _dual(self, deadline: Deadline) -> None:
         assert self.relaxed is not None  # dual() has just computed it
         self.relaxed = replace(self.relaxed, deadline=deadline)
-        self._pairs(partial(ascend, self.relaxed, enough=SETTLED * self.question.scale))
+        self._pairs(partial(ascend, self.relaxed, enough=self._goal + SETTLED * self.question.scale))
         entries = torch.nonzero(self.open)
         apart = entries[~share_inputs(self._net, self._pixel_pairs(entries))]
         if len(apart):

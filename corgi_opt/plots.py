@@ -1,10 +1,10 @@
-"""Pictures: a ladder of certified radii, and a counterexample beside the image it came from."""
+"""Pictures: a counterexample beside the image it came from, and a certified heat map."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -12,56 +12,14 @@ from torch import Tensor
 from corgi_opt.errors import InputError
 from corgi_opt.network.cam import CamNetwork
 from corgi_opt.question import Question
-from corgi_opt.results import Witness, asked_in_words
+from corgi_opt.results import Witness
 from corgi_opt.spec import Clip
 
-if TYPE_CHECKING:
-    from corgi_opt.compare import Comparison
-
-CERTIFIED, BROKEN = "#4477aa", "#aa3377"
-"""Colours that stay apart for the colour-blind; in grey print the line's dashes tell it from the bars."""
+KINDS = ("#f7f7f7", "#ddaa33", "#004488")
+"""Out, undecided, in: from light to dark, so that they stay apart in grey and for the colour-blind."""
 
 PANEL = 2.5
 """Side of one panel of a counterexample's picture, in inches."""
-
-
-def plot_comparison(comparison: Comparison, ax: Any = None) -> Any:
-    """One bar per method up to its certified eps, a line at the smallest falsified eps. Returns the Axes."""
-    import matplotlib.pyplot as plt
-
-    if ax is None:
-        _, ax = plt.subplots(figsize=(6.4, 1.3 + 0.4 * len(comparison.radii)), layout="constrained")
-    names = list(comparison.radii)
-    lower = [comparison.radii[n].lower for n in names]
-    upper = min(r.upper for r in comparison.radii.values())
-    right = max([*lower, *([upper] if np.isfinite(upper) else [])]) or 1.0
-    ax.barh(names, lower, color=CERTIFIED, height=0.7)
-    for row, value in enumerate(lower):
-        # inside the bar where it is long enough, so that no number meets the line at its end
-        inside = value > 0.3 * right
-        ax.text(
-            value,
-            row,
-            f" {value:.4g} ",
-            va="center",
-            ha="right" if inside else "left",
-            color="white" if inside else "black",
-            fontsize=9,
-        )
-    if np.isfinite(upper):
-        ax.axvline(upper, color=BROKEN, linewidth=2, linestyle="--")
-        above = ax.get_xaxis_transform()  # x in eps, y as a share of the axes' height
-        ax.text(upper, 1.02, f"counterexample at {upper:.4g}", transform=above, ha="right", fontsize=9, color=BROKEN)
-    ax.invert_yaxis()
-    ax.locator_params(axis="x", nbins=6)
-    ax.set_xlim(0, 1.05 * right)
-    clip = "no clip box" if comparison.clip is None else f"clip box [{comparison.clip[0]:g}, {comparison.clip[1]:g}]"
-    ax.set_xlabel(f"certified eps (L-inf, input units, {clip})")
-    about = asked_in_words(comparison.k, comparison.within)
-    ax.set_title(f"{about} of the CAM of class {comparison.class_idx}", fontsize=10, pad=20)
-    for side in ("top", "right"):
-        ax.spines[side].set_visible(False)
-    return ax
 
 
 def plot_counterexample(
@@ -105,6 +63,43 @@ def plot_counterexample(
     ]
     figure.colorbar(drawn, ax=axes[4], shrink=0.9, label="CAM")
     figure.legend(handles=[_outline_handle(k), *handles], loc="outside lower right", ncols=3, frameon=False)
+    return figure
+
+
+def plot_heat_map(
+    cam: Any, lower: Any, upper: Any, inside: Any, outside: Any, *, title: str, figure: Any = None
+) -> Any:
+    """A certified heat map: the CAM, how far each pixel can move, and which pixels are in, out and undecided.
+
+    Arrays (H, W), the last two of bools; ``figure``: an empty matplotlib Figure or SubFigure to draw into. Returns it.
+    """
+    import matplotlib.pyplot as plt
+    from matplotlib.colors import ListedColormap
+    from matplotlib.patches import Patch
+
+    if figure is None:
+        figure = plt.figure(figsize=(4.4 * PANEL, 1.35 * PANEL + 0.5), layout="constrained")
+    figure.suptitle(title, fontsize=11)
+    axes = figure.subplots(1, 3)
+    drawn = _show_cam(axes[0], cam, cam.min(), cam.max(), "CAM of the image")
+    figure.colorbar(drawn, ax=axes[0], shrink=0.8)
+    width = upper - lower
+    drawn = axes[1].imshow(width, cmap="cividis", vmin=0, vmax=max(float(width.max()), 1e-300), interpolation="nearest")
+    _bare(axes[1], "proven interval, width")
+    figure.colorbar(drawn, ax=axes[1], shrink=0.8)
+    undecided = ~inside & ~outside
+    kinds = np.where(inside, 2, np.where(undecided, 1, 0))
+    axes[2].imshow(kinds, cmap=ListedColormap(KINDS), vmin=0, vmax=2, interpolation="nearest")
+    _bare(axes[2], "in the top-k set?")
+    y, x = np.nonzero(undecided)
+    axes[2].plot(x, y, linestyle="", marker="$?$", color="black", markersize=_scale(cam.shape, 0.5, 3.0, 9.0))
+    names = ("certainly out", "undecided", "certainly in")
+    counts = (int(outside.sum()), int(undecided.sum()), int(inside.sum()))
+    handles = [
+        Patch(facecolor=colour, edgecolor="black", linewidth=0.6, label=f"{name} ({count})")
+        for colour, name, count in zip(KINDS, names, counts, strict=True)
+    ]
+    axes[2].legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.03), frameon=False, fontsize=9)
     return figure
 
 

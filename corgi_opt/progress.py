@@ -23,9 +23,7 @@ def reporting(wanted: bool | None, title: str) -> Iterator[Report]:
 
     Raises InputError for anything but True, False and None.
     """
-    if wanted is not None and not isinstance(wanted, bool):
-        raise InputError(f"progress must be True, False or None (shown when interactive), got {wanted!r}")
-    if wanted is False or (wanted is None and not _interactive()):
+    if not _shown(wanted):
         yield silent
         return
     with warnings.catch_warnings():
@@ -36,6 +34,28 @@ def reporting(wanted: bool | None, title: str) -> Iterator[Report]:
         bar = tqdm(desc=title, bar_format="{desc} [{elapsed}] {postfix}", leave=False, delay=0 if wanted else 1)
     with bar:
         yield lambda text: bar.set_postfix_str(text)
+
+
+@contextmanager
+def counting(wanted: bool | None, title: str, total: int) -> Iterator[Callable[[int], object]]:
+    """A bar of ``total`` steps with the time that is left; yields what takes the number of steps just done.
+
+    Raises InputError as :func:`reporting`.
+    """
+    shown = _shown(wanted)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from tqdm.auto import tqdm
+
+        bar = tqdm(desc=title, total=total, unit="cell", disable=not shown, smoothing=0.05)
+    with bar:
+        yield bar.update
+
+
+def _shown(wanted: bool | None) -> bool:
+    if wanted is not None and not isinstance(wanted, bool):
+        raise InputError(f"progress must be True, False or None (shown when interactive), got {wanted!r}")
+    return _interactive() if wanted is None else wanted
 
 
 def _interactive() -> bool:

@@ -6,14 +6,14 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from numbers import Real
 
 import torch
 from corgi_solvers import Backend
 from torch import Tensor
 
+from corgi_opt.arguments import check_rtol
 from corgi_opt.deadline import Deadline
-from corgi_opt.errors import BoundOrderError, InputError, Interrupted, TieError
+from corgi_opt.errors import BoundOrderError, Interrupted, TieError
 from corgi_opt.ladder import Ladder
 from corgi_opt.margins import Known, Margins
 from corgi_opt.network.cam import CamNetwork
@@ -315,12 +315,6 @@ class Estimates:
         found: Tensor = getattr(margins, self._method)(self._deadline)
         self._known |= {eps: margins.known(case) for case, eps in enumerate(epses)}
         return [float(margin) for margin in found]
-
-
-def check_rtol(rtol: float) -> float:
-    if isinstance(rtol, bool) or not isinstance(rtol, Real) or not 0 < rtol < 1:
-        raise InputError(f"rtol must be a number between 0 and 1, got {rtol!r}")
-    return float(rtol)
 
 
 def radius(

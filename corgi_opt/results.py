@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
+from corgi_opt.drawing import draw_ladder, html_table
 from corgi_opt.errors import CertificateError
 from corgi_opt.proof.certificate import Certificate
 
@@ -80,6 +81,24 @@ class Verdict:
         """
         return _made(self.prover, f"the verdict is {self.status}")
 
+    def plot(self, ax: Any = None) -> Any:
+        """What is proven of the margin, CORGI's bound beside it, and the smallest margin met. Returns the Axes."""
+        bounds = {"corgi": self.corgi_margin, self.method: self.margin_lower}
+        ax = draw_ladder(bounds, self.margin_upper, "an image has", ax)
+        ax.set_xlabel(f"margin of the {asked_in_words(self.k, self.within)} at eps={self.eps:g} (units of the CAM)")
+        ax.set_title(f"{self.status}: {self.reason}", fontsize=10, pad=20)
+        return ax
+
+    def _repr_html_(self) -> str:
+        rows = {
+            "question": f"eps={self.eps:g}, {asked(self.k, self.within)}, class {self.class_idx}",
+            "margin": f"in [{self.margin_lower:.6g}, {self.margin_upper:.6g}]",
+            "CORGI's bound": self.corgi_margin,
+            "settled by": self.method + (f", proof: {self.proof}" if self.proof else ""),
+            "reason": self.reason,
+        }
+        return html_table(self.status, rows)
+
     def __repr__(self) -> str:
         how = f", proof={self.proof!r}" if self.proof else ""
         return (
@@ -121,6 +140,25 @@ class Radius:
     def ratio(self) -> float:
         """upper / lower: 1.0 means the exact radius is known."""
         return self.upper / self.lower if self.lower > 0 else float("inf")
+
+    def plot(self, ax: Any = None) -> Any:
+        """What is certified, CORGI's radius beside it, and the nearest counterexample. Returns the Axes."""
+        ax = draw_ladder({"corgi": self.corgi, self.method: self.lower}, self.upper, "counterexample at", ax)
+        ax.set_xlabel(f"eps: {asked_in_words(self.k, self.within)} of class {self.class_idx}")
+        ax.set_title(self.reason, fontsize=10, pad=20)
+        return ax
+
+    def _repr_html_(self) -> str:
+        rows = {
+            "question": f"{asked(self.k, self.within)}, class {self.class_idx}, by {self.method}",
+            "certified up to": self.lower,
+            "broken at": self.upper,
+            "broken / certified": self.ratio,
+            "CORGI": self.corgi,
+            "PGD alone breaks": self.attack,
+            "reason": self.reason,
+        }
+        return html_table("radius", rows)
 
     def __repr__(self) -> str:
         return (

@@ -26,6 +26,7 @@ RANK = {
     "corgi_opt.arguments": 1,
     "corgi_opt.progress": 1,
     "corgi_opt.deadline": 1,
+    "corgi_opt.drawing": 1,
     "corgi_opt.proof": 1,
     "corgi_opt.spec": 2,
     "corgi_opt.results": 2,
@@ -37,6 +38,7 @@ RANK = {
     "corgi_opt.plots": 4,
     "corgi_opt.bounds": 5,
     "corgi_opt.margins": 6,
+    "corgi_opt.heatmap": 7,
     "corgi_opt.encode": 6,
     "corgi_opt.search": 7,
     "corgi_opt.ladder": 8,
@@ -44,10 +46,14 @@ RANK = {
     "corgi_opt.verify": 10,
     "corgi_opt.radius": 11,
     "corgi_opt.export": 11,
+    "corgi_opt.tightness": 11,
     "corgi_opt.compare": 12,
-    "corgi_opt": 13,  # the public names: nothing inside imports them from there
-    "corgi_opt.demo": 13,
-    "corgi_opt.cli": 14,
+    "corgi_opt.study": 13,
+    "corgi_opt": 14,  # the public names: nothing inside imports them from there
+    "corgi_opt.demo": 14,
+    "corgi_opt.output": 14,
+    "corgi_opt.cli_study": 15,
+    "corgi_opt.cli": 16,
 }
 """A module may import lower ranks and its own package, nothing else of corgi_opt."""
 
@@ -59,9 +65,27 @@ MAY_SOLVE = {
     "corgi_opt.verify",
     "corgi_opt.radius",
     "corgi_opt.export",
+    "corgi_opt.tightness",
 }
 
-LAZY = {"h5py", "skimage", "PIL", "sklearn", "pandas", "matplotlib", "highspy", "pulp", "cvxpy", "clarabel"}
+LAZY = {
+    "h5py",
+    "skimage",
+    "PIL",
+    "sklearn",
+    "pandas",
+    "matplotlib",
+    "highspy",
+    "pulp",
+    "cvxpy",
+    "clarabel",
+    "dask",
+    "jinja2",
+    "psutil",
+    "pyarrow",
+    "distributed",
+    "filelock",
+}
 """Slow to import, or optional: imported by the function that needs them, never by ``import corgi_opt``."""
 
 SOLVERS_MAY_IMPORT = {"numpy", "scipy", "corgi_solvers", *sys.stdlib_module_names}

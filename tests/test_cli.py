@@ -16,7 +16,7 @@ import torch
 from nets import Plain, image, seeded
 
 import corgi_opt as co
-from corgi_opt import cli, sources
+from corgi_opt import cli, output
 from corgi_opt.data import digits
 
 QUESTION = ("digits", "--image", "0", "--k", "3")
@@ -259,7 +259,7 @@ def test_what_json_has_no_word_for_is_null():
     endless = co.Radius(
         0.0, float("inf"), 3, 3, 1, "milp", 0.0, float("inf"), None, None, "", {"seconds": float("nan")}
     )
-    found = cli.plain(endless)
+    found = output.plain(endless)
     assert (found["upper"], found["ratio"], found["stats"]) == (None, None, {"seconds": None})
     assert json.loads(json.dumps(found, allow_nan=False)) == found
 
@@ -335,49 +335,6 @@ def test_a_model_file_takes_no_other_modules_place(corgi, models):
     assert only_json(ran)["k"] == 2
     assert sys.modules["json"] is json
     assert str(models) not in sys.path
-
-
-def test_a_saved_array_keeps_its_precision_and_may_lack_leading_axes(models):
-    x = image(1, 6, 6).double() / 3
-    for name, array in (("full", x), ("chw", x[0]), ("hw", x[0, 0])):
-        np.save(f"{name}.npy", array.numpy())
-        assert torch.equal(sources.load_image(f"{name}.npy", None, bundled=False), x)
-
-
-@pytest.mark.parametrize(("mode", "function"), [("L", "build"), ("RGB", "colour")])
-def test_an_image_file_is_scaled_to_one(corgi, models, mode, function):
-    pillow = pytest.importorskip("PIL.Image")
-    channels = len(mode)
-    levels = (255 * image(6, 6, channels)[0]).byte().numpy()
-    pillow.fromarray(levels.squeeze(), mode).save("x.png")
-    x = sources.load_image("x.png", None, bundled=False)
-    assert x.shape == (1, channels, 6, 6)
-    np.testing.assert_allclose(x[0].permute(1, 2, 0) * 255, levels, atol=1e-4)
-    ran = corgi("verify", f"my_models.py:{function}", "--image", "x.png", "--eps", 0, "--k", 2)
-    assert (ran.code, ran.err) == (0, "")
-
-
-@pytest.mark.parametrize("mode", ["P", "RGBA", "CMYK"])
-def test_other_colour_modes_become_rgb(models, mode):
-    pillow = pytest.importorskip("PIL.Image")
-    pillow.new("RGB", (6, 6), (255, 0, 0)).convert(mode).save("x.tif")
-    x = sources.load_image("x.tif", None, bundled=False)
-    assert x.shape == (1, 3, 6, 6)
-    assert float(x[0, 0].min()) > 0.9 and float(x[0, 1:].max()) < 0.1
-
-
-def test_size_resizes_an_image_file(models):
-    pillow = pytest.importorskip("PIL.Image")
-    pillow.new("L", (20, 30), 51).save("x.png")
-    x = sources.load_image("x.png", 6, bundled=False)
-    assert x.shape == (1, 1, 6, 6)
-    assert torch.allclose(x, torch.tensor(0.2))
-
-
-def test_a_bundled_image_is_named_by_its_place_in_the_test_split():
-    images, _ = digits.load_digits()
-    _, test = digits.digits_split()
-    assert torch.equal(sources.load_image("11", None, bundled=True)[0], images[test[11]])
 
 
 # --- refusals --------------------------------------------------------------------------------------------------

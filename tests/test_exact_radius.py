@@ -214,10 +214,11 @@ def test_nothing_is_certified_beyond_the_exact_radius():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(2, 12))
-def test_nothing_is_certified_beyond_the_exact_radius_at_length(seed):
-    clear, certified = beyond_the_radius(np.random.default_rng(seed), 1_000, asked=2, sizes=2)
-    assert certified >= 0.99 * clear and clear >= 200
+def test_nothing_is_certified_beyond_the_exact_radius_at_length():
+    found = [beyond_the_radius(np.random.default_rng(seed), 1_000, asked=2, sizes=2) for seed in range(2, 12)]
+    clear, certified = (sum(column) for column in zip(*found, strict=True))
+    print(f"{certified} of {clear} margins of at least 1e-6 of the scale certified")
+    assert certified >= 0.99 * clear and clear >= 2_000
 
 
 def test_counterexamples_that_an_attack_misses_are_found_or_nothing_is_certified():

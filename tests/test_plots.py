@@ -11,7 +11,7 @@ import torch
 from nets import Plain, image, seeded
 
 import corgi_opt as co
-from corgi_opt.plots import check_picture, plot_comparison, plot_counterexample
+from corgi_opt.plots import check_picture, plot_counterexample
 
 mpl.use("Agg")  # before pyplot: no display is needed
 from matplotlib import pyplot as plt
@@ -36,18 +36,6 @@ def asked():
     return net, x, witness
 
 
-def radius(method: str, lower: float, upper: float) -> co.Radius:
-    return co.Radius(lower, upper, K, K, 1, method, lower, upper, None, None, "")
-
-
-def comparison(upper: float, clip: tuple[float, float] | None = (0.0, 1.0), **lower: float) -> co.Comparison:
-    return co.Comparison({m: radius(m, r, upper) for m, r in lower.items()}, {}, K, K, 1, clip, 0.01)
-
-
-def texts(ax) -> list[str]:
-    return [t.get_text().strip() for t in ax.texts]
-
-
 def outlined(ax, shape: tuple[int, int]) -> set[int]:
     """The pixels that the white border runs around: left of each pixel, an odd number of upright edges."""
     (white,) = (c for c in ax.collections if isinstance(c, LineCollection) and (c.get_color()[0][:3] == 1).all())
@@ -65,44 +53,6 @@ def outlined(ax, shape: tuple[int, int]) -> set[int]:
 def marked(ax, label: str, width: int) -> set[int]:
     (line,) = (drawn for drawn in ax.lines if drawn.get_label() == label)
     return {int(y) * width + int(x) for x, y in zip(*line.get_data(), strict=True)}
-
-
-def test_bars_are_as_long_as_the_certified_eps_and_the_line_is_where_it_breaks():
-    ax = plot_comparison(comparison(0.04, corgi=0.008, milp=0.039))
-    assert [bar.get_width() for bar in ax.patches] == [0.008, 0.039]
-    assert [t.get_text() for t in ax.get_yticklabels()] == ["corgi", "milp"]
-    assert ax.yaxis_inverted()  # the weakest on top
-    (line,) = ax.lines
-    assert line.get_xdata() == [0.04, 0.04]
-    assert texts(ax) == ["0.008", "0.039", "counterexample at 0.04"]
-    assert "clip box [0, 1]" in ax.get_xlabel()
-    assert "top-4" in ax.get_title() and "class 1" in ax.get_title()
-
-
-def test_no_counterexample_means_no_line():
-    ax = plot_comparison(comparison(float("inf"), clip=None, corgi=0.1))
-    assert len(ax.lines) == 0
-    assert texts(ax) == ["0.1"]
-    assert "no clip box" in ax.get_xlabel()
-
-
-def test_radii_of_zero_can_be_drawn():
-    ax = plot_comparison(comparison(float("inf"), corgi=0.0, milp=0.0))
-    assert ax.get_xlim()[1] > 0
-
-
-def test_a_given_axes_is_drawn_on():
-    _, (left, right) = plt.subplots(1, 2)
-    assert plot_comparison(comparison(0.04, corgi=0.01), right) is right
-    assert comparison(0.04, corgi=0.01).plot(left) is left
-
-
-def test_the_numbers_are_inside_the_figure():
-    figure = plot_comparison(comparison(0.04, ibp=0.0001, corgi=0.008, milp=0.03999)).figure
-    figure.canvas.draw()
-    for text in figure.axes[0].texts:
-        box = text.get_window_extent()
-        assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1
 
 
 def test_a_counterexample_is_drawn_with_both_sets_and_what_changed(asked):

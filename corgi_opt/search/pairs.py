@@ -91,15 +91,18 @@ class PairSolver:
     decide: Decider
     keeping: SolvedProgram | None = None
 
-    def solve(self, pair: tuple[int, int], deadline: Deadline) -> PairAnswer:
-        """Bounds the pair's minimum; an exact solve stops as soon as its sign is decided."""
+    def solve(self, pair: tuple[int, int], deadline: Deadline, goal: float = 0.0) -> PairAnswer:
+        """Bounds the pair's minimum; an exact solve stops as soon as it is known to be above the goal, or not."""
         i, j = pair
         together = bool(share_inputs(self.question.net, torch.tensor([pair]))[0])
         try:
             pixels = self.cam.pixels(pair, deadline)
+            first = replace(pixels[i], constant=pixels[i].constant - goal)
             if together or self.ball.norm != "inf":  # the two would share the budget of any other ball
-                return self._minimise(self.decide, pixels[i] - pixels[j], self.ball.center, 0.0, deadline)
-            return self._minimise_apart(pair, pixels[i], -pixels[j], deadline)
+                answer = self._minimise(self.decide, first - pixels[j], self.ball.center, 0.0, deadline)
+            else:
+                answer = self._minimise_apart(pair, first, -pixels[j], goal, deadline)
+            return replace(answer, lower=answer.lower + goal, upper=answer.upper + goal)
         except (TooLargeError, TimeoutError) as stop:
             return replace(NOTHING, reason=str(stop))
 
@@ -149,16 +152,18 @@ class PairSolver:
         )
 
     def _minimise_apart(
-        self, pair: tuple[int, int], first: Expression, second: Expression, deadline: Deadline
+        self, pair: tuple[int, int], first: Expression, second: Expression, goal: float, deadline: Deadline
     ) -> PairAnswer:
         """The sum of two minima over inputs of their own, each only as sharply as the sign of the sum asks for.
+
+        ``first`` is ``CAM_i - goal``, ``second`` is ``-CAM_j``.
 
         PGD says about where both are. What their sum has to spare is halved between them: one that is not proven to
         within its half is solved until it is, or until it falls below, which halves what there is to spare.
         """
         image = drive_apart(self.question, self.ball, pair)
         at = self.question.net.model_cam(image, self.question.class_idx).flatten()
-        upper, lower = [float(at[pair[0]]), -float(at[pair[1]])], [-math.inf, -math.inf]
+        upper, lower = [float(at[pair[0]]) - goal, -float(at[pair[1]])], [-math.inf, -math.inf]
         error, binaries, nodes, reason, proof = [0.0, 0.0], [0, 0], 0, "", NOTHING.proof
         trees: list[Leaves | None] = [None, None]
         loose = [0.0, 0.0]

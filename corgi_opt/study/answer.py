@@ -1,0 +1,131 @@
+"""Answers one cell, in the process that is made for it. Everything in and out is JSON types."""
+
+from __future__ import annotations
+
+import platform
+import time
+import traceback
+from collections.abc import Mapping
+from functools import lru_cache
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from corgi_opt.errors import CorgiError, TieError
+from corgi_opt.network.cam import CamNetwork, from_torch
+from corgi_opt.question import resolve_device
+from corgi_opt.radius import radius
+from corgi_opt.results import Radius, Verdict
+from corgi_opt.study.ask import Ask
+from corgi_opt.study.models import ModelSource, SourcedModel
+from corgi_opt.tightness import tight_margin
+from corgi_opt.verify import verify
+
+PACKAGES = ("corgi_opt", "torch", "highspy", "numpy")
+
+
+def answer(task: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns of the cell's row that only its answer can fill. Raises nothing that one cell alone can cause."""
+    try:
+        device = str(resolve_device(task["device"]))
+        found = {"state": "done", **_answered(task), "device": device}
+    except CorgiError as error:
+        found = {"state": "failed", "reason": f"{type(error).__name__}: {error}"}
+    except Exception:
+        found = {"state": "failed", "reason": traceback.format_exc(limit=-5)}
+    return found | {
+        "host": platform.node(),
+        "versions": ", ".join([f"python {platform.python_version()}", *(f"{p} {version(p)}" for p in PACKAGES)]),
+    }
+
+
+def _answered(task: Mapping[str, Any]) -> dict[str, Any]:
+    ask = Ask.from_plain(task["ask"])
+    x = image_of(task["image"])
+    name, build, weights, sha256 = (task["model"][key] for key in ("name", "build", "weights", "sha256"))
+    net = _network(SourcedModel(name, ModelSource(build, weights), sha256), tuple(x.shape))
+    class_idx = net.class_index(net.image(x), ask.class_idx)
+    common: dict[str, Any] = {
+        "k": ask.k,
+        "method": ask.method,
+        "norm": ask.norm,
+        "clip": ask.clip,
+        "class_idx": class_idx,
+        "solver": ask.solver,
+        "time_limit": ask.time_limit,
+        "seed": ask.seed,
+        "device": task["device"],
+        "progress": False,
+    }
+    about: dict[str, Any] = {"class_idx": class_idx, "gap": _gap(net, x, class_idx, ask.k)}
+    relaxed: dict[str, Any] = {"within": ask.within, "keep_class": ask.keep_class}
+    start = time.monotonic()  # building the network is shared by many cells
+    try:
+        if ask.kind == "radius":
+            found = _of_radius(radius(net, x, rtol=ask.rtol, **relaxed, **common), ask.rtol)
+        elif ask.kind == "verify":
+            found = _of_verdict(verify(net, x, eps=_eps(ask), **relaxed, **common))
+        else:
+            found = _of_verdict(tight_margin(net, x, eps=_eps(ask), rtol=ask.rtol, **common))
+    except TieError as tie:
+        found = {"status": "tied", "reason": str(tie)}
+    return about | found | {"seconds": time.monotonic() - start}
+
+
+def _eps(ask: Ask) -> float:
+    assert ask.eps is not None  # every kind but a radius has one
+    return ask.eps
+
+
+@lru_cache(maxsize=4)
+def _network(model: SourcedModel, shape: tuple[int, ...]) -> CamNetwork:
+    """Built once for the cells that follow one another."""
+    return from_torch(model.built(), torch.zeros(shape))
+
+
+def _gap(net: CamNetwork, x: Tensor, class_idx: int, k: int) -> float | None:
+    cam = net.model_cam(net.image(x), class_idx).flatten().sort(descending=True).values
+    return float(cam[k - 1] - cam[k]) if k < len(cam) else None
+
+
+def _of_radius(r: Radius, rtol: float) -> dict[str, Any]:
+    closed = "closed" if r.ratio <= 1 + rtol else "open"
+    return {
+        "status": "tied" if r.upper == 0 else closed,
+        "lower": r.lower,
+        "upper": _finite(r.upper),
+        "corgi": _finite(r.corgi),
+        "attack": _finite(r.attack),
+        "proof": r.proof,
+        "settled_by": r.method,
+        "reason": r.reason,
+    }
+
+
+def _of_verdict(v: Verdict) -> dict[str, Any]:
+    return {
+        "status": v.status,
+        "lower": _finite(v.margin_lower),
+        "upper": _finite(v.margin_upper),
+        "corgi": _finite(v.corgi_margin),
+        "proof": v.proof,
+        "settled_by": v.method,
+        "reason": v.reason,
+    }
+
+
+def _finite(value: float) -> float | None:
+    return value if np.isfinite(value) else None
+
+
+def image_of(said: Mapping[str, Any]) -> Tensor:
+    """The image (1, C, H, W) float64 that :func:`said_image` wrote."""
+    return torch.from_numpy(np.frombuffer(bytes.fromhex(said["data"])).reshape(said["shape"]).copy())
+
+
+def said_image(x: Tensor) -> dict[str, Any]:
+    """An image (1, C, H, W) float64 as JSON types, to the last bit."""
+    return {"shape": list(x.shape), "data": x.contiguous().numpy().tobytes().hex()}

@@ -1,0 +1,162 @@
+"""What a study asks of one network and one image: a question, defaults filled in, and its spread over a grid."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+from corgi_opt.arguments import check_rtol, integer, not_negative
+from corgi_opt.errors import InputError
+from corgi_opt.spec import Clip, Norm, canonical_norm
+from corgi_opt.verify import check_method, check_solver, check_time_limit
+
+Kind = Literal["radius", "verify", "margin"]
+KINDS = ("radius", "verify", "margin")
+
+LABEL = "label"
+"""As ``class_idx``: the label that came with the image."""
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One question. ``kind``: ``"radius"`` (:func:`corgi_opt.radius`), ``"verify"`` (the sign of the margin at ``eps``)
+    or ``"margin"`` (the best bound that the method gives on the margin at ``eps``; :func:`corgi_opt.compare`).
+
+    Every field but ``eps`` (None for a radius) is what the function of that kind takes. Raises InputError for what it
+    would refuse without a look at the network.
+    """
+
+    kind: Kind
+    k: int
+    method: str
+    eps: float | None = None
+    within: int | None = None
+    norm: Norm = "inf"
+    clip: Clip = (0.0, 1.0)
+    class_idx: int | None = None
+    keep_class: bool = False
+    rtol: float = 0.01
+    solver: str | None = None
+    time_limit: float = 300.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise InputError(f"a question's kind must be one of {', '.join(map(repr, KINDS))}, got {self.kind!r}")
+        if (self.eps is None) != (self.kind == "radius"):
+            raise InputError(f"a question of kind {self.kind!r} takes {'no' if self.kind == 'radius' else 'an'} eps")
+        norm = canonical_norm(self.norm)
+        check_solver(self.solver, check_method(self.method, norm), norm)
+        check_time_limit(self.time_limit)
+        if not isinstance(self.keep_class, bool):
+            raise InputError(f"keep_class must be true or false, got {self.keep_class!r}")
+        filled = {
+            "k": integer("k", self.k, 1, 10**9),
+            "within": None if self.within in (None, self.k) else integer("within", self.within, self.k, 10**9),
+            "eps": None if self.eps is None else not_negative("eps", self.eps),
+            "norm": norm,
+            "clip": None if self.clip is None else _box(self.clip),
+            "class_idx": None if self.class_idx is None else integer("class_idx", self.class_idx, 0, 10**9),
+            "rtol": check_rtol(self.rtol),
+            "time_limit": float(self.time_limit),
+            "seed": integer("seed", self.seed, 0, 2**63 - 1),
+        }
+        for name, value in filled.items():
+            object.__setattr__(self, name, value)
+        if self.kind == "margin" and (self.within is not None or self.keep_class):
+            raise InputError("neither within nor keep_class goes with kind 'margin': it is that of the top-k set")
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON types; of what plays no part in a question of this kind, the default."""
+        found = asdict(self)
+        if self.kind == "verify":
+            found["rtol"] = Ask.rtol
+        return found | {"clip": None if self.clip is None else list(self.clip)}
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> Ask:
+        clip = plain["clip"]
+        return cls(**{**plain, "clip": None if clip is None else tuple(clip)})
+
+
+def _box(clip: Any) -> tuple[float, float]:
+    try:
+        low, high = (float(end) for end in clip)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"clip must be [low, high] or 'none', got {clip!r}") from error
+    if not low < high:
+        raise InputError(f"clip must be [low, high] with low < high, got {clip!r}")
+    return low, high
+
+
+SPREAD = ("k", "within", "eps", "method", "norm", "class_idx", "seed")
+"""What may be a list in a plan; the questions are all combinations."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The questions of one entry of a plan. ``label``: whether each is about the class the image is labelled with."""
+
+    asks: tuple[Ask, ...]
+    label: bool
+    models: tuple[str, ...] | None
+    images: tuple[str, ...] | None
+
+    @classmethod
+    def of(cls, entry: Mapping[str, Any], where: str) -> Grid:
+        """From one ``[[questions]]`` table, defaults of the plan included. Raises InputError."""
+        entry = dict(entry)
+        models, images = (_names(entry.pop(name, None), f"{where}: {name}") for name in ("models", "images"))
+        known = {f.name for f in fields(Ask)}
+        unknown = sorted(set(entry) - known)
+        if unknown:
+            raise InputError(f"{where}: unknown key {unknown[0]!r}; a question has {', '.join(sorted(known))}")
+        for name in ("k", "method"):
+            if name not in entry:
+                raise InputError(f"{where} has no {name!r}")
+        if isinstance(entry.get("clip"), str) and entry["clip"].lower() == "none":
+            entry["clip"] = None
+        entry.setdefault("kind", "radius" if "eps" not in entry else "verify")
+        if entry["kind"] == "radius" and "eps" in entry:
+            raise InputError(f"{where}: a radius has no eps")
+        label = entry.get("class_idx") == LABEL
+        if label:
+            del entry["class_idx"]
+        try:
+            return cls(tuple(Ask(**one) for one in _spread(entry)), label, models, images)
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from error
+
+    def takes(self, model: str, images: str) -> bool:
+        return (self.models is None or model in self.models) and (self.images is None or images in self.images)
+
+
+def _spread(entry: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """All combinations of what is a list; of a ``within`` below its k there is none."""
+    axes = {name: _listed(entry[name]) for name in SPREAD if name in entry}
+    rest = {name: value for name, value in entry.items() if name not in axes}
+    for values in itertools.product(*axes.values()):
+        one = {**rest, **dict(zip(axes, values, strict=True))}
+        within, k = one.get("within"), one["k"]
+        if len(axes.get("k", ())) > 1 and isinstance(within, int) and isinstance(k, int) and within < k:
+            continue
+        yield one
+
+
+def _listed(value: Any) -> Sequence[Any]:
+    if isinstance(value, list | tuple):
+        if not value:
+            raise InputError("an empty list asks nothing")
+        return value
+    return (value,)
+
+
+def _names(value: Any, where: str) -> tuple[str, ...] | None:
+    if value is None:
+        return None
+    found = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list | tuple) else ()
+    if not found or not all(isinstance(name, str) for name in found):
+        raise InputError(f"{where} must be a name or a list of names, got {value!r}")
+    return found

@@ -1,0 +1,256 @@
+"""The figures of a study, each from the table of its cells; None where the study does not ask for what it shows.
+
+Every method has a colour, a line style and a marker of its own, so that it can be told in print and by the
+colour-blind. What is broken is dashed and purple throughout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from corgi_opt.drawing import BROKEN, bare
+from corgi_opt.radius import LADDER_ORDER
+
+COLOURS = {
+    "ibp": "#bbbbbb",
+    "corgi": "#ccbb44",
+    "crown": "#66ccee",
+    "dual": "#228833",
+    "lp": "#ee6677",
+    "milp": "#332288",
+    "bab": "#4477aa",
+    "auto": "#000000",
+}
+"""Paul Tol's bright scheme."""
+
+STYLES = dict(
+    zip(COLOURS, (":", (0, (1, 1)), "-.", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (8, 2)), "-", "-"), strict=True)
+)
+MARKERS = dict(zip(COLOURS, ("x", "v", "o", "^", "s", "P", "D", "*"), strict=True))
+
+SIZE = (6.4, 4.0)
+
+MOST_MARKERS = 12
+"""Along one line."""
+
+
+def all_figures(frame: Any) -> Iterator[tuple[str, str, Any]]:
+    """Name, caption and matplotlib Figure of each that the cells (:meth:`Store.to_frame`) have data for."""
+    for name, (draw, caption) in FIGURES.items():
+        figure = draw(frame[frame["state"] == "done"])
+        if figure is not None:
+            yield name, caption, figure
+
+
+def _axes() -> tuple[Any, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=SIZE, layout="constrained")
+    ax = figure.add_subplot()
+    bare(ax)
+    return figure, ax
+
+
+def _line(ax: Any, x: Any, y: Any, method: str, **more: Any) -> None:
+    step = max(1, len(x) // MOST_MARKERS)
+    style = {"color": COLOURS[method], "linestyle": STYLES[method], "marker": MARKERS[method], "markevery": step}
+    ax.plot(x, y, label=method, linewidth=1.8, markersize=5, **{**style, **more})
+
+
+def _broken(ax: Any, x: Any, y: Any, label: str, **more: Any) -> None:
+    ax.plot(x, y, color=BROKEN, linestyle="--", linewidth=1.8, label=label, **more)
+
+
+def _methods(frame: Any) -> list[str]:
+    found = set(frame["method"])
+    return [m for m in LADDER_ORDER if m in found]
+
+
+def _radii(frame: Any) -> Any:
+    """Radii of top-k sets that are defined."""
+    return frame[(frame["kind"] == "radius") & (frame["within"] == frame["k"]) & (frame["status"] != "tied")]
+
+
+def _per_question(frame: Any) -> Any:
+    """What identifies a question whatever the method."""
+    return frame["model_sha256"] + frame["image_sha256"] + frame["k"].astype(str) + frame["norm"]
+
+
+def _nearest_broken(frame: Any) -> Any:
+    """The smallest falsified eps that any method knows, for each row's question; infinite where none is."""
+    return frame["upper"].fillna(np.inf).groupby(_per_question(frame)).transform("min")
+
+
+def certified_fraction(frame: Any) -> Any:
+    """Share of questions certified at eps or more, by method; and not known to be broken at eps."""
+    radii = _radii(frame)
+    if radii.empty:
+        return None
+    figure, ax = _axes()
+    finite = radii["upper"].dropna()
+    right = 1.05 * float(max([radii["lower"].max(), *([finite.quantile(0.98)] if len(finite) else [])]))
+    for method in _methods(radii):
+        values = np.sort(radii[radii["method"] == method]["lower"])
+        x = np.concatenate([[0.0], values, [right]])
+        y = np.concatenate([[1.0], 1 - np.arange(1, len(values) + 1) / len(values), [0.0]])
+        _line(ax, x, y, method, drawstyle="steps-post")
+    broken = np.sort(_nearest_broken(radii).groupby(_per_question(radii)).first())
+    x = np.concatenate([[0.0], broken[broken < right], [right]])
+    y = 1 - np.minimum(np.arange(len(x)), len(x) - 2) / len(broken)
+    _broken(ax, x, y, "not broken", drawstyle="steps-post")
+    ax.set(xlim=(0, right or 1), ylim=(0, 1.02), xlabel="eps (units of the input)", ylabel="share of questions")
+    ax.legend(frameon=False)
+    return figure
+
+
+def tightness(frame: Any) -> Any:
+    """Proven margin at eps over the margin at the image, the median over questions; 1 loses nothing, 0 is undecided."""
+    margins = frame[(frame["kind"] == "margin") & (frame["gap"] > 0)]
+    if margins.empty:
+        return None
+    figure, ax = _axes()
+    shares = margins.assign(lower=margins["lower"] / margins["gap"], upper=margins["upper"] / margins["gap"])
+    for method in _methods(shares):
+        middle = shares[shares["method"] == method].groupby("eps")["lower"].median()
+        _line(ax, middle.index, middle, method)
+    nearest = shares.groupby([_per_question(shares), "eps"])["upper"].min().groupby("eps").median()
+    _broken(ax, nearest.index, nearest, "an image has")
+    ax.axhline(0, color="black", linewidth=0.8)
+    lowest = float(nearest.min())
+    ax.set_ylim(max(float(ax.get_ylim()[0]), min(-1.0, 3 * lowest)), 1.05)
+    ax.set(xlabel="eps (units of the input)", ylabel="margin / margin at the image, median")
+    ax.legend(frameon=False)
+    return figure
+
+
+def ratio_histogram(frame: Any) -> Any:
+    """Falsified eps over certified eps, by method: 1 is the exact radius."""
+    radii = _radii(frame)
+    radii = radii.assign(ratio=_nearest_broken(radii) / radii["lower"].where(radii["lower"] > 0))
+    radii = radii[np.isfinite(radii["ratio"])]
+    if radii.empty:
+        return None
+    figure, ax = _axes()
+    edges = np.geomspace(1.0, max(2.0, float(radii["ratio"].max()) * 1.02), 31)
+    for method in _methods(radii):
+        values = radii[radii["method"] == method]["ratio"].clip(lower=1.0)
+        counts, _ = np.histogram(values, edges)
+        label = f"{method}, median {values.median():.3g}"
+        style = {"color": COLOURS[method], "linestyle": STYLES[method], "linewidth": 1.8}
+        ax.stairs(counts, edges, label=label, **style)
+    ax.set_xscale("log")
+    ax.set(xlabel="falsified eps / certified eps", ylabel="questions")
+    from matplotlib.ticker import ScalarFormatter
+
+    for which in (ax.xaxis.set_major_formatter, ax.xaxis.set_minor_formatter):
+        which(ScalarFormatter())
+    ax.legend(frameon=False)
+    return figure
+
+
+def radius_by_k(frame: Any) -> Any:
+    """Certified and falsified eps against k, the median over images (the paper's figure 4)."""
+    radii = _radii(frame)
+    if radii["k"].nunique() < 2:
+        return None
+    figure, ax = _axes()
+    for method in _methods(radii):
+        middle = radii[radii["method"] == method].groupby("k")["lower"].median()
+        _line(ax, middle.index, middle, method)
+    nearest = _nearest_broken(radii).groupby(radii["k"]).median()
+    _broken(ax, nearest.index, nearest.where(np.isfinite(nearest)), "falsified")
+    _log_where_positive(ax)
+    ax.set(xlabel="k", ylabel="eps (units of the input), median")
+    ax.legend(frameon=False)
+    return figure
+
+
+def radius_by_gap(frame: Any) -> Any:
+    """Certified eps against the gap between pixels k and k+1 of the CAM (the paper's second figure)."""
+    radii = _radii(frame)
+    radii = radii[(radii["gap"] > 0) & (radii["lower"] > 0)]
+    if len(radii) < 3:
+        return None
+    figure, ax = _axes()
+    methods = _methods(radii)
+    for method in dict.fromkeys([methods[0], methods[-1]]):
+        part = radii[radii["method"] == method]
+        ax.plot(
+            part["gap"], part["lower"], MARKERS[method], color=COLOURS[method], markersize=4, alpha=0.7, label=method
+        )
+    ax.plot(
+        radii["gap"],
+        _nearest_broken(radii).where(lambda e: np.isfinite(e)),
+        "_",
+        color=BROKEN,
+        markersize=7,
+        label="falsified",
+    )
+    ax.set(
+        xscale="log", yscale="log", xlabel="CAM of pixel k less that of pixel k+1", ylabel="eps (units of the input)"
+    )
+    ax.legend(frameon=False)
+    return figure
+
+
+def relaxed_curve(frame: Any) -> Any:
+    """Certified and falsified eps against k2: each of the k1 brightest pixels stays among the k2 brightest."""
+    radii = frame[(frame["kind"] == "radius") & (frame["status"] != "tied")]
+    relaxed = radii[radii["k"].isin(radii[radii["within"] > radii["k"]]["k"])]
+    if relaxed.empty:
+        return None
+    figure, ax = _axes()
+    several = relaxed["k"].nunique() > 1
+    for (k, method), part in relaxed.groupby(["k", "method"]):
+        middle = part.groupby("within")["lower"].median()
+        _line(ax, middle.index, middle, method)
+        if several:
+            ax.lines[-1].set_label(f"{method}, k1={k}")
+    for k, part in relaxed.groupby("k"):
+        upper = part.groupby("within")["upper"].min()
+        _broken(ax, upper.index, upper, f"falsified, k1={k}" if several else "falsified")
+    _log_where_positive(ax)
+    about = "" if several else f" (k1 = {relaxed['k'].iloc[0]})"
+    ax.set(xlabel=f"k2{about}", ylabel="eps (units of the input), median")
+    ax.legend(frameon=False)
+    return figure
+
+
+def cactus(frame: Any) -> Any:
+    """How many questions each method settles within a time each (a cactus plot)."""
+    solved = frame[frame["status"].isin(["closed", "certified", "falsified"]) & frame["seconds"].notna()]
+    if solved.empty:
+        return None
+    figure, ax = _axes()
+    for method in _methods(solved):
+        seconds = np.sort(solved[solved["method"] == method]["seconds"])
+        _line(ax, np.arange(1, len(seconds) + 1), seconds, method)
+    ax.set_yscale("log")
+    ax.set(xlabel="questions settled (of all kinds)", ylabel="seconds each, at most")
+    ax.legend(frameon=False)
+    return figure
+
+
+def _log_where_positive(ax: Any) -> None:
+    values = np.concatenate([np.asarray(line.get_ydata(), dtype=float) for line in ax.lines])
+    if (values[np.isfinite(values)] > 0).all():
+        ax.set_yscale("log")
+
+
+Draw = Callable[[Any], Any]
+
+FIGURES: dict[str, tuple[Draw, str]] = {
+    draw.__name__: (draw, str(draw.__doc__).strip())
+    for draw in (
+        certified_fraction,
+        tightness,
+        ratio_histogram,
+        radius_by_k,
+        radius_by_gap,
+        relaxed_curve,
+        cactus,
+    )
+}

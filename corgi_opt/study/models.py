@@ -1,0 +1,103 @@
+"""Networks of a study: built anew wherever they are needed, from a name, and known again by a hash."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from corgi_opt.errors import InputError
+from corgi_opt.sources import load_model
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """``build``: as MODEL of the command line, a file with its whole path; ``weights``: a file, or None."""
+
+    build: str
+    weights: str | None
+
+    @classmethod
+    def of(cls, entry: Any, folder: Path, where: str) -> ModelSource:
+        """Raises InputError."""
+        if isinstance(entry, nn.Module):
+            raise InputError(
+                f"{where}: workers build the network themselves, so a plan names what builds it ('file.py:function' or "
+                "'package.module:function'); a module object cannot be given"
+            )
+        if isinstance(entry, str):
+            entry = {"build": entry}
+        known = isinstance(entry, Mapping) and not set(entry) - {"build", "weights"}
+        if not known or not isinstance(entry.get("build"), str):
+            raise InputError(
+                f"{where} needs build = 'digits', 'file.py:function' ..., and may have weights; got {entry!r}"
+            )
+        build, weights = entry["build"], entry.get("weights")
+        file, _, function = build.rpartition(":")
+        if file.endswith(".py"):
+            build = f"{(folder / file).resolve()}:{function}"
+        return cls(build, None if weights is None else str((folder / weights).resolve()))
+
+    def built(self) -> nn.Module:
+        """Raises InputError."""
+        return load_model(self.build, None if self.weights is None else Path(self.weights))
+
+    def sourced(self, name: str) -> SourcedModel:
+        """Builds it once, for its hash. Raises InputError."""
+        return SourcedModel(name, self, model_sha256(self.built(), self.build))
+
+
+@dataclass(frozen=True)
+class SourcedModel:
+    """A network by its name in the plan, where it comes from, and its hash."""
+
+    name: str
+    source: ModelSource
+    sha256: str
+
+    def built(self) -> nn.Module:
+        """Builds it again. Raises InputError where it is not the one that was hashed."""
+        module = self.source.built()
+        if model_sha256(module, self.source.build) != self.sha256:
+            raise InputError(
+                f"{self.source.build} builds another network than when the study began: run the study again"
+            )
+        return module
+
+
+def model_sha256(module: nn.Module, build: str) -> str:
+    """Of the weights and buffers, the structure, the source of every class that is not torch's own, and the file that
+    builds it.
+
+    What else the code depends on (a constant of another module, say) is not seen.
+    """
+    said = hashlib.sha256()
+    for part in _parts(module, build):
+        said.update(len(part).to_bytes(8, "little"))
+        said.update(part)
+    return said.hexdigest()
+
+
+def _parts(module: nn.Module, build: str) -> Iterator[bytes]:
+    file = Path(build.rpartition(":")[0])
+    yield file.read_bytes() if file.suffix == ".py" else build.encode()
+    yield repr(module).encode()
+    for kind in sorted({type(m) for m in module.modules()}, key=lambda c: f"{c.__module__}.{c.__qualname__}"):
+        if not kind.__module__.startswith("torch."):
+            yield _source(kind)
+    for name, tensor in module.state_dict().items():
+        values = tensor.detach().cpu().contiguous()
+        yield f"{name} {values.dtype} {tuple(values.shape)}".encode()
+        yield values.view(-1).numpy().tobytes() if values.numel() else b""
+
+
+def _source(kind: type) -> bytes:
+    try:
+        return inspect.getsource(kind).encode()
+    except (OSError, TypeError):  # made by hand, or its file is gone
+        return kind.__qualname__.encode()

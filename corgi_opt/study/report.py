@@ -1,0 +1,146 @@
+"""A study as one HTML file, with tables and figures inside, and the figures as files of their own."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from corgi_opt.errors import MissingPackageError, StoreError
+from corgi_opt.radius import LADDER_ORDER
+from corgi_opt.study.figures import all_figures
+from corgi_opt.study.store import Store, now
+
+DPI = 150
+
+MOST_LISTED = 50
+"""Cells without an answer that the page lists."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """``page``: the HTML file; ``figures``: PNG and PDF files; ``rows``: cells it is about."""
+
+    page: Path
+    figures: tuple[Path, ...]
+    rows: int
+
+
+def write_report(folder: str | Path) -> Report:
+    """Writes ``report.html`` and ``figures/*.png, *.pdf`` into a study's folder, from what its store holds by now.
+
+    Raises StoreError where there is no answer yet, MissingPackageError without jinja2.
+    """
+    try:
+        import jinja2
+    except ImportError as error:
+        raise MissingPackageError("jinja2", "writing a report", "pip install 'corgi_opt[study]'") from error
+    folder = Path(folder)
+    with Store.reading(folder) as store:
+        frame, name = store.to_frame(), store.name or folder.resolve().name
+    if frame.empty:
+        raise StoreError(f"the study in {str(folder)!r} has no answer yet")
+    shown, files = [], []
+    (folder / "figures").mkdir(exist_ok=True)
+    for name, caption, figure in all_figures(frame):
+        png = io.BytesIO()
+        figure.savefig(png, dpi=DPI, format="png")
+        for suffix, data in ((".png", png.getvalue()), (".pdf", None)):
+            path = folder / "figures" / f"{name}{suffix}"
+            path.write_bytes(data) if data is not None else figure.savefig(path)
+            files.append(path)
+        shown.append({"name": name, "caption": caption, "data": base64.b64encode(png.getvalue()).decode()})
+    source = resources.files("corgi_opt.study").joinpath("report.html.j2").read_text(encoding="utf-8")
+    page = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(source)
+    path = folder / "report.html"
+    text = page.render(name=name, made=now(), figures=shown, **tables(frame))
+    path.write_text(text, encoding="utf-8")
+    return Report(path, tuple(files), len(frame))
+
+
+def tables(frame: Any) -> dict[str, Any]:
+    """What the page's tables say, ready to print."""
+    done = frame[frame["state"] == "done"]
+    radii = done[(done["kind"] == "radius") & (done["status"] != "tied")]
+    others = done[done["kind"] != "radius"]
+    return {
+        "cells": len(frame),
+        "states": frame["state"].value_counts().to_dict(),
+        "about": {
+            "networks": ", ".join(sorted(set(frame["model"]))),
+            "images": int(frame["image_sha256"].nunique()),
+            "norms": ", ".join(sorted(set(frame["norm"]))),
+            "clip boxes": ", ".join(
+                sorted({_box(*c) for c in zip(frame["clip_low"], frame["clip_high"], strict=True)})
+            ),
+            "hosts": ", ".join(sorted(set(frame["host"].dropna()))),
+            "devices": ", ".join(sorted(set(frame["device"].dropna()))),
+            "versions": "; ".join(sorted(set(frame["versions"].dropna()))),
+            "finished": f"{frame['finished'].min()} to {frame['finished'].max()} (UTC)",
+        },
+        "radii": list(_radius_rows(radii)),
+        "verdicts": list(_verdict_rows(others)),
+        "without": frame[frame["state"] != "done"].head(MOST_LISTED).to_dict("records"),
+        "tied": int((done["status"] == "tied").sum()),
+    }
+
+
+def _box(low: float, high: float) -> str:
+    return "none" if np.isnan(low) else f"[{low:g}, {high:g}]"
+
+
+def _groups(frame: Any, *axes: str) -> Iterable[tuple[Any, Any]]:
+    if frame.empty:
+        return []
+    found = frame.groupby([*axes, "method"], dropna=False)
+    return sorted(found, key=lambda item: (*item[0][:-1], LADDER_ORDER.index(item[0][-1])))
+
+
+def _radius_rows(radii: Any) -> Iterable[dict[str, str]]:
+    for (model, norm, k, within, method), part in _groups(radii, "model", "norm", "k", "within"):
+        ratio = part["upper"] / part["lower"].where(part["lower"] > 0)
+        gain = part["lower"] / part["corgi"].where(part["corgi"] > 0)
+        yield {
+            "network": model,
+            "norm": norm,
+            "k": str(k) if k == within else f"{k} within {within}",
+            "method": method,
+            "images": str(len(part)),
+            "certified eps": _number(part["lower"].median()),
+            "falsified eps": _number(part["upper"].median()),
+            "falsified / certified": _number(ratio.median()),
+            "worst": _number(ratio.max()),
+            "over CORGI": _number(gain.median()),
+            "seconds": _number(part["seconds"].median()),
+            "most": _number(part["seconds"].max()),
+            "peak MB": _number(part["peak_mb"].max()),
+        }
+
+
+def _verdict_rows(others: Any) -> Iterable[dict[str, str]]:
+    for (model, norm, k, within, kind, eps, method), part in _groups(
+        others, "model", "norm", "k", "within", "kind", "eps"
+    ):
+        counts = part["status"].value_counts()
+        yield {
+            "network": model,
+            "norm": norm,
+            "k": str(k) if k == within else f"{k} within {within}",
+            "kind": kind,
+            "eps": _number(eps),
+            "method": method,
+            "images": str(len(part)),
+            **{status: str(counts.get(status, 0)) for status in ("certified", "falsified", "unknown")},
+            "margin / at the image": _number((part["lower"] / part["gap"]).median()) if kind == "margin" else "",
+            "seconds": _number(part["seconds"].median()),
+        }
+
+
+def _number(value: float) -> str:
+    return f"{value:.4g}" if np.isfinite(value) else "-"

@@ -1,0 +1,250 @@
+"""Where a study's answers are kept: one SQLite file, one row a cell, one writer.
+
+Each answer is a transaction of its own, on disk when ``put`` returns, so whatever kills the process costs the cells in
+flight and nothing else. Others may read while it is written (``sqlite3``, pandas, a browser of databases).
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+from corgi_opt.errors import InputError, MissingPackageError, StoreError
+
+State = Literal["done", "failed", "timeout", "crashed"]
+"""An answer (unknown is one); an error was raised; its hard time limit passed; it took its process with it."""
+
+SCHEMA = 1
+
+FILE = "results.sqlite"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One cell: what was asked, what came out, and how. Radii in units of the input, margins in units of the CAM.
+
+    ``lower``, ``upper``: the certified and the falsified eps of a radius, the bounds of a margin. ``corgi``: the
+    paper's bound on the same. ``attack``: the smallest eps that PGD broke. ``gap``: CAM of pixel k less that of
+    pixel k+1 at the image. ``seconds`` on the clock; ``peak_mb``: the process's largest resident memory meanwhile,
+    sampled. ``finished``: UTC, ISO 8601.
+    """
+
+    key: str
+    state: State
+    model: str
+    model_sha256: str
+    images: str
+    image: str
+    image_sha256: str
+    kind: str
+    k: int
+    within: int
+    eps: float | None
+    method: str
+    norm: str
+    clip_low: float | None
+    clip_high: float | None
+    class_idx: int | None
+    keep_class: bool
+    rtol: float
+    solver: str | None
+    time_limit: float
+    seed: int
+    status: str | None = None
+    lower: float | None = None
+    upper: float | None = None
+    corgi: float | None = None
+    attack: float | None = None
+    gap: float | None = None
+    proof: str | None = None
+    settled_by: str | None = None
+    reason: str | None = None
+    seconds: float | None = None
+    peak_mb: float | None = None
+    device: str | None = None
+    host: str | None = None
+    versions: str | None = None
+    finished: str | None = None
+
+
+COLUMNS = tuple(f.name for f in fields(Row))
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a plan is: its cells by state, and how many are left to do."""
+
+    cells: int
+    left: int
+    states: dict[str, int]
+
+    def __str__(self) -> str:
+        parts = [f"{count} {state}" for state, count in sorted(self.states.items())]
+        return f"{self.cells} cells: {', '.join([*parts, f'{self.left} to do'])}"
+
+
+class Store:
+    """The answers of one study, in ``folder/results.sqlite``. A context manager.
+
+    Made by :meth:`reading`, or by :meth:`writing`, which keeps every other writer out until it is closed or its process
+    ends, however that ends. Raises StoreError for a file that is no store, or one of another version.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, lock: Any) -> None:
+        self._connection, self._lock = connection, lock
+
+    @classmethod
+    def writing(cls, folder: str | Path) -> Store:
+        """Makes the folder and the file where they are missing. Raises StoreError where another process writes."""
+        from filelock import FileLock, Timeout
+
+        folder = Path(folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"cannot make the study's folder {str(folder)!r}: {error}") from error
+        lock = FileLock(folder / "writer.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise StoreError(
+                f"another process is running the study in {str(folder)!r}; wait for it or end it"
+            ) from error
+        try:
+            with _speaking(folder):
+                connection = sqlite3.connect(folder / FILE, isolation_level=None)
+                connection.execute("PRAGMA journal_mode = WAL")
+                connection.execute("PRAGMA synchronous = FULL")
+                store = cls(connection, lock)
+                store._made(folder)
+                return store
+        except BaseException:
+            lock.release()
+            raise
+
+    @classmethod
+    def reading(cls, folder: str | Path) -> Store:
+        """Raises StoreError where there is none."""
+        folder = Path(folder)
+        if not (folder / FILE).is_file():
+            raise StoreError(f"there are no results in {str(folder)!r}; run the study first")
+        with _speaking(folder):
+            connection = sqlite3.connect(f"{(folder / FILE).resolve().as_uri()}?mode=ro", uri=True)
+            store = cls(connection, None)
+            store._check_version(folder)
+            return store
+
+    def _made(self, folder: Path) -> None:
+        (version,) = self._connection.execute("PRAGMA user_version").fetchone()
+        (tables,) = self._connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        if version == 0 and tables == 0:
+            columns = ", ".join(f"{f.name} {_type(str(f.type))}" for f in fields(Row)[1:])
+            self._connection.execute("BEGIN IMMEDIATE")
+            self._connection.execute(f"CREATE TABLE cells (key TEXT PRIMARY KEY, {columns})")
+            self._connection.execute("CREATE TABLE runs (started TEXT, name TEXT, plan TEXT)")
+            self._connection.execute(f"PRAGMA user_version = {SCHEMA}")
+            self._connection.execute("COMMIT")
+        self._check_version(folder)
+
+    def _check_version(self, folder: Path) -> None:
+        (version,) = self._connection.execute("PRAGMA user_version").fetchone()
+        if version != SCHEMA:
+            raise StoreError(f"{folder / FILE} has schema {version}, this version of corgi_opt reads {SCHEMA}")
+
+    def began(self, name: str, plan: str) -> None:
+        """Records that a run of a plan began."""
+        self._connection.execute("INSERT INTO runs VALUES (?, ?, ?)", (now(), name, plan))
+
+    @property
+    def name(self) -> str:
+        """Of the plan that was run last."""
+        found = self._connection.execute("SELECT name FROM runs ORDER BY rowid DESC LIMIT 1").fetchone()
+        return "" if found is None else str(found[0])
+
+    def put(self, row: Row) -> None:
+        """Keeps one answer, in place of an earlier one; on disk when this returns."""
+        marks = ", ".join("?" * len(COLUMNS))
+        self._connection.execute(f"INSERT OR REPLACE INTO cells VALUES ({marks})", astuple(row))
+
+    def states(self) -> dict[str, str]:
+        """The state of every cell that has one, by key."""
+        return dict(self._connection.execute("SELECT key, state FROM cells"))
+
+    def rows(self) -> list[Row]:
+        """In the order in which they came."""
+        found = self._connection.execute(f"SELECT {', '.join(COLUMNS)} FROM cells ORDER BY rowid")
+        return [Row(**dict(zip(COLUMNS, values, strict=True))) for values in found]
+
+    def to_frame(self) -> Any:
+        """A pandas DataFrame, one row a cell, with the columns of :class:`Row`."""
+        import pandas as pd
+
+        frame = pd.read_sql_query(f"SELECT {', '.join(COLUMNS)} FROM cells ORDER BY rowid", self._connection)
+        numbers = [f.name for f in fields(Row) if "float" in str(f.type)]
+        frame[numbers] = frame[numbers].astype("float64")  # a column of nothing but NULL has no type of its own
+        return frame.astype({"keep_class": bool})
+
+    def export(self, path: str | Path) -> None:
+        """Writes every row to a ``.parquet`` or ``.csv`` file. Raises InputError, MissingPackageError."""
+        path = Path(path)
+        suffix = path.suffix.lower()
+        if suffix not in (".parquet", ".csv"):
+            raise InputError(f"a table's name must end in .parquet or .csv, got {str(path)!r}")
+        frame = self.to_frame()
+        try:
+            if suffix == ".csv":
+                frame.to_csv(path, index=False)
+            else:
+                frame.to_parquet(path, index=False)
+        except ImportError as error:
+            raise MissingPackageError("pyarrow", "writing Parquet", "pip install 'corgi_opt[study]'") from error
+        except OSError as error:
+            raise InputError(f"cannot write {str(path)!r}: {error}") from error
+
+    def progress(self, keys: Iterable[str]) -> Progress:
+        """How far a plan with cells of these keys is."""
+        wanted, known = list(keys), self.states()
+        states: dict[str, int] = {}
+        for key in wanted:
+            if key in known:
+                states[known[key]] = states.get(known[key], 0) + 1
+        return Progress(len(wanted), len(wanted) - sum(states.values()), states)
+
+    def close(self) -> None:
+        self._connection.close()
+        if self._lock is not None:
+            self._lock.release()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _type(annotation: str) -> str:
+    for word, name in (("float", "REAL"), ("int", "INTEGER"), ("bool", "INTEGER")):
+        if annotation.startswith(word):
+            return name
+    return "TEXT"
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+@contextmanager
+def _speaking(folder: Path) -> Iterator[None]:
+    """sqlite's errors as ours, with the file."""
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        raise StoreError(f"{folder / FILE} cannot be used as a study's results: {error}") from error

@@ -1,0 +1,173 @@
+"""What a dask worker does with a cell: hands it to a process of its own, and watches that.
+
+dask suspects every task that is on a worker when the worker dies. Here the process that a cell may take down holds that
+cell and no other, so the one to blame is known; and a cell that hangs can be ended, which no thread can.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+TRIES = 3
+"""A cell whose process died is tried so often before it is the cell's fault: anybody may kill a process."""
+
+START_SECONDS = 300.0
+"""For the imports of the process, on a busy machine."""
+
+LOOK_SECONDS = 0.05
+"""Between two looks at the process's memory."""
+
+_here = threading.local()
+
+
+def run_cell(task: Mapping[str, Any]) -> dict[str, Any]:
+    """Answers a cell on a dask worker; one process for each of its threads, kept for the next cell.
+
+    Returns the columns of the row that the answer fills, whatever happens to the process.
+    """
+    limit = task["memory_limit"] or _share_of_memory()
+    return run_guarded(task, limit)
+
+
+def run_guarded(task: Mapping[str, Any], memory_limit: float) -> dict[str, Any]:
+    """The same anywhere; ``memory_limit`` in bytes."""
+    why, peak = "", 0.0
+    for _ in range(TRIES):
+        child = _child()
+        try:
+            reply = child.ask(json.dumps(task), task["hard_limit"], memory_limit)
+        except ChildLostError as lost:
+            why = lost.why
+            peak = max(peak, child.peak)
+            child.end()
+            _here.child = None
+            if lost.state is not None:
+                return {"state": lost.state, "reason": why, "peak_mb": peak, "seconds": lost.seconds}
+        else:
+            return {**reply, "peak_mb": child.peak}
+    return {"state": "crashed", "reason": f"its process died {TRIES} times: {why}", "peak_mb": peak}
+
+
+def _child() -> Child:
+    found: Child | None = getattr(_here, "child", None)
+    if found is None or not found.alive:
+        found = _here.child = Child()
+    return found
+
+
+def _share_of_memory() -> float:
+    """What dask allows this worker, or the machine has, for one of its threads."""
+    import psutil
+    from distributed import get_worker
+
+    worker = get_worker()
+    limit = worker.memory_manager.memory_limit or psutil.virtual_memory().total
+    return float(limit) / worker.state.nthreads
+
+
+class ChildLostError(Exception):
+    """The process is gone, or had to go. ``state``: of the cell, where that is decided; None: try again."""
+
+    def __init__(self, why: str, state: str | None, seconds: float) -> None:
+        super().__init__(why)
+        self.why, self.state, self.seconds = why, state, seconds
+
+
+class Child:
+    """One process of study/child.py. ``peak``: its largest resident memory during the last cell, in MB, sampled."""
+
+    def __init__(self) -> None:
+        self.peak = 0.0
+        self._words = tempfile.TemporaryFile()  # noqa: SIM115  lives as long as the process
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "corgi_opt.study.child"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._words,
+            text=True,
+            encoding="utf-8",
+            env=environment,
+        )
+        self._replies: queue.Queue[str] = queue.Queue()
+        threading.Thread(target=self._read, daemon=True).start()
+        self._ready = False
+
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    def ask(self, line: str, seconds: float, memory: float) -> dict[str, Any]:
+        """The reply to one line. Raises ChildLostError."""
+        if not self._ready:
+            self._wait(START_SECONDS, memory, starting=True)
+            self._ready = True
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(line + "\n")
+            self._process.stdin.flush()
+        except OSError:
+            raise self._lost(0.0) from None
+        return self._wait(seconds, memory, starting=False)
+
+    def _wait(self, seconds: float, memory: float, *, starting: bool) -> dict[str, Any]:
+        start, self.peak = time.monotonic(), 0.0
+        while True:
+            try:
+                line = self._replies.get(timeout=LOOK_SECONDS)
+            except queue.Empty:
+                line = None
+            spent = time.monotonic() - start
+            if line == "":
+                raise self._lost(spent)
+            self._look()
+            if line is not None:
+                return dict(json.loads(line))
+            if self.peak * 2**20 > memory:
+                raise ChildLostError(f"its process used more than {memory / 2**20:.0f} MB", "crashed", spent)
+            if spent > seconds:
+                what = "starting a process" if starting else "the cell"
+                raise ChildLostError(f"{what} took more than {seconds:g} s", None if starting else "timeout", spent)
+
+    def _look(self) -> None:
+        import psutil
+
+        try:
+            now = psutil.Process(self._process.pid).memory_info().rss / 2**20
+        except psutil.Error:
+            return
+        self.peak = max(self.peak, now)
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self._replies.put(line)
+        self._replies.put("")
+
+    def _lost(self, spent: float) -> ChildLostError:
+        code = self._process.wait()
+        how = f"ended with exit code {code}" if code >= 0 else f"was killed by {signal.Signals(-code).name}"
+        self._words.seek(0, os.SEEK_END)
+        self._words.seek(max(0, self._words.tell() - 1000))
+        said = self._words.read().decode(errors="replace").strip()
+        return ChildLostError(f"it {how}{f'; its last words: {said}' if said else ''}", None, spent)
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            assert pipe is not None
+            with suppress(OSError):
+                pipe.close()
+        self._words.close()

@@ -1,0 +1,66 @@
+"""Questions of a plan: every list spreads, defaults are filled in, and what no question could mean is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+
+import corgi_opt as co
+from corgi_opt.study.ask import Ask, Grid
+
+
+def test_lists_spread_to_all_combinations():
+    grid = Grid.of({"k": [1, 2], "method": ["crown", "bab"], "eps": [0.1, 0.2], "norm": "2"}, "q")
+    assert len(grid.asks) == 8 == len(set(grid.asks))
+    assert {(a.k, a.method, a.eps) for a in grid.asks} == {
+        (k, m, e) for k in (1, 2) for m in ("crown", "bab") for e in (0.1, 0.2)
+    }
+    assert {a.kind for a in grid.asks} == {"verify"} and {a.norm for a in grid.asks} == {"2"}
+    (radius,) = Grid.of({"k": 3, "method": "lp"}, "q").asks
+    assert radius == Ask("radius", 3, "lp") and radius.clip == (0.0, 1.0)
+
+
+def test_a_k2_below_its_k1_is_no_question():
+    grid = Grid.of({"k": [2, 4], "within": [2, 3, 5], "method": "bab"}, "q")
+    assert {(a.k, a.within) for a in grid.asks} == {(2, None), (2, 3), (2, 5), (4, 5)}
+
+
+def test_a_question_survives_json_and_says_only_what_matters():
+    ask = Ask("margin", 3, "bab", eps=0.1, clip=None, seed=4, rtol=0.1)
+    assert Ask.from_plain(json.loads(json.dumps(ask.plain()))) == ask
+    assert Ask("verify", 3, "bab", eps=0.1, rtol=0.1).plain() == Ask("verify", 3, "bab", eps=0.1).plain()
+    assert Ask("radius", 3, "bab", rtol=0.1).plain() != Ask("radius", 3, "bab").plain()
+    assert Ask("radius", 3, "bab", within=3) == Ask("radius", 3, "bab")
+    for field in dataclasses.fields(Ask):
+        assert field.name in ask.plain()
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"method": "bab"}, "no 'k'"),
+        ({"k": 1}, "no 'method'"),
+        ({"k": 1, "method": "bab", "radius": 2}, "unknown key 'radius'"),
+        ({"k": 1, "method": "simplex"}, "unknown method"),
+        ({"k": [], "method": "bab"}, "empty list"),
+        ({"k": 0, "method": "bab"}, "k must be"),
+        ({"k": 1, "method": "milp", "norm": "2"}, "no MILP"),
+        ({"k": 1, "method": "bab", "kind": "radius", "eps": 0.1}, "no eps"),
+        ({"k": 1, "method": "bab", "kind": "margin"}, "takes an eps"),
+        ({"k": 1, "method": "bab", "kind": "guess"}, "kind must be"),
+        ({"k": 1, "method": "bab", "kind": "margin", "eps": 0.1, "within": 3}, "neither within"),
+        ({"k": 1, "method": "bab", "clip": [1, 0]}, "low < high"),
+        ({"k": 1, "method": "bab", "clip": "some"}, "clip"),
+        ({"k": 1, "method": "bab", "eps": -0.1}, ">= 0"),
+        ({"k": 1, "method": "bab", "time_limit": 0}, "time_limit"),
+        ({"k": 1, "method": "lp", "solver": "abacus"}, "abacus"),
+        ({"k": 1, "method": "bab", "models": 3}, "models must be"),
+        ({"k": 1, "method": "bab", "rtol": 2}, "rtol"),
+    ],
+)
+def test_what_no_question_could_mean_is_refused_with_its_place(entry, message):
+    with pytest.raises(co.InputError, match=message) as refused:
+        Grid.of(entry, "questions 7")
+    assert str(refused.value).startswith("questions 7")

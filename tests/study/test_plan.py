@@ -1,0 +1,185 @@
+"""Plans: cells are known by what they are about, and by nothing else."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from nets import Plain, image, seeded
+from safetensors.torch import save_file
+from studies import culprits, write_plan
+
+import corgi_opt as co
+from corgi_opt.data import digits
+from corgi_opt.study import Plan
+
+QUESTION = [{"k": 1, "method": "crown"}]
+
+
+def plan(**more: object) -> Plan:
+    base = {"name": "p", "models": {"m": "digits"}, "images": {"t": {"source": "digits", "take": [3]}}}
+    return Plan.of({**base, "questions": QUESTION, **more})
+
+
+def key(**more: object) -> str:
+    (cell,) = plan(**more).cells()
+    return cell.key
+
+
+def test_a_toml_file_expands_to_all_its_cells(tmp_path):
+    culprits(tmp_path)
+    path = write_plan(
+        tmp_path / "p.toml",
+        """
+        name = "both"
+        time_limit = 5
+        [models]
+        digits = "digits"
+        own = "culprits.py:fine"
+        [images.test]
+        source = "digits"
+        take = "0:3"
+        [images.own]
+        source = "culprits.py:images"
+        [[questions]]
+        models = "digits"
+        images = ["test"]
+        k = [1, 2]
+        method = ["crown", "bab"]
+        [[questions]]
+        models = "own"
+        images = "own"
+        k = 1
+        method = "crown"
+        class_idx = "label"
+        time_limit = 7
+        clip = "none"
+        """,
+    )
+    cells = Plan.load(path).cells()
+    assert len(cells) == 3 * 4 + 3 == len({c.key for c in cells})
+    assert {c.ask.time_limit for c in cells if c.model.name == "digits"} == {5.0}
+    own = [c for c in cells if c.model.name == "own"]
+    assert [c.ask.class_idx for c in own] == [0, 1, 2] and own[0].ask.clip is None and own[0].ask.time_limit == 7
+    images, _ = digits.load_digits()
+    _, test = digits.digits_split()
+    assert torch.equal(cells[0].image.x, images[test[0]][None].double()) and cells[0].image.name == "test[0]"
+
+
+def test_a_key_depends_on_contents_only(tmp_path):
+    base = key()
+    images, _ = digits.load_digits()
+    _, test = digits.digits_split()
+    assert key(name="other", images={"u": images[test[3]][None]}) == base  # the same image by another name
+    assert key(models={"n": {"build": "digits"}}) == base
+    assert key(questions=[{"k": 1, "method": "crown", "seed": 0}]) == base
+    changed = images[test[3]][None].clone()
+    changed[..., 0, 0] += 1e-7
+    others = {
+        key(images={"t": changed}),
+        key(images={"t": images[test[3]][None].view(1, 1, 4, 16)}),
+        key(questions=[{"k": 2, "method": "crown"}]),
+        key(questions=[{"k": 1, "method": "crown", "time_limit": 1}]),
+        key(questions=[{"k": 1, "method": "crown", "eps": 0.1}]),
+        base,
+    }
+    assert len(others) == 6
+
+
+def test_a_network_is_known_by_its_weights_its_structure_and_its_code(tmp_path):
+    def sha(text: str, weights: str | None = None) -> str:
+        (tmp_path / "own.py").write_text(text)
+        entry = {"build": "own.py:build", **({} if weights is None else {"weights": weights})}
+        made = Plan.of(
+            {"name": "p", "images": {"t": image(1, 6, 6)}, "questions": QUESTION, "models": {"m": entry}}, tmp_path
+        )
+        (cell,) = made.cells()
+        return cell.model.sha256
+
+    text = "from nets import Plain, seeded\ndef build(): return seeded(Plain, 1)\n"
+    state = seeded(Plain, 2).state_dict()
+    save_file(state, tmp_path / "w.safetensors")
+    first = sha(text)
+    assert sha(text) == first
+    found = {first, sha(text.replace("1)", "2)")), sha(text + "# a word\n"), sha(text, "w.safetensors")}
+    state = {n: t.clone() for n, t in state.items()}
+    next(iter(state.values())).view(-1)[0] += 1e-3
+    save_file(state, tmp_path / "w.safetensors")
+    found.add(sha(text, "w.safetensors"))
+    assert len(found) == 5
+
+
+def test_a_network_that_changed_is_not_built(tmp_path):
+    (tmp_path / "own.py").write_text("from nets import Plain, seeded\ndef build(): return seeded(Plain, 1)\n")
+    made = Plan.of(
+        {"name": "p", "models": {"m": "own.py:build"}, "images": {"t": image(1, 6, 6)}, "questions": QUESTION}, tmp_path
+    )
+    (cell,) = made.cells()
+    assert isinstance(cell.model.built(), Plain)
+    (tmp_path / "own.py").write_text("from nets import Plain, seeded\ndef build(): return seeded(Plain, 3)\n")
+    with pytest.raises(co.InputError, match="another network"):
+        cell.model.built()
+
+
+def test_the_same_question_twice_is_one_cell():
+    assert len(plan(questions=QUESTION * 2).cells()) == 1
+    assert len(plan(images={"t": {"source": "digits", "take": [3, 3]}}).cells()) == 1
+
+
+def test_files_are_images_too(tmp_path):
+    for name in ("b", "a"):
+        np.save(tmp_path / f"{name}.npy", image(1, 8, 8, seed=ord(name)).numpy())
+    base = {"name": "p", "models": {"m": "digits"}, "questions": QUESTION}
+    cells = Plan.of({**base, "images": {"t": {"source": "*.npy"}}}, tmp_path).cells()
+    assert [c.image.name for c in cells] == ["a.npy", "b.npy"]
+    assert torch.equal(cells[1].image.x, image(1, 8, 8, seed=ord("b")).double())
+    cells = Plan.of({**base, "images": {"t": {"source": ["b.npy", "a.npy"], "take": "1:2"}}}, tmp_path).cells()
+    assert [c.image.name for c in cells] == ["a.npy"]
+
+
+def test_a_plan_in_python(tmp_path):
+    (tmp_path / "plans.py").write_text(
+        "import torch\n"
+        "def study():\n"
+        "    return {'name': 'py', 'models': {'m': 'digits'}, 'images': {'t': torch.rand(2, 1, 8, 8)},\n"
+        "            'questions': [{'k': 1, 'method': 'crown'}]}\n"
+    )
+    made = Plan.load(f"{tmp_path / 'plans.py'}:study")
+    assert made.name == "py" and len(made.cells()) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"name": ""}, "needs a name"),
+        ({"models": {}}, "at least one \\[models"),
+        ({"models": {"m": seeded(Plain)}}, "module object cannot be given"),
+        ({"models": {"m": {"weights": "w"}}}, "models.m needs build"),
+        ({"models": {"m": "gone.py:f"}}, "no such file"),
+        ({"images": {"t": {"take": [1]}}}, "images.t needs a source"),
+        ({"images": {"t": {"source": "digits", "take": [9999]}}}, "image 9999"),
+        ({"images": {"t": {"source": "digits", "take": "a:b"}}}, "take must be"),
+        ({"images": {"t": {"source": "digits", "take": "5:5"}}}, "leaves none"),
+        ({"images": {"t": {"source": "none/*.npy"}}}, "no file is"),
+        ({"images": {"t": torch.rand(8, 8)}}, "must be a tensor"),
+        ({"images": {"t": torch.full((1, 1, 8, 8), torch.nan)}}, "not finite"),
+        ({"questions": []}, "at least one \\[\\[questions"),
+        ({"questions": ["k"]}, "must be a table"),
+        ({"questions": [{"k": 1, "method": "crown", "models": "gone"}]}, "no models.gone"),
+        ({"questions": [{"k": 1, "method": "crown", "images": "gone"}]}, "no images.gone"),
+        (
+            {"images": {"t": torch.rand(1, 1, 8, 8)}, "questions": [{"k": 1, "method": "crown", "class_idx": "label"}]},
+            "without a label",
+        ),
+    ],
+)
+def test_what_is_no_plan_is_refused_with_its_place(change, message):
+    with pytest.raises(co.InputError, match=message):
+        plan(**change).cells()
+
+
+def test_what_is_no_file_is_refused(tmp_path):
+    with pytest.raises(co.InputError, match="no plan can be read"):
+        Plan.load(tmp_path / "gone.toml")
+    with pytest.raises(co.InputError, match="not TOML"):
+        Plan.load(write_plan(tmp_path / "p.toml", "name = "))

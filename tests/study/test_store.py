@@ -1,0 +1,131 @@
+"""The store: what is put is there after any end of the process, once, and only one process writes."""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+import os
+import signal
+import sqlite3
+
+import pandas as pd
+import pytest
+
+import corgi_opt as co
+from corgi_opt.study import Row, Store
+from corgi_opt.study.store import FILE
+
+
+def row(key: str, **more: object) -> Row:
+    base = Row(
+        key=key,
+        state="done",
+        model="m",
+        model_sha256="a",
+        images="t",
+        image="t[0]",
+        image_sha256="b",
+        kind="radius",
+        k=3,
+        within=3,
+        eps=None,
+        method="bab",
+        norm="inf",
+        clip_low=0.0,
+        clip_high=1.0,
+        class_idx=7,
+        keep_class=False,
+        rtol=0.01,
+        solver=None,
+        time_limit=60.0,
+        seed=2**62,
+        status="closed",
+        lower=0.1 + 0.2,
+    )
+    return dataclasses.replace(base, **more)
+
+
+def test_rows_come_back_as_they_were(tmp_path):
+    rows = [
+        row("a"),
+        row("b", state="crashed", lower=None, reason='it said "no"'),
+        row("c", eps=1e-300, keep_class=True),
+    ]
+    with Store.writing(tmp_path) as store:
+        for r in rows:
+            store.put(r)
+        assert store.states() == {"a": "done", "b": "crashed", "c": "done"}
+    with Store.reading(tmp_path) as store:
+        assert store.rows() == rows
+        frame = store.to_frame()
+        assert list(frame.columns) == [f.name for f in dataclasses.fields(Row)]
+        assert frame["lower"].tolist()[0] == 0.1 + 0.2 and frame["keep_class"].dtype == bool
+
+
+def test_a_cell_answered_again_takes_the_place_of_the_first(tmp_path):
+    with Store.writing(tmp_path) as store:
+        store.put(row("a", state="failed"))
+        store.put(row("a"))
+        assert len(store.rows()) == 1 and store.states() == {"a": "done"}
+        progress = store.progress(["a", "b"])
+    assert (progress.cells, progress.left, progress.states) == (2, 1, {"done": 1})
+    assert str(progress) == "2 cells: 1 done, 1 to do"
+
+
+def test_a_second_writer_is_refused_and_a_reader_is_not(tmp_path):
+    with Store.writing(tmp_path) as store:
+        store.put(row("a"))
+        with pytest.raises(co.StoreError, match="another process"):
+            Store.writing(tmp_path)
+        with Store.reading(tmp_path) as other:
+            assert len(other.rows()) == 1
+    Store.writing(tmp_path).close()
+
+
+def put_and_die(folder, count):
+    store = Store.writing(folder)
+    for i in range(count):
+        store.put(row(str(i)))
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_what_was_put_outlives_its_process_and_so_does_the_right_to_write(tmp_path):
+    process = multiprocessing.get_context("spawn").Process(target=put_and_die, args=(tmp_path, 20))
+    process.start()
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL
+    with Store.writing(tmp_path) as store:
+        assert sorted(int(r.key) for r in store.rows()) == list(range(20))
+
+
+def test_tables_are_written_as_parquet_and_csv(tmp_path):
+    with Store.writing(tmp_path) as store:
+        store.put(row("a"))
+        store.put(row("b", upper=2.0))
+        frame = store.to_frame()
+        for name, read in (("t.parquet", pd.read_parquet), ("t.csv", pd.read_csv)):
+            store.export(tmp_path / name)
+            back = read(tmp_path / name)
+            assert back["lower"].tolist() == frame["lower"].tolist() and back["key"].tolist() == ["a", "b"]
+        with pytest.raises(co.InputError, match="end in"):
+            store.export(tmp_path / "t.xlsx")
+        with pytest.raises(co.InputError, match="cannot write"):
+            store.export(tmp_path / "gone" / "t.csv")
+
+
+def test_what_is_no_store_is_refused(tmp_path):
+    with pytest.raises(co.StoreError, match="no results"):
+        Store.reading(tmp_path)
+    (tmp_path / FILE).write_bytes(b"this is not a database, and long enough to be looked at" * 100)
+    with pytest.raises(co.StoreError, match="cannot be used"):
+        Store.reading(tmp_path)
+    with pytest.raises(co.StoreError, match="cannot be used"):
+        Store.writing(tmp_path)
+    (tmp_path / "new").mkdir()
+    with sqlite3.connect(tmp_path / "new" / FILE) as connection:
+        connection.execute("PRAGMA user_version = 99")
+    connection.close()
+    with pytest.raises(co.StoreError, match="schema 99"):
+        Store.reading(tmp_path / "new")
+    with pytest.raises(co.InputError, match="cannot make"):
+        Store.writing(tmp_path / FILE / "below")

@@ -1,0 +1,92 @@
+"""Heat maps: no image of the region leaves an interval or a rank range; pixels called in or out are, whatever it is."""
+
+from __future__ import annotations
+
+import matplotlib as mpl
+import pytest
+import torch
+from nets import Plain, Pooled, image, seeded
+from oracles import points_in
+
+import corgi_opt as co
+
+mpl.use("Agg")  # before pyplot: no display is needed
+from matplotlib import pyplot as plt
+
+METHODS = ("ibp", "corgi", "crown", "dual")
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("build", [Plain, Pooled])
+def test_no_image_leaves_what_is_proven(build, method):
+    x = image(1, 8, 8)
+    net = co.from_torch(seeded(build, 3), x)
+    for eps in (0.0, 0.003, 0.03):
+        found = co.heat_map(net, x, eps=eps, k=3, method=method)
+        ball = co.Ball(x, eps)
+        images = torch.cat([points_in(ball.lower, ball.upper, 200, seed=1), ball.center])
+        cams = net.cams(images.double(), found.class_idx)
+        assert bool((cams >= found.lower).all() and (cams <= found.upper).all())
+        flat = cams.flatten(1)
+        brighter = (flat[:, None, :] > flat[:, :, None]).sum(dim=2).view_as(cams)  # than each pixel
+        equal = (flat[:, None, :] == flat[:, :, None]).sum(dim=2).view_as(cams) - 1
+        assert bool((brighter + 1 >= found.best).all())
+        assert bool((brighter + 1 + equal <= found.worst).all())
+        assert int(found.inside.sum()) <= 3
+        assert bool((found.inside | found.outside | found.undecided).all())
+
+
+def test_at_eps_zero_every_pixel_is_decided():
+    x = image(1, 8, 8)
+    net = co.from_torch(seeded(Pooled), x)
+    found = co.heat_map(net, x, eps=0.0, k=2)
+    top = set(found.cam.flatten().topk(2).indices.tolist())
+    assert set(torch.nonzero(found.inside.flatten()).flatten().tolist()) == top
+    assert int(found.undecided.sum()) == 0
+
+
+def test_what_verify_certifies_with_pairs_is_in():
+    """Where CROWN certifies the set pair by pair, the map shows all of it."""
+    x = image(1, 8, 8)
+    net = co.from_torch(seeded(Pooled), x)
+    r = co.radius(net, x, k=2, method="crown")
+    found = co.heat_map(net, x, eps=0.99 * r.lower, k=2)
+    assert int(found.inside.sum()) == 2 and int(found.undecided.sum()) == 0
+    weaker = co.heat_map(net, x, eps=0.99 * r.lower, k=2, method="ibp")
+    assert int(weaker.undecided.sum()) >= int(found.undecided.sum())
+
+
+def test_a_tied_image_has_a_map_too():
+    net = co.from_torch(seeded(Pooled), image(1, 8, 8))
+    x = torch.zeros(1, 1, 8, 8)
+    x[..., 0, 0] = 0.5
+    found = co.heat_map(net, x, eps=0.01, k=5)
+    assert bool((found.worst >= found.best).all())
+
+
+def test_the_picture_shows_what_is_in_out_and_undecided():
+    x = image(1, 8, 8)
+    net = co.from_torch(seeded(Pooled), x)
+    found = co.heat_map(net, x, eps=0.01, k=3, method="corgi")
+    figure = found.plot()
+    kinds = figure.axes[2].images[0].get_array()
+    assert ((kinds == 2) == found.inside.numpy()).all() and ((kinds == 0) == found.outside.numpy()).all()
+    assert (figure.axes[1].images[0].get_array() == (found.upper - found.lower).numpy()).all()
+    (signs,) = figure.axes[2].lines
+    assert len(signs.get_xdata()) == int(found.undecided.sum())
+    labels = [t.get_text() for t in figure.axes[2].get_legend().get_texts()]
+    assert labels == [
+        f"certainly out ({int(found.outside.sum())})",
+        f"undecided ({int(found.undecided.sum())})",
+        f"certainly in ({int(found.inside.sum())})",
+    ]
+    assert repr(found).startswith("HeatMap(k=3, eps=0.01")
+    plt.close("all")
+
+
+@pytest.mark.parametrize("options", [{"k": 0}, {"k": 99}, {"eps": -1.0}, {"method": "bab"}, {"clip": (1.0, 0.0)}])
+def test_bad_input_is_refused(options):
+    x = image(1, 8, 8)
+    net = co.from_torch(seeded(Pooled), x)
+    with pytest.raises(co.InputError):
+        co.heat_map(net, x, **{"eps": 0.01, "k": 2, **options})
