@@ -90,20 +90,24 @@ def certified_fraction(frame: Any) -> Any:
     if radii.empty:
         return None
     figure, ax = _axes()
+    # the longest tails would leave no room for the rest
     finite = radii["upper"].dropna()
-    right = 1.05 * float(max([radii["lower"].max(), *([finite.quantile(0.98)] if len(finite) else [])]))
+    right = 1.05 * float(max([radii["lower"].quantile(0.98), *([finite.quantile(0.98)] if len(finite) else [])]))
     for method in _methods(radii):
         values = np.sort(radii[radii["method"] == method]["lower"])
-        x = np.concatenate([[0.0], values, [right]])
-        y = np.concatenate([[1.0], 1 - np.arange(1, len(values) + 1) / len(values), [0.0]])
-        _line(ax, x, y, method, drawstyle="steps-post")
+        _line(ax, *_above(values, right), method, drawstyle="steps-post")
     broken = np.sort(_nearest_broken(radii).groupby(_per_question(radii)).first())
-    x = np.concatenate([[0.0], broken[broken < right], [right]])
-    y = 1 - np.minimum(np.arange(len(x)), len(x) - 2) / len(broken)
-    _broken(ax, x, y, "not broken", drawstyle="steps-post")
+    _broken(ax, *_above(broken, right), "not broken", drawstyle="steps-post")
     ax.set(xlim=(0, right or 1), ylim=(0, 1.02), xlabel="eps (units of the input)", ylabel="share of questions")
     ax.legend(frameon=False)
     return figure
+
+
+def _above(values: Any, right: float) -> tuple[Any, Any]:
+    """The share of sorted values above x, as steps from 0 to ``right``."""
+    seen = values[values < right]
+    shares = 1 - np.arange(len(seen) + 1) / len(values)
+    return np.concatenate([[0.0], seen, [right]]), np.concatenate([shares, shares[-1:]])
 
 
 def tightness(frame: Any) -> Any:
@@ -210,7 +214,7 @@ def relaxed_curve(frame: Any) -> Any:
         if several:
             ax.lines[-1].set_label(f"{method}, k1={k}")
     for k, part in relaxed.groupby("k"):
-        upper = part.groupby("within")["upper"].min()
+        upper = part.groupby(["within", "image_sha256"])["upper"].min().groupby("within").median()
         _broken(ax, upper.index, upper, f"falsified, k1={k}" if several else "falsified")
     _log_where_positive(ax)
     about = "" if several else f" (k1 = {relaxed['k'].iloc[0]})"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import resources
@@ -46,22 +45,26 @@ def write_report(folder: str | Path) -> Report:
         frame, name = store.to_frame(), store.name or folder.resolve().name
     if frame.empty:
         raise StoreError(f"the study in {str(folder)!r} has no answer yet")
-    shown, files = [], []
-    (folder / "figures").mkdir(exist_ok=True)
-    for name, caption, figure in all_figures(frame):
-        png = io.BytesIO()
-        figure.savefig(png, dpi=DPI, format="png")
-        for suffix, data in ((".png", png.getvalue()), (".pdf", None)):
-            path = folder / "figures" / f"{name}{suffix}"
-            path.write_bytes(data) if data is not None else figure.savefig(path)
-            files.append(path)
-        shown.append({"name": name, "caption": caption, "data": base64.b64encode(png.getvalue()).decode()})
+    shown, files = _drawn(frame, folder / "figures")
     source = resources.files("corgi_opt.study").joinpath("report.html.j2").read_text(encoding="utf-8")
     page = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(source)
     path = folder / "report.html"
     text = page.render(name=name, made=now(), figures=shown, **tables(frame))
     path.write_text(text, encoding="utf-8")
     return Report(path, tuple(files), len(frame))
+
+
+def _drawn(frame: Any, folder: Path) -> tuple[list[dict[str, str]], list[Path]]:
+    """The figures as the page shows them, and as files."""
+    shown, files = [], []
+    folder.mkdir(exist_ok=True)
+    for name, caption, figure in all_figures(frame):
+        png, pdf = folder / f"{name}.png", folder / f"{name}.pdf"
+        figure.savefig(png, dpi=DPI)
+        figure.savefig(pdf)
+        files += [png, pdf]
+        shown.append({"name": name, "caption": caption, "data": base64.b64encode(png.read_bytes()).decode()})
+    return shown, files
 
 
 def tables(frame: Any) -> dict[str, Any]:
