@@ -279,9 +279,21 @@ def test_compare_prints_a_row_and_a_reason_for_each_method(corgi, tmp_path):
 def test_compare_json_holds_every_radius(corgi):
     found = only_json(corgi("compare", *QUESTION, "--methods", "corgi,crown", "--json"))
     assert list(found) == [f.name for f in fields(co.Comparison)]
-    assert list(found["radii"]) == ["corgi", "crown"]
-    assert found["radii"]["corgi"]["lower"] <= found["radii"]["crown"]["lower"]
+    (question,) = found["questions"]
+    assert list(question["answers"]) == ["corgi", "crown"] and question["eps"] is None
+    assert question["answers"]["corgi"]["lower"] <= question["answers"]["crown"]["lower"]
     assert found["clip"] == [0.0, 1.0]
+
+
+def test_compare_takes_several_k_and_eps(corgi):
+    ran = corgi("compare", "digits", "--image", "0", "--k", "2,3", "--eps", "0.001,0.002", "--methods", "corgi,bab")
+    assert (ran.code, ran.err) == (0, "")
+    for k, eps in (("2", "0.001"), ("2", "0.002"), ("3", "0.001"), ("3", "0.002")):
+        assert f"top-{k} set of the CAM of class 7, eps={eps}" in ran.out
+    rows = [line.split() for line in ran.out.splitlines() if line.split()[:1] in (["corgi"], ["bab"])]
+    assert len(rows) == 8 and all(float(row[1]) <= float(row[2]) for row in rows)
+    bad = corgi("compare", "digits", "--image", "0", "--k", "two")
+    assert bad.code == 3 and "--k must be a number" in bad.err
 
 
 # --- demo ------------------------------------------------------------------------------------------------------

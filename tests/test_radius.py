@@ -81,7 +81,7 @@ def test_compare_frame_and_order(pooled):
     assert frame.loc["milp", "ratio"] <= 1.01
     assert frame.loc["corgi", "over_corgi"] == 1.0
     assert (frame["seconds"] >= 0).all()
-    assert set(c.seconds) >= {"attack", *c.radii}
+    assert set(c.only.seconds) >= {"attack", *c.radii}
 
 
 def test_a_contradiction_is_raised(pooled, monkeypatch):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from corgi_opt.errors import InputError
@@ -49,7 +50,7 @@ class ModelSource:
 
     def sourced(self, name: str) -> SourcedModel:
         """Builds it once, for its hash. Raises InputError."""
-        return SourcedModel(name, self, model_sha256(self.built(), self.build))
+        return SourcedModel(name, self, model_sha256(self.built()))
 
 
 @dataclass(frozen=True)
@@ -63,37 +64,45 @@ class SourcedModel:
     def built(self) -> nn.Module:
         """Builds it again. Raises InputError where it is not the one that was hashed."""
         module = self.source.built()
-        if model_sha256(module, self.source.build) != self.sha256:
+        if model_sha256(module) != self.sha256:
             raise InputError(
                 f"{self.source.build} builds another network than when the study began: run the study again"
             )
         return module
 
 
-def model_sha256(module: nn.Module, build: str) -> str:
-    """Of the weights and buffers, the structure, the source of every class that is not torch's own, and the file that
-    builds it.
+def model_sha256(module: nn.Module) -> str:
+    """Of what the network is: its structure, the plain attributes of its modules, weights and buffers, and the source
+    of every class that is not torch's own.
 
-    What else the code depends on (a constant of another module, say) is not seen.
+    Where the file that builds it stands, and what else is in there, plays no part; what the code takes from elsewhere
+    (a global constant, a function of another module) is not seen.
     """
     said = hashlib.sha256()
-    for part in _parts(module, build):
+    for part in _parts(module):
         said.update(len(part).to_bytes(8, "little"))
         said.update(part)
     return said.hexdigest()
 
 
-def _parts(module: nn.Module, build: str) -> Iterator[bytes]:
-    file = Path(build.rpartition(":")[0])
-    yield file.read_bytes() if file.suffix == ".py" else build.encode()
+def _parts(module: nn.Module) -> Iterator[bytes]:
     yield repr(module).encode()
+    for name, m in module.named_modules():
+        plain = {key: value for key, value in vars(m).items() if _is_plain(value)}
+        yield f"{name} {sorted(plain.items())}".encode()
     for kind in sorted({type(m) for m in module.modules()}, key=lambda c: f"{c.__module__}.{c.__qualname__}"):
         if not kind.__module__.startswith("torch."):
             yield _source(kind)
     for name, tensor in module.state_dict().items():
         values = tensor.detach().cpu().contiguous()
         yield f"{name} {values.dtype} {tuple(values.shape)}".encode()
-        yield values.view(-1).numpy().tobytes() if values.numel() else b""
+        yield values.view(-1).view(torch.uint8).numpy().tobytes() if values.numel() else b""
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return all(_is_plain(part) for part in value)
+    return value is None or isinstance(value, bool | int | float | str)
 
 
 def _source(kind: type) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import os
 import re
 from pathlib import Path
 
@@ -20,15 +21,19 @@ def outputs(cell: nbformat.NotebookNode, kind: str) -> list[str]:
     return printed + [o.data[kind] for o in cell.outputs if kind in o.get("data", {})]
 
 
+def run_through(name: str, folder: Path) -> list[nbformat.NotebookNode]:
+    """The code cells of a notebook after a run in a folder."""
+    notebook = nbformat.read(EXAMPLES / name, as_version=4)
+    resources = {"metadata": {"path": str(folder)}}
+    client = NotebookClient(notebook, timeout=300, kernel_name="python3", resources=resources)
+    client.execute(env={**os.environ, "OMP_NUM_THREADS": "1"})  # tests run side by side
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
 @pytest.fixture(scope="module")
 def first_certificate(tmp_path_factory):
     """The code cells of the notebook after a run, by their source."""
-    notebook = nbformat.read(EXAMPLES / "01_first_certificate.ipynb", as_version=4)
-    folder = tmp_path_factory.mktemp("run")
-    NotebookClient(
-        notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
-    ).execute()
-    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+    return run_through("01_first_certificate.ipynb", tmp_path_factory.mktemp("run"))
 
 
 def shown_by(cells: list[nbformat.NotebookNode], call: str, kind: str = "text/plain") -> str:
@@ -38,7 +43,8 @@ def shown_by(cells: list[nbformat.NotebookNode], call: str, kind: str = "text/pl
 
 
 def test_there_are_notebooks():
-    assert [path.name for path in NOTEBOOKS][:1] == ["01_first_certificate.ipynb"]
+    names = ["01_first_certificate.ipynb", "02_bound_tightness.ipynb", "03_paper_gtsrb.ipynb"]
+    assert [path.name for path in NOTEBOOKS] == names
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -71,7 +77,34 @@ def test_the_first_certificate_brackets_the_radius(first_certificate):
 def test_the_first_certificate_shows_a_table_and_two_pictures(first_certificate):
     table = shown_by(first_certificate, "c.to_frame()", "text/html")
     assert all(f"<th>{method}</th>" in table for method in ("corgi", "crown", "lp", "bab"))
-    for call in ("plot_counterexample(net", "c.plot()"):
-        picture = base64.b64decode(shown_by(first_certificate, call, "image/png"))
+    assert_pictures(first_certificate, "plot_counterexample(net", "c.plot()")
+
+
+def assert_pictures(cells: list[nbformat.NotebookNode], *calls: str) -> None:
+    for call in calls:
+        picture = base64.b64decode(shown_by(cells, call, "image/png"))
         assert picture.startswith(b"\x89PNG")
         assert len(picture) > 5000  # more than a blank sheet
+
+
+def test_bound_tightness_shows_ladders_a_map_and_a_study(tmp_path):
+    cells = run_through("02_bound_tightness.ipynb", tmp_path)
+    ladder = shown_by(cells, "ladder = co.compare(", "text/html")
+    assert all(f"<th>{method}</th>" in ladder for method in ("corgi", "crown", "dual", "lp", "bab"))
+    assert_pictures(cells, "ladder.plot()", "table.plot(", "radii.plot()", "co.heat_map(", "study.write_report(")
+    said = shown_by(cells, "study.run(")
+    assert said.splitlines()[0] == "36 cells: 36 done, 0 to do" and "no worker was started" in said
+    assert "certified_fraction.png" in shown_by(cells, "study.write_report(")
+    assert (tmp_path / "six_digits" / "report.html").is_file()
+
+
+@pytest.mark.gtsrb
+def test_the_papers_network_is_closed_and_proven(gtsrb, tmp_path, monkeypatch):
+    monkeypatch.setenv("CORGI_GTSRB_DIR", str(gtsrb.resolve()))
+    cells = run_through("03_paper_gtsrb.ipynb", tmp_path)
+    text = shown_by(cells, "r = co.radius(")
+    paper, ours = (float(re.search(rf"{who}:\s+certified (\S+),", text).group(1)) for who in ("paper", "ours"))
+    assert ours > 1.3 * paper
+    assert float(re.search(r": (\S+) apart", text).group(1)) <= 1.0021
+    assert re.search(r"0\.\d\d MB, proven again in \S+ s: margin >= [1-9]", shown_by(cells, 'proof="checked"'))
+    assert_pictures(cells, "plot_counterexample(net", "eps=1.10e-3, k=k, class_idx=c).plot()", "eps=2.5e-3")

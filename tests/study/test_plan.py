@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -86,27 +88,50 @@ def test_a_key_depends_on_contents_only(tmp_path):
     assert len(others) == 6
 
 
-def test_a_network_is_known_by_its_weights_its_structure_and_its_code(tmp_path):
+OWN = """
+import torch
+from nets import Plain
+
+class Scaled(Plain):
+    scale = 1.0
+    def forward(self, x):
+        return super().forward(x) * self.factor
+
+def build():
+    torch.manual_seed(1)
+    model = Scaled()
+    model.factor = 2.0
+    return model.eval()
+"""
+
+
+def test_a_network_is_known_by_its_weights_its_structure_and_its_code(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # Python takes an edit within a second for none
+
     def sha(text: str, weights: str | None = None) -> str:
         (tmp_path / "own.py").write_text(text)
         entry = {"build": "own.py:build", **({} if weights is None else {"weights": weights})}
-        made = Plan.of(
-            {"name": "p", "images": {"t": image(1, 6, 6)}, "questions": QUESTION, "models": {"m": entry}}, tmp_path
-        )
-        (cell,) = made.cells()
+        base = {"name": "p", "images": {"t": image(1, 6, 6)}, "questions": QUESTION}
+        (cell,) = Plan.of({**base, "models": {"m": entry}}, tmp_path).cells()
         return cell.model.sha256
 
-    text = "from nets import Plain, seeded\ndef build(): return seeded(Plain, 1)\n"
-    state = seeded(Plain, 2).state_dict()
+    first = sha(OWN)
+    assert sha(OWN) == first == sha("# words\n" + OWN + "\nx = 1\n")  # neither where it stands nor what else is there
+    state = seeded(Plain, 5).state_dict()
     save_file(state, tmp_path / "w.safetensors")
-    first = sha(text)
-    assert sha(text) == first
-    found = {first, sha(text.replace("1)", "2)")), sha(text + "# a word\n"), sha(text, "w.safetensors")}
+    found = {
+        first,
+        sha(OWN.replace("seed(1)", "seed(2)")),
+        sha(OWN.replace("factor = 2.0", "factor = 3.0")),
+        sha(OWN.replace("* self.factor", "+ 0 + self.factor")),
+        sha(OWN.replace("Scaled()", "Scaled(channels=3)")),
+        sha(OWN, "w.safetensors"),
+    }
     state = {n: t.clone() for n, t in state.items()}
     next(iter(state.values())).view(-1)[0] += 1e-3
     save_file(state, tmp_path / "w.safetensors")
-    found.add(sha(text, "w.safetensors"))
-    assert len(found) == 5
+    found.add(sha(OWN, "w.safetensors"))
+    assert len(found) == 7
 
 
 def test_a_network_that_changed_is_not_built(tmp_path):
@@ -116,7 +141,7 @@ def test_a_network_that_changed_is_not_built(tmp_path):
     )
     (cell,) = made.cells()
     assert isinstance(cell.model.built(), Plain)
-    (tmp_path / "own.py").write_text("from nets import Plain, seeded\ndef build(): return seeded(Plain, 3)\n")
+    (tmp_path / "own.py").write_text("from nets import Plain, seeded\ndef build(): return seeded(Plain, 33)\n")
     with pytest.raises(co.InputError, match="another network"):
         cell.model.built()
 
