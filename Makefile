@@ -11,7 +11,7 @@ demo: $(VENV)/.installed
 	$(BIN)/corgi-opt demo
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m slow

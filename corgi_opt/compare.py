@@ -213,21 +213,18 @@ def compare(
         raise InputError(f"methods must be a non-empty sequence of names or None, got {methods!r}")
     if eps is not None and (keep_class or within is not None):
         raise InputError("margins at fixed eps are those of the top-k set: neither within nor keep_class goes with eps")
-    if not isinstance(x, Tensor) or x.ndim != 4 or not len(x):
-        raise InputError(
-            f"x must be images (N, C, H, W), got {tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__}"
-        )
     chosen = sorted({check_method(m, norm) for m in methods}, key=LADDER_ORDER.index)
     where, tolerance = resolve_device(device), check_rtol(rtol)
     check_time_limit(time_limit)
     for method in chosen:
         check_solver(solver, method, norm)
     about: Any = {"class_idx": class_idx, "norm": norm, "clip": clip, "tie_tol": tie_tol}
-    cases = [(at, one, size) for at in range(len(x)) for one in ks for size in epses]
+    images = _images(x)
+    cases = [(at, one, size) for at in range(len(images)) for one in ks for size in epses]
     found: list[Compared] = []
     with reporting(progress, "compare") as report:
         for at, one, size in cases:
-            image = x[at : at + 1]
+            image = images[at]
             try:
                 question = Question.ask(net, image, k=one, within=within, keep_class=keep_class, **about)
             except TieError as tie:
@@ -295,6 +292,12 @@ def _of_tied(nothing: Radius, image: int, eps: float | None, methods: Sequence[s
         )
     answers = {name: replace(answer, method=name) for name in methods}
     return Compared(image, nothing.k, nothing.within, nothing.class_idx, eps, answers, {})
+
+
+def _images(x: Any) -> list[Any]:
+    """A batch image by image; what is no batch of several is left for others to judge."""
+    several = isinstance(x, Tensor) and x.layout == torch.strided and x.ndim == 4 and len(x) > 1
+    return [x[at : at + 1] for at in range(len(x))] if several else [x]
 
 
 def _several(name: str, value: Any) -> list[Any]:

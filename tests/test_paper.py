@@ -34,28 +34,33 @@ def test_the_head_is_the_papers(paper):
     assert ours.tolist() == pytest.approx(list(published.cam_sorted), rel=1e-4, abs=1e-2)
 
 
-def test_corgi_certifies_the_published_radius_for_every_k(paper):
+SOME_OR_ALL = [pytest.param(4, id="every fourth"), pytest.param(1, id="all", marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("step", SOME_OR_ALL)
+def test_corgi_certifies_the_published_radius_for_every_k(paper, step):
     """0.97 of it, as their search and float32 differ; a smaller eps never certifies less."""
     net, x, published = paper
     missed = []
     for k, radius in published.corgi_radius_by_k.items():
-        if k not in CAPPED and k <= 50:
+        if k not in CAPPED and k <= 50 and k % step == 1 % step:
             v = co.verify(net, x, eps=0.97 * radius, k=k, method="corgi", class_idx=published.class_idx, clip=None)
             if v.status != "certified":
                 missed.append((k, v))
     assert not missed
 
 
-def test_corgi_certifies_the_published_radius_of_the_test_images(paper, test_images):
+@pytest.mark.parametrize("step", SOME_OR_ALL)
+def test_corgi_certifies_the_published_radius_of_the_test_images(paper, test_images, step):
     net, _, _ = paper
     certified = [
         co.verify(
             net, s.image(), eps=0.97 * row.corgi_radius, k=15, method="corgi", class_idx=s.label, clip=None
         ).status
-        for row, s in test_images
+        for row, s in test_images[::step]
     ]
-    assert len(certified) == 54
-    assert certified.count("certified") >= 0.95 * 54
+    assert len(test_images) == 54 and len(certified) == len(range(0, 54, step))
+    assert certified.count("certified") >= (0.95 if step == 1 else 0.9) * len(certified)
 
 
 @pytest.mark.parametrize(("k", "eps"), [(15, 1.26e-3), (10, 3.9e-4)])

@@ -15,9 +15,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from nets import image
-from studies import answers, culprits, start, study_command, write_plan
+from studies import answers, culprits, start, write_plan
 
 import corgi_opt as co
+from corgi_opt.cli import main
 from corgi_opt.data import digits
 from corgi_opt.study import Plan, Store, run
 
@@ -150,39 +151,48 @@ def test_failed_cells_are_tried_again_when_asked(studied, tmp_path):
     assert len(rows) == 10 and rows[-1].model == "wrong"  # put again, last
 
 
-def test_ctrl_c_keeps_what_is_answered(studied, tmp_path):
-    _, path, _ = studied
+def test_what_was_stopped_goes_on_to_the_same_answers(studied, tmp_path):
+    """Ctrl-C, then SIGKILL, then to the end. (Fifty kills: test_kills.py.)"""
+    folder, path, _ = studied
     log = tmp_path / "log"
-    ran = start(log, "run", path, "--out", tmp_path / "out", "--workers", 1)
-    patience = time.monotonic() + 200
-    while time.monotonic() < patience:
-        try:
-            if len(answers(tmp_path / "out")):
-                break
-        except co.StoreError:
-            pass
-        time.sleep(0.1)
-    ran.send_signal(signal.SIGINT)
-    assert ran.wait(timeout=60) == 130, log.read_text()
-    assert 1 <= len(answers(tmp_path / "out")) < 10
-    assert "Traceback" not in log.read_text()
+    command = (log, "run", path, "--out", tmp_path / "out", "--workers", 2)
+    for sign, code, least in ((signal.SIGINT, 130, 1), (signal.SIGKILL, -9, 5)):
+        ran = start(*command)
+        patience = time.monotonic() + 200
+        while answered(tmp_path / "out") < least and time.monotonic() < patience:
+            time.sleep(0.05)
+        ran.send_signal(sign)
+        assert ran.wait(timeout=60) == code, log.read_text()
+        assert least <= answered(tmp_path / "out") < 10
+        assert "Traceback" not in log.read_text()
+    assert start(*command).wait(timeout=200) == 2, log.read_text()
+    pd.testing.assert_frame_equal(answers(tmp_path / "out"), answers(folder / "plan"))
 
 
-def test_status_report_and_export_on_the_command_line(studied):
+def answered(folder: Path) -> int:
+    try:
+        return len(answers(folder))
+    except co.StoreError:
+        return 0
+
+
+def test_status_report_and_export_on_the_command_line(studied, monkeypatch, capsys):
     folder, path, _ = studied
 
-    def command(*args: object) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(study_command(*args), capture_output=True, text=True, timeout=120)
+    def command(*args: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["corgi-opt", "study", *map(str, args)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        return end.value.code, *capsys.readouterr()
 
-    status = command("status", path)
-    assert status.returncode == 2 and status.stdout == "10 cells: 9 done, 1 failed, 0 to do\n"
-    export = command("export", path, folder / "t.parquet")
-    assert export.returncode == 0 and len(pd.read_parquet(folder / "t.parquet")) == 10
-    report = command("report", path, "--json")
-    assert report.returncode == 0 and json.loads(report.stdout)["rows"] == 10
+    assert command("status", path) == (2, "10 cells: 9 done, 1 failed, 0 to do\n", "")
+    code, _, _ = command("export", path, folder / "t.parquet")
+    assert code == 0 and len(pd.read_parquet(folder / "t.parquet")) == 10
+    code, said, _ = command("report", path, "--json")
+    assert code == 0 and json.loads(said)["rows"] == 10
     assert (folder / "plan" / "report.html").stat().st_size > 10_000
-    gone = command("status", path, "--out", folder / "gone")
-    assert gone.returncode == 3 and "no results" in gone.stderr
+    code, _, error = command("status", path, "--out", folder / "gone")
+    assert code == 3 and "no results" in error
 
 
 @pytest.mark.parametrize(

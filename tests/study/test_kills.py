@@ -113,10 +113,6 @@ def check(folder: Path, kills: int, images: int, ks: list[int]) -> None:
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
-def test_a_study_outlives_what_is_killed(tmp_path):
-    check(tmp_path, kills=2, images=2, ks=[1, 2])
-
-
 @pytest.mark.slow
 def test_fifty_kills_leave_the_answers_of_an_undisturbed_run(tmp_path):
     check(tmp_path, kills=50, images=20, ks=[1, 2, 3, 4, 5])
