@@ -216,7 +216,7 @@ def main() -> None:
 
     made = plan(numbers(args.ks), args.images, numbers(args.k2), args.methods.split(","), args.rtol, args.time_limit)
     console = Console(width=120)
-    console.print(study.run(made, args.out, workers=args.workers))
+    console.print(str(study.run(made, args.out, workers=args.workers)), highlight=False)
     with study.Store.reading(args.out) as store:
         frame = store.to_frame()
     wanted = {cell.key for cell in made.cells()}

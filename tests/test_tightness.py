@@ -17,7 +17,7 @@ RTOL = 1e-3
 METHODS = ("corgi", "crown", "dual", "lp")
 
 
-def asked(seed: int, norms: tuple[str, ...], count: int = 16):
+def asked(seed: int, norms: tuple[str, ...], count: int = 12):
     """Questions about top-k sets of any class."""
     return [q for q in questions(count, seed, norms) if q.within == q.k and not q.keep_class]
 
@@ -43,7 +43,7 @@ def test_exact_margins_are_those_of_enumeration(norm, method):
         gap = float(top[found.k - 1] - top[found.k])
         assert found.margin_upper - found.margin_lower <= RTOL * gap + 1e-5, (question.label, found)
         seen += 1
-    assert seen >= 3
+    assert seen >= 2
 
 
 @pytest.mark.parametrize("method", ["milp", "bab"])

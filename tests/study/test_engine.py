@@ -155,7 +155,7 @@ def test_what_was_stopped_goes_on_to_the_same_answers(studied, tmp_path):
     """Ctrl-C, then SIGKILL, then to the end. (Fifty kills: test_kills.py.)"""
     folder, path, _ = studied
     log = tmp_path / "log"
-    command = (log, "run", path, "--out", tmp_path / "out", "--workers", 2)
+    command = (log, "run", path, "--out", tmp_path / "out", "--workers", 1)
     for sign, code, least in ((signal.SIGINT, 130, 1), (signal.SIGKILL, -9, 5)):
         ran = start(*command)
         patience = time.monotonic() + 200
