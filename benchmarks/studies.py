@@ -1,15 +1,17 @@
 """What a study costs beside its answers: start-up and report of a large store, and what a second worker brings.
 
-    python benchmarks/studies.py [--only store|workers] [--cells 10000] [--repeats 3]
+    python benchmarks/studies.py [--only store|workers] [--cells 10000] [--repeats 3] [--root DIR]
 
 ``store``: a plan of so many cells whose answers are made up (they are not what is measured); how long ``study run``
 takes to find that there is nothing to do, and ``study report`` to write the page and the figures.
-``workers``: 60 cells on the digits network, answered for real by one worker and by two, cold, in turn.
+``workers``: 60 cells, answered for real by one worker and by two, cold, in turn: on the digits network, where a cell
+takes far less than a worker takes to start; and with ``--root`` (as for examples/reproduce_paper.py) on the paper's.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import statistics
 import subprocess
@@ -93,18 +95,34 @@ def store_times(cells: int, repeats: int) -> None:
             print(f"study {what}: median {statistics.median(seconds):.2f} s, worst {max(seconds):.2f} s")
 
 
-def worker_times(repeats: int) -> None:
+PAPERS = """
+name = "sixty"
+[models]
+gtsrb = "{script}:model"
+[images.test]
+source = "{script}:test_images"
+take = "0:30"
+[[questions]]
+k = [10, 15]
+method = "bab"
+rtol = 0.002
+time_limit = 60
+"""
+
+
+def worker_times(what: str, plan: str, repeats: int) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         path = folder / "plan.toml"
-        path.write_text(REAL)
+        path.write_text(plan)
         seconds: dict[int, list[float]] = {1: [], 2: []}
         for repeat in range(repeats):
             for workers in (1, 2):
                 out = folder / f"{workers}-{repeat}"
                 seconds[workers].append(command("run", path, "--out", out, "--workers", workers))
         one, two = (statistics.median(seconds[w]) for w in (1, 2))
-        print(f"60 cells: one worker {one:.1f} s, two {two:.1f} s: {one / two:.2f}x (medians of {repeats}, cold)")
+        times = f"one worker {one:.1f} s, two {two:.1f} s: {one / two:.2f}x"
+        print(f"60 cells on {what}: {times} (medians of {repeats}, cold)")
 
 
 def main() -> None:
@@ -112,12 +130,17 @@ def main() -> None:
     parser.add_argument("--only", choices=("store", "workers"))
     parser.add_argument("--cells", type=int, default=10_000)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--root", type=Path, help="folder of the GTSRB data and the paper's results")
     args = parser.parse_args()
     print(f"torch {torch.__version__}")
     if args.only != "workers":
         store_times(args.cells, args.repeats)
     if args.only != "store":
-        worker_times(args.repeats)
+        worker_times("digits", REAL, args.repeats)
+        if args.root is not None:
+            os.environ["CORGI_GTSRB_DIR"] = str(args.root.resolve())
+            script = Path(__file__).resolve().parents[1] / "examples" / "reproduce_paper.py"
+            worker_times("the paper's network", PAPERS.format(script=script), args.repeats)
 
 
 if __name__ == "__main__":
