@@ -81,7 +81,8 @@ class MissingPackageError(CorgiError, ImportError):
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C in the middle of a call. ``partial``: the Verdict, Radius or Comparison as far as it is proven by then."""
+    """Ctrl-C in the middle of a call. ``partial``: the Verdict, Radius, Comparison or (of a study) Progress
+    as far as it is known by then."""
 
     def __init__(self, partial: object) -> None:
         self.partial = partial

@@ -37,8 +37,9 @@ def reporting(wanted: bool | None, title: str) -> Iterator[Report]:
 
 
 @contextmanager
-def counting(wanted: bool | None, title: str, total: int) -> Iterator[Callable[[int], object]]:
-    """A bar of ``total`` steps with the time that is left; yields what takes the number of steps just done.
+def counting(wanted: bool | None, title: str, total: int, done: int = 0) -> Iterator[Callable[[int], object]]:
+    """A bar of ``total`` steps, ``done`` of them before, with the time that is left; yields what takes the number of
+    steps just done.
 
     Raises InputError as :func:`reporting`.
     """
@@ -47,7 +48,7 @@ def counting(wanted: bool | None, title: str, total: int) -> Iterator[Callable[[
         warnings.simplefilter("ignore")
         from tqdm.auto import tqdm
 
-        bar = tqdm(desc=title, total=total, unit="cell", disable=not shown, smoothing=0.05)
+        bar = tqdm(desc=title, total=total, initial=done, unit="cell", disable=not shown, smoothing=0.05)
     with bar:
         yield bar.update
 

@@ -14,7 +14,7 @@ from corgi_opt.progress import counting
 from corgi_opt.study.answer import said_image
 from corgi_opt.study.plan import Cell, Plan
 from corgi_opt.study.store import Progress, Row, Store, now
-from corgi_opt.study.worker import run_cell
+from corgi_opt.study.worker import end_children, run_cell
 
 AHEAD = 3
 """Cells that are given to the scheduler for each thread of a worker: one to do, and some that wait beside it."""
@@ -57,8 +57,8 @@ def run(
         left = [c for key, c in cells.items() if key not in known or (retry_failed and known[key] != "done")]
         if left:
             store.began(plan.name, plan.said)
-            with _client(workers, scheduler) as client, counting(progress, plan.name, len(cells)) as count:
-                count(len(cells) - len(left))
+            done = len(cells) - len(left)
+            with _client(workers, scheduler) as client, counting(progress, plan.name, len(cells), done) as count:
                 try:
                     for cell, found in _answers(client, left, limit, grace, device):
                         store.put(row_of(cell, found))
@@ -83,7 +83,7 @@ def _answers(
             running[future.key] = cell
             done.add(future)
 
-    give(AHEAD * _threads(client))
+    give(AHEAD * max(1, _threads(client)))
     for future in done:
         cell = running.pop(future.key)
         if future.status == "finished":
@@ -183,6 +183,7 @@ def _client(workers: int | None, scheduler: str | None) -> Iterator[Any]:
                     f"the cluster at {scheduler!r} has no worker; start one: dask worker {scheduler}"
                 ) from error
             yield client
+            client.run(end_children)  # its workers live on
         return
     # a worker may be killed from outside as often as it likes: the cell's own process tells whose fault a death is
     with (

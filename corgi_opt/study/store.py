@@ -96,8 +96,8 @@ class Store:
     ends, however that ends. Raises StoreError for a file that is no store, or one of another version.
     """
 
-    def __init__(self, connection: sqlite3.Connection, lock: Any) -> None:
-        self._connection, self._lock = connection, lock
+    def __init__(self, folder: Path, connection: sqlite3.Connection, lock: Any) -> None:
+        self._folder, self._connection, self._lock = folder, connection, lock
 
     @classmethod
     def writing(cls, folder: str | Path) -> Store:
@@ -121,8 +121,8 @@ class Store:
                 connection = sqlite3.connect(folder / FILE, isolation_level=None)
                 connection.execute("PRAGMA journal_mode = WAL")
                 connection.execute("PRAGMA synchronous = FULL")
-                store = cls(connection, lock)
-                store._made(folder)
+                store = cls(folder, connection, lock)
+                store._made()
                 return store
         except BaseException:
             lock.release()
@@ -136,11 +136,11 @@ class Store:
             raise StoreError(f"there are no results in {str(folder)!r}; run the study first")
         with _speaking(folder):
             connection = sqlite3.connect(f"{(folder / FILE).resolve().as_uri()}?mode=ro", uri=True)
-            store = cls(connection, None)
-            store._check_version(folder)
+            store = cls(folder, connection, None)
+            store._check_version()
             return store
 
-    def _made(self, folder: Path) -> None:
+    def _made(self) -> None:
         (version,) = self._connection.execute("PRAGMA user_version").fetchone()
         (tables,) = self._connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
         if version == 0 and tables == 0:
@@ -150,12 +150,12 @@ class Store:
             self._connection.execute("CREATE TABLE runs (started TEXT, name TEXT, plan TEXT)")
             self._connection.execute(f"PRAGMA user_version = {SCHEMA}")
             self._connection.execute("COMMIT")
-        self._check_version(folder)
+        self._check_version()
 
-    def _check_version(self, folder: Path) -> None:
+    def _check_version(self) -> None:
         (version,) = self._connection.execute("PRAGMA user_version").fetchone()
         if version != SCHEMA:
-            raise StoreError(f"{folder / FILE} has schema {version}, this version of corgi_opt reads {SCHEMA}")
+            raise StoreError(f"{self._folder / FILE} has schema {version}, this version of corgi_opt reads {SCHEMA}")
 
     def began(self, name: str, plan: str) -> None:
         """Records that a run of a plan began."""
@@ -168,9 +168,10 @@ class Store:
         return "" if found is None else str(found[0])
 
     def put(self, row: Row) -> None:
-        """Keeps one answer, in place of an earlier one; on disk when this returns."""
+        """Keeps one answer, in place of an earlier one; on disk when this returns. Raises StoreError."""
         marks = ", ".join("?" * len(COLUMNS))
-        self._connection.execute(f"INSERT OR REPLACE INTO cells VALUES ({marks})", astuple(row))
+        with _speaking(self._folder):
+            self._connection.execute(f"INSERT OR REPLACE INTO cells VALUES ({marks})", astuple(row))
 
     def states(self) -> dict[str, str]:
         """The state of every cell that has one, by key."""
@@ -179,7 +180,8 @@ class Store:
     def rows(self) -> list[Row]:
         """In the order in which they came."""
         found = self._connection.execute(f"SELECT {', '.join(COLUMNS)} FROM cells ORDER BY rowid")
-        return [Row(**dict(zip(COLUMNS, values, strict=True))) for values in found]
+        named = (dict(zip(COLUMNS, values, strict=True)) for values in found)
+        return [Row(**{**row, "keep_class": bool(row["keep_class"])}) for row in named]
 
     def to_frame(self) -> Any:
         """A pandas DataFrame, one row a cell, with the columns of :class:`Row`."""

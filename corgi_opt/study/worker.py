@@ -28,7 +28,8 @@ START_SECONDS = 300.0
 LOOK_SECONDS = 0.05
 """Between two looks at the process's memory."""
 
-_here = threading.local()
+_children: dict[int, Child] = {}
+"""By thread of the worker."""
 
 
 def run_cell(task: Mapping[str, Any]) -> dict[str, Any]:
@@ -51,7 +52,7 @@ def run_guarded(task: Mapping[str, Any], memory_limit: float) -> dict[str, Any]:
             why = lost.why
             peak = max(peak, child.peak)
             child.end()
-            _here.child = None
+            del _children[threading.get_ident()]
             if lost.state is not None:
                 return {"state": lost.state, "reason": why, "peak_mb": peak, "seconds": lost.seconds}
         else:
@@ -60,10 +61,16 @@ def run_guarded(task: Mapping[str, Any], memory_limit: float) -> dict[str, Any]:
 
 
 def _child() -> Child:
-    found: Child | None = getattr(_here, "child", None)
-    if found is None or not found.alive:
-        found = _here.child = Child()
-    return found
+    me = threading.get_ident()
+    if me not in _children or not _children[me].alive:
+        _children[me] = Child()
+    return _children[me]
+
+
+def end_children() -> None:
+    """Ends the processes that wait for a next cell, on a worker that lives on."""
+    while _children:
+        _children.popitem()[1].end()
 
 
 def _share_of_memory() -> float:

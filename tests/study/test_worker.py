@@ -28,7 +28,8 @@ def tasks(tmp_path_factory):
         folder,
     )
     yield {c.model.name: (c, task_of(c, 0.0, 60.0, "cpu")) for c in plan.cells()}
-    worker._here.child.end()
+    worker.end_children()
+    assert not worker._children
 
 
 def test_every_harm_has_its_name_and_the_next_cell_is_answered(tasks):
@@ -61,7 +62,8 @@ def test_every_harm_has_its_name_and_the_next_cell_is_answered(tasks):
 def test_a_process_that_somebody_killed_is_not_the_cells_fault(tasks):
     _, task = tasks["fine"]
     before = worker.run_guarded(task, GIGABYTE)
-    psutil.Process(worker._here.child._process.pid).kill()
+    (child,) = worker._children.values()
+    psutil.Process(child._process.pid).kill()
     again = worker.run_guarded(task, GIGABYTE)
     assert again["state"] == "done" and again["lower"] == before["lower"]
 
