@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -208,3 +210,11 @@ def test_what_is_no_file_is_refused(tmp_path):
         Plan.load(tmp_path / "gone.toml")
     with pytest.raises(co.InputError, match="not TOML"):
         Plan.load(write_plan(tmp_path / "p.toml", "name = "))
+
+
+def test_the_plan_in_the_docs_is_one(tmp_path):
+    docs = Path(__file__).parents[2] / "docs" / "studies.md"
+    (text,) = re.findall(r"```toml\n(.*?)```", docs.read_text(), re.S)
+    cells = Plan.load(write_plan(tmp_path / "p.toml", text)).cells()
+    assert len(cells) == 20 * (3 * 2 + 2 + 3 * 4)
+    assert {c.ask.kind for c in cells} == {"radius", "verify", "margin"}
