@@ -66,9 +66,13 @@ class HeatMap:
         return ~self.inside & ~self.outside
 
     def plot(self, figure: Any = None) -> Any:
-        """The CAM, the width of the intervals, and which pixels are in, out and undecided; returns the Figure."""
+        """The CAM, widths of intervals and rank ranges, and which pixels are in, out, undecided; returns the Figure."""
         return plot_heat_map(
-            *(t.numpy() for t in (self.cam, self.lower, self.upper, self.inside, self.outside)),
+            self.cam.numpy(),
+            (self.upper - self.lower).numpy(),
+            (self.worst - self.best).numpy(),
+            self.inside.numpy(),
+            self.outside.numpy(),
             title=f"top-{self.k} of the CAM of class {self.class_idx} at eps={self.eps:g}, by {self.method}",
             figure=figure,
         )

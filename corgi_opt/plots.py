@@ -67,39 +67,44 @@ def plot_counterexample(
 
 
 def plot_heat_map(
-    cam: Any, lower: Any, upper: Any, inside: Any, outside: Any, *, title: str, figure: Any = None
+    cam: Any, interval: Any, ranks: Any, inside: Any, outside: Any, *, title: str, figure: Any = None
 ) -> Any:
-    """A certified heat map: the CAM, how far each pixel can move, and which pixels are in, out and undecided.
+    """A certified heat map: the CAM, how far each pixel and its rank can move, and which are in, out and undecided.
 
-    Arrays (H, W), the last two of bools; ``figure``: an empty matplotlib Figure or SubFigure to draw into. Returns it.
+    Arrays (H, W): the CAM, the widths of the proven intervals and rank ranges, two masks; ``figure``: an empty
+    matplotlib Figure or SubFigure to draw into. Returns it.
     """
     import matplotlib.pyplot as plt
     from matplotlib.colors import ListedColormap
     from matplotlib.patches import Patch
 
     if figure is None:
-        figure = plt.figure(figsize=(4.4 * PANEL, 1.35 * PANEL + 0.5), layout="constrained")
+        figure = plt.figure(figsize=(5.4 * PANEL, 1.3 * PANEL + 0.5), layout="constrained")
     figure.suptitle(title, fontsize=11)
-    axes = figure.subplots(1, 3)
+    axes = figure.subplots(1, 4)
     drawn = _show_cam(axes[0], cam, cam.min(), cam.max(), "CAM of the image")
     figure.colorbar(drawn, ax=axes[0], shrink=0.8)
-    width = upper - lower
-    drawn = axes[1].imshow(width, cmap="cividis", vmin=0, vmax=max(float(width.max()), 1e-300), interpolation="nearest")
-    _bare(axes[1], "proven interval, width")
-    figure.colorbar(drawn, ax=axes[1], shrink=0.8)
+    for ax, width, name in (
+        (axes[1], interval, "proven interval, width"),
+        (axes[2], ranks, "proven ranks, worst - best"),
+    ):
+        most = max(float(width.max()), 1e-300)
+        drawn = ax.imshow(width, cmap="cividis", vmin=0, vmax=most, interpolation="nearest")
+        _bare(ax, name)
+        figure.colorbar(drawn, ax=ax, shrink=0.8)
     undecided = ~inside & ~outside
     kinds = np.where(inside, 2, np.where(undecided, 1, 0))
-    axes[2].imshow(kinds, cmap=ListedColormap(KINDS), vmin=0, vmax=2, interpolation="nearest")
-    _bare(axes[2], "in the top-k set?")
+    axes[3].imshow(kinds, cmap=ListedColormap(KINDS), vmin=0, vmax=2, interpolation="nearest")
+    _bare(axes[3], "in the top-k set?")
     y, x = np.nonzero(undecided)
-    axes[2].plot(x, y, linestyle="", marker="$?$", color="black", markersize=_scale(cam.shape, 0.5, 3.0, 9.0))
+    axes[3].plot(x, y, linestyle="", marker="$?$", color="black", markersize=_scale(cam.shape, 0.5, 3.0, 9.0))
     names = ("certainly out", "undecided", "certainly in")
     counts = (int(outside.sum()), int(undecided.sum()), int(inside.sum()))
     handles = [
         Patch(facecolor=colour, edgecolor="black", linewidth=0.6, label=f"{name} ({count})")
         for colour, name, count in zip(KINDS, names, counts, strict=True)
     ]
-    axes[2].legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.03), frameon=False, fontsize=9)
+    axes[3].legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.03), frameon=False, fontsize=9)
     return figure
 
 

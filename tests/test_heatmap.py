@@ -69,12 +69,13 @@ def test_the_picture_shows_what_is_in_out_and_undecided():
     net = co.from_torch(seeded(Pooled), x)
     found = co.heat_map(net, x, eps=0.01, k=3, method="corgi")
     figure = found.plot()
-    kinds = figure.axes[2].images[0].get_array()
+    kinds = figure.axes[3].images[0].get_array()
     assert ((kinds == 2) == found.inside.numpy()).all() and ((kinds == 0) == found.outside.numpy()).all()
     assert (figure.axes[1].images[0].get_array() == (found.upper - found.lower).numpy()).all()
-    (signs,) = figure.axes[2].lines
+    assert (figure.axes[2].images[0].get_array() == (found.worst - found.best).numpy()).all()
+    (signs,) = figure.axes[3].lines
     assert len(signs.get_xdata()) == int(found.undecided.sum())
-    labels = [t.get_text() for t in figure.axes[2].get_legend().get_texts()]
+    labels = [t.get_text() for t in figure.axes[3].get_legend().get_texts()]
     assert labels == [
         f"certainly out ({int(found.outside.sum())})",
         f"undecided ({int(found.undecided.sum())})",
