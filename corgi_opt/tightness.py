@@ -71,7 +71,6 @@ class MarginSearch:
             reason = "time limit"
         except KeyboardInterrupt as stop:
             raise Interrupted(self._verdict(method, "interrupted")) from stop
-        self._check_order()
         return self._verdict(method, reason)
 
     def attack(self, deadline: Deadline) -> None:
@@ -171,6 +170,7 @@ class MarginSearch:
             )
 
     def _verdict(self, method: str, reason: str) -> Verdict:
+        self._check_order()
         witness = replay(self.question, self.ball, self._image) if self.upper <= 0 else None
         status = "certified" if self.lower > 0 else "falsified" if witness is not None else "unknown"
         said = {"certified": "every pair keeps its order", "unknown": f"{method} is too weak here"}

@@ -51,8 +51,7 @@ def run_guarded(task: Mapping[str, Any], memory_limit: float) -> dict[str, Any]:
         except ChildLostError as lost:
             why = lost.why
             peak = max(peak, child.peak)
-            child.end()
-            del _children[threading.get_ident()]
+            _forget()
             if lost.state is not None:
                 return {"state": lost.state, "reason": why, "peak_mb": peak, "seconds": lost.seconds}
         else:
@@ -62,9 +61,18 @@ def run_guarded(task: Mapping[str, Any], memory_limit: float) -> dict[str, Any]:
 
 def _child() -> Child:
     me = threading.get_ident()
-    if me not in _children or not _children[me].alive:
+    if me in _children and not _children[me].alive:
+        _forget()
+    if me not in _children:
         _children[me] = Child()
     return _children[me]
+
+
+def _forget() -> None:
+    """Ends this thread's process, if it has one."""
+    child = _children.pop(threading.get_ident(), None)
+    if child is not None:
+        child.end()
 
 
 def end_children() -> None:
