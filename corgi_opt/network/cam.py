@@ -1,4 +1,4 @@
-"""Finds the CAM head and binds graph, class weights and the user's own torch model together.
+"""Binds graph, class weights and the user's own torch model together.
 
 CAM head: last spatial node A (C, H, W) -> global average -> linear. ``CAM_p(x) = sum_c W[class, c] * A[c, p](x)``
 (Zhou et al. 2016): raw signed values at feature-map resolution; the linear bias plays no part.
@@ -6,23 +6,23 @@ CAM head: last spatial node A (C, H, W) -> global average -> linear. ``CAM_p(x) 
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from corgi_opt.arguments import integer
-from corgi_opt.errors import InputError, NoCamHeadError, ParityError
+from corgi_opt.errors import InputError, UnsupportedOpError
+from corgi_opt.network import parity
+from corgi_opt.network.exported import Exported, check_ready, export
 from corgi_opt.network.graph import LayerGraph
-from corgi_opt.network.ingest import Unsupported, ingest, unsupported
-from corgi_opt.network.lowering import normal_form
-from corgi_opt.network.ops import Conv2d, Shape
-
-PARITY_TOLERANCE = 1e-9
-"""Largest difference from the torch forward in float64, relative to the largest value, at which a build passes."""
+from corgi_opt.network.head import find_head, find_in_model
+from corgi_opt.network.ingest import Ingested, Unsupported, ingest, refuse
+from corgi_opt.network.lowering import fold_affine, normal_form
+from corgi_opt.network.ops import Shape
+from corgi_opt.network.replay import Replay, scores
+from corgi_opt.network.standin import forward_hooks, stand_in
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,16 +30,21 @@ class CamNetwork:
     """A CNN with a CAM head as an affine + ReLU graph. Build it with :func:`from_torch`.
 
     ``graph`` is the normal form every method works on; ``pooled`` keeps max pools whole (the paper's bound relaxes
-    them so). ``features`` names the last spatial node A, ``weight`` (classes, C) is the linear layer's. ``model`` is
-    a float64 copy of the user's own model: every counterexample is replayed through it.
+    them so). ``features`` names the last spatial node A, ``weight`` (classes, C) is the linear layer's. ``replay`` runs
+    ``model``, a float64 stand-in of the user's own: every counterexample is replayed through it.
     """
 
     graph: LayerGraph
     pooled: LayerGraph
     features: str
     weight: Tensor
-    model: nn.Module
+    replay: Replay
     _moved: dict[Any, CamNetwork] = field(default_factory=dict, repr=False)
+
+    @property
+    def model(self) -> nn.Module:
+        """The user's model in float64 on the CPU, with weights of its own."""
+        return self.replay.model
 
     @property
     def input_shape(self) -> Shape:
@@ -72,12 +77,12 @@ class CamNetwork:
                 self.pooled.to(dtype, device),
                 self.features,
                 self.weight.to(device, dtype),
-                self.model,
+                self.replay,
             )
         return self._moved[key]
 
     def image(self, x: Tensor, name: str = "x") -> Tensor:
-        """x as a float64 CPU image (1, C, H, W).
+        """x as a float64 CPU image (1, C, H, W) of our own.
 
         Raises InputError on a wrong shape, a missing batch dimension, NaN or infinity.
         """
@@ -90,7 +95,7 @@ class CamNetwork:
             raise InputError(f"{name} must have shape {expected} as the example had, got {tuple(x.shape)}")
         if not x.is_floating_point() or x.layout is not torch.strided or x.is_meta:
             raise InputError(f"{name} must be a dense floating-point tensor, got {x.dtype}, {x.layout} on {x.device}")
-        x = x.detach().to("cpu", torch.float64)
+        x = x.detach().to("cpu", torch.float64, copy=True)
         if not bool(torch.isfinite(x).all()):
             raise InputError(f"{name} holds NaN or infinite values; clean the image first")
         return x
@@ -121,117 +126,103 @@ class CamNetwork:
 
     def model_cam(self, x: Tensor, class_idx: int) -> Tensor:
         """The CAM (H, W) of x (1, C, H, W) computed by running the user's own torch model in float64."""
-        _, features = self._run_model(x)
-        return torch.einsum("c,nchw->nhw", self.weight[class_idx], features)[0]
+        return torch.einsum("c,nchw->nhw", self.weight[class_idx], self.replay.run(x)[1])[0]
 
     def model_logits(self, x: Tensor) -> Tensor:
         """Class scores (classes,) of x (1, C, H, W) computed by running the user's own torch model in float64."""
-        return self._run_model(x)[0]
-
-    def _run_model(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.no_grad(), _GlobalPoolInputs() as seen:
-            logits = self.model(x.double())
-        shape = (x.shape[0], *self.graph[self.features].shape)
-        maps = [m for m in seen.maps if tuple(m.shape) == shape]
-        if not maps:
-            raise NoCamHeadError("running the model did not show the global average pool that its export holds")
-        return logits.flatten(), maps[-1]
-
-
-class _GlobalPoolInputs(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Records what every global average pool reads while a model runs, however the model spells it."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.maps: list[Tensor] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        name = func.overloadpacket.__name__
-        pools = ("mean", "_adaptive_avg_pool2d", "avg_pool2d", "adaptive_avg_pool2d")
-        if name in pools and args[0].ndim == 4 and out.numel() == args[0].shape[0] * args[0].shape[1]:
-            self.maps.append(args[0].detach())
-        return out
+        return self.replay.run(x)[0]
 
 
 def from_torch(model: nn.Module, example: Tensor) -> CamNetwork:
-    """Builds the layer graph of an eval-mode CNN with a CAM head and checks it against the torch forward.
+    """Builds the layer graph of an eval-mode CNN with a CAM head and checks it against the torch model.
 
-    ``example`` is one image batch of shape (1, C, H, W), any values. Raises ModelModeError, InputError,
-    UnsupportedOpError (see :func:`check_model` for all at once), NoCamHeadError, and ParityError when the graph and
-    the model disagree on a random input.
+    ``example`` is one image batch of shape (1, C, H, W), any values. The model and the example are not written to, and
+    nothing of them is kept: the network is about the weights as they are now. Forward hooks are left out.
+
+    Raises ModelModeError, InputError, UnsupportedOpError (see :func:`check_model` for all at once), NoCamHeadError, and
+    ParityError when the graph and the model disagree on the example, on images near it or on random ones.
     """
-    pooled = ingest(model, example)
-    graph = normal_form(pooled)
-    features, weight = find_head(graph)
-    reference = copy.deepcopy(model).cpu().double().eval()
-    for parameter in reference.parameters():
-        parameter.requires_grad_(False)
-    net = CamNetwork(graph, pooled, features, weight, reference)
-    _check_parity(net, example)
-    return net
+    ready = _Ready.of(model, example)
+    if isinstance(ready.ingested, tuple):
+        raise refuse(ready.ingested)
+    return ready.built(ready.ingested)
 
 
 def check_model(model: nn.Module, example: Tensor) -> tuple[Unsupported, ...]:
-    """Every unsupported operation of the model, with its module path and what to do about it; empty when fine.
+    """Every unsupported operation of the model, with its module path and what to do about it; empty when it builds.
 
-    Raises ModelModeError or InputError for a model or example that cannot be looked at, NoCamHeadError when all
-    operations are known but the network does not end in features -> global average -> linear.
+    Raises what :func:`from_torch` raises where that is not an operation of the model.
     """
-    problems = unsupported(model, example)
-    if not problems:
-        find_head(normal_form(ingest(model, example)))
-    return problems
+    try:
+        ready = _Ready.of(model, example)
+    except UnsupportedOpError as error:
+        return (Unsupported(error.node, error.op, error.hint),)
+    if isinstance(ready.ingested, tuple):
+        return ready.ingested
+    ready.built(ready.ingested)
+    return ()
 
 
-def find_head(graph: LayerGraph) -> tuple[str, Tensor]:
-    """The last spatial node's name and the class weights (classes, C). Raises NoCamHeadError."""
-    last = graph[graph.output]
-    if not (isinstance(last.op, Conv2d) and tuple(last.op.weight.shape[2:]) == (1, 1) and last.shape[1:] == (1, 1)):
-        raise NoCamHeadError(_no_head(graph, f"the last operation, {last.name!r}, is not a linear layer on a vector"))
-    pool = graph[last.inputs[0]]
-    if not (isinstance(pool.op, Conv2d) and pool.shape[1:] == (1, 1) and _is_global_mean(graph, pool.name)):
-        raise NoCamHeadError(
-            _no_head(graph, f"what feeds the last linear layer, {pool.name!r}, is not a global average pool")
+@dataclass(frozen=True, eq=False)
+class _Ready:
+    """A model that runs in float64 and could be exported; ``ingested``: the network, or what is not supported of it."""
+
+    model: nn.Module
+    example: Tensor
+    exported: Exported
+    ingested: Ingested | tuple[Unsupported, ...]
+
+    @classmethod
+    def of(cls, model: nn.Module, example: Tensor) -> _Ready:
+        check_ready(model, example)
+        image = example.detach().to("cpu", torch.float64, copy=True)
+        replayed = stand_in(model, torch.float64)
+        _check_scores(scores(replayed, image))
+        _check_hooks(model, replayed, image)
+        exported = export(stand_in(model), example)
+        return cls(replayed, image, exported, ingest(exported))
+
+    def built(self, ingested: Ingested) -> CamNetwork:
+        parity.check_steps(self.exported, ingested, self.example)
+        pooled = fold_affine(ingested.graph)
+        graph = normal_form(pooled)
+        features, weight = find_head(graph)
+        images = list(parity.probes(self.example))
+        replay = find_in_model(self.model, graph, features, weight, images)
+        net = CamNetwork(graph, pooled, features, weight, replay)
+        for x in images:
+            require_parity(net, x)
+        return net
+
+
+def _check_scores(logits: Tensor) -> None:
+    """Raises UnsupportedOpError for what are no scores of one image."""
+    if logits.ndim < 2 or logits.shape[0] != 1 or logits.numel() != logits.shape[1] or not logits.is_floating_point():
+        raise UnsupportedOpError(
+            "output",
+            f"a model that returns {logits.dtype} of shape {tuple(logits.shape)}",
+            "It must return one row of class scores, (1, classes); flatten(1) keeps the batch dimension, squeeze() "
+            "does not.",
         )
-    return pool.inputs[0], last.op.weight[:, :, 0, 0]
 
 
-def _is_global_mean(graph: LayerGraph, name: str) -> bool:
-    node = graph[name]
-    assert isinstance(node.op, Conv2d)
-    channels, height, width = graph[node.inputs[0]].shape
-    if node.op.groups != channels or tuple(node.op.weight.shape) != (channels, 1, height, width):
-        return False
-    mean = torch.full_like(node.op.weight, 1.0 / (height * width))
-    return node.op.bias is None and torch.allclose(node.op.weight, mean, rtol=1e-12, atol=0.0)
+def _check_hooks(model: nn.Module, replayed: nn.Module, x: Tensor) -> None:
+    """Raises InputError where hooks, which a stand-in leaves out, are part of what the model computes."""
+    hooked = list(forward_hooks(model))
+    if hooked and not torch.equal(scores(stand_in(model, torch.float64, hooks=True), x), scores(replayed, x)):
+        raise InputError(
+            f"the forward hook on {hooked[0]!r} changes what the model computes, and hooks are left out here; remove "
+            "it (its handle's remove()) or do the same in forward"
+        )
 
 
-def _no_head(graph: LayerGraph, found: str) -> str:
-    tail = " -> ".join(repr(n) for n in graph.order[-4:])
-    return (
-        f"no CAM head: the network must end in spatial features -> global average -> linear, but {found}. "
-        f"It ends in {tail}. Networks with dense layers after the features have no CAM (Grad-CAM is not covered)."
-    )
-
-
-def _check_parity(net: CamNetwork, example: Tensor) -> None:
-    generator = torch.Generator().manual_seed(0)
-    x0 = example.detach().cpu().double()
-    noise = torch.rand(x0.shape, generator=generator, dtype=torch.float64)
-    normal = torch.randn(x0.shape, generator=generator, dtype=torch.float64)
-    for x in (x0, noise, normal, x0 + 0.1 * normal):
-        logits, features = net._run_model(x)
-        for graph in (net.graph, net.pooled):
-            values = graph.values(x)
-            for what, ours, theirs in (
-                ("logits", values[graph.output].flatten(), logits),
-                ("last feature map", values[net.features], features),
-            ):
-                gap = float((ours - theirs).abs().max())
-                scale = max(1.0, float(theirs.abs().max()))
-                if not gap <= PARITY_TOLERANCE * scale:
-                    raise ParityError(
-                        f"the layer graph's {what} differs from the torch model's by {gap:.3g} (scale {scale:.3g}); "
-                        "please report the model: nothing was certified"
-                    )
+def require_parity(net: CamNetwork, x: Tensor) -> None:
+    """Raises ParityError where a graph's feature map or logits differ from the user's model's at x (1, C, H, W)."""
+    logits, features = net.replay.run(x)
+    theirs = {net.features: features, net.graph.output: logits.view(1, -1, 1, 1)}
+    for graph in (net.graph, net.pooled):
+        values = graph.values(x)
+        for name, reference in theirs.items():
+            tolerance = parity.allowed(graph, name, x, values)
+            what = "last feature map" if name == net.features else "logits"
+            parity.require_equal(what, values[name], reference, tolerance)

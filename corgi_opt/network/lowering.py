@@ -144,9 +144,9 @@ def _pool(builder: GraphBuilder, node: Node, name: str, source: str) -> str:
     rows = _axis_max(builder, node, f"{name}.rows", columns, pool, axis=0)
     if rows == source:
         return source
-    last = builder.nodes[rows]
-    builder.nodes[rows] = replace(last, pooled=Pooled(source, pool))
-    return rows
+    # nothing reads the last node yet: it takes the name that the pool's value has in the model's own order
+    last = builder.nodes.pop(rows)
+    return builder.add(name, last.op, last.inputs, last.shape, last.module, Pooled(source, pool))
 
 
 def _axis_max(builder: GraphBuilder, node: Node, name: str, source: str, pool: MaxPool2d, axis: int) -> str:

@@ -215,12 +215,12 @@ def test_product_of_feature_maps_and_data_dependent_branches_are_refused():
 
 
 def test_a_build_that_disagrees_with_torch_is_refused(monkeypatch):
-    from corgi_opt.network import ingest
+    from corgi_opt.network import builders
 
-    def wrong(t, fx):
-        return t.operand(fx.args[0])
+    def wrong(t, fx, *, x):
+        return t.value(x)
 
-    monkeypatch.setitem(ingest._BUILDERS, "relu", wrong)
+    monkeypatch.setitem(builders.BUILDERS, "relu.default", wrong)
     with pytest.raises(co.ParityError, match="differs"):
         co.from_torch(seeded(Plain), image(1, 6, 6))
 

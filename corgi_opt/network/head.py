@@ -1,0 +1,118 @@
+"""The CAM head: last spatial node A (C, H, W) -> global average -> linear. Found in the graph, proven on the model.
+
+With the map seen in the caller's own model, two things must hold for the head that was found, at several images:
+``logits - bias`` is the mean of the CAM, for every class, and the derivative of every class score by A is
+``W[class, c] / (H W)`` at every position, by torch's autograd. They share nothing with how it was found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from corgi_opt.errors import NoCamHeadError, ParityError
+from corgi_opt.network.graph import LayerGraph
+from corgi_opt.network.ops import Conv2d
+from corgi_opt.network.parity import PARITY_TOLERANCE, allowed
+from corgi_opt.network.replay import Replay, slopes, watch
+
+
+def find_head(graph: LayerGraph) -> tuple[str, Tensor]:
+    """The last spatial node's name and the class weights (classes, C). Raises NoCamHeadError."""
+    last = graph[graph.output]
+    if not (isinstance(last.op, Conv2d) and tuple(last.op.weight.shape[2:]) == (1, 1) and last.shape[1:] == (1, 1)):
+        raise NoCamHeadError(_no_head(graph, f"the last operation, {last.name!r}, is not a linear layer on a vector"))
+    pool = graph[last.inputs[0]]
+    if not (isinstance(pool.op, Conv2d) and pool.shape[1:] == (1, 1) and _is_global_mean(graph, pool.name)):
+        raise NoCamHeadError(
+            _no_head(graph, f"what feeds the last linear layer, {pool.name!r}, is not a global average pool")
+        )
+    return pool.inputs[0], _dense(last.op)
+
+
+def _dense(conv: Conv2d) -> Tensor:
+    """The matrix (C_out, C_in) of a 1x1 convolution: in groups, each class reads the channels of its own."""
+    outs, reads = conv.weight.shape[:2]
+    weight = torch.zeros(outs, reads * conv.groups, dtype=conv.weight.dtype)
+    per_group = outs // conv.groups
+    for group in range(conv.groups):
+        rows, columns = slice(group * per_group, (group + 1) * per_group), slice(group * reads, (group + 1) * reads)
+        weight[rows, columns] = conv.weight[rows, :, 0, 0]
+    return weight
+
+
+def _is_global_mean(graph: LayerGraph, name: str) -> bool:
+    op = graph[name].op
+    assert isinstance(op, Conv2d)
+    channels, height, width = graph[graph[name].inputs[0]].shape
+    if op.groups != channels or tuple(op.weight.shape) != (channels, 1, height, width) or op.padding != (0, 0):
+        return False
+    mean = torch.full_like(op.weight, 1.0 / (height * width))
+    return op.bias is None and torch.allclose(op.weight, mean, rtol=1e-12, atol=0.0)
+
+
+def _no_head(graph: LayerGraph, found: str) -> str:
+    tail = " -> ".join(repr(n) for n in graph.order[-4:])
+    return (
+        f"no CAM head: the network must end in spatial features -> global average -> linear, but {found}. "
+        f"It ends in {tail}. Networks with dense layers after the features have no CAM (Grad-CAM is not covered)."
+    )
+
+
+def find_in_model(
+    model: nn.Module, graph: LayerGraph, features: str, weight: Tensor, images: Sequence[Tensor]
+) -> Replay:
+    """Where the last feature map goes by in a run of the caller's model, with the head proven there.
+
+    Raises ParityError where no map is the graph's, NoCamHeadError where the head is not the one that was found.
+    """
+    shape = graph[features].shape
+    runs = [watch(model, x, shape) for x in images]
+    counts = {len(maps) for _, maps in runs}
+    if len(counts) != 1:
+        raise ParityError("the model takes different paths through its operations for different images")
+    same, nearest = _equal_maps(graph, features, runs, images)
+    if not same:
+        raise ParityError(
+            f"the layer graph's last feature map, {features!r}, differs from every map {shape} that the torch model "
+            f"computes (by {nearest:.3g} from the nearest); please report the model: nothing was certified"
+        )
+    _require_means(features, weight, [(logits, maps[same[0]]) for logits, maps in runs])
+    wanted = weight[:, :, None, None].expand(-1, *shape) / (shape[1] * shape[2])
+    scale = weight.abs().amax(dim=1).clamp(min=torch.finfo(torch.float64).tiny)[:, None, None, None]
+    tolerance = PARITY_TOLERANCE * scale / (shape[1] * shape[2])
+    for place in same:
+        if all(bool(((slopes(model, x, shape, place) - wanted).abs() <= tolerance).all()) for x in images):
+            return Replay(model, shape, place, counts.pop())
+    raise NoCamHeadError(
+        f"no CAM head: the class scores do not depend on the last feature map {features!r} {shape} as a linear layer "
+        "on its global average does (their derivative by it is not the class weight over the number of pixels)"
+    )
+
+
+def _equal_maps(
+    graph: LayerGraph, features: str, runs: Sequence[tuple[Tensor, list[Tensor]]], images: Sequence[Tensor]
+) -> tuple[list[int], float]:
+    """The places whose map is the graph's at every image, and how far the nearest other is off."""
+    gaps = []
+    for (_, maps), x in zip(runs, images, strict=True):
+        values = graph.values(x, features)
+        tolerance = allowed(graph, features, x, values)
+        gaps.append([float((m - values[features]).abs().max()) - tolerance for m in maps])
+    worst = [max(column) for column in zip(*gaps, strict=True)]
+    return [place for place, gap in enumerate(worst) if gap <= 0], min(worst, default=float("inf"))
+
+
+def _require_means(features: str, weight: Tensor, seen: Sequence[tuple[Tensor, Tensor]]) -> None:
+    """``logits - mean of the CAM`` is the bias: the same at every image."""
+    means = [torch.einsum("kc,nchw->k", weight, a) / a[0, 0].numel() for _, a in seen]
+    left = torch.stack([logits - mean for (logits, _), mean in zip(seen, means, strict=True)])
+    size = torch.stack([torch.einsum("kc,nchw->k", weight.abs(), a.abs()) / a[0, 0].numel() for _, a in seen])
+    scale = (size + left.abs()).amax(dim=0)
+    if not bool(((left - left[0]).abs() <= PARITY_TOLERANCE * scale).all()):
+        raise NoCamHeadError(
+            f"no CAM head: the class scores are not the mean of the CAM of {features!r} plus a bias; something else "
+            "leads from the image to them"
+        )

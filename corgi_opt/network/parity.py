@@ -1,0 +1,123 @@
+"""Whether our reading of a model is the model: every node against torch, and the CAM against the caller's own model.
+
+A difference means something only beside the size of the sums it comes from. Two such sizes are used: of one step, from
+the values it really read, and of all steps since the image (sums of absolute terms; each float64 operation adds at most
+a few units in the last place of its own: Higham, Accuracy and Stability of Numerical Algorithms, section 3.1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from corgi_opt.errors import ParityError
+from corgi_opt.network.exported import Exported
+from corgi_opt.network.graph import LayerGraph, Node
+from corgi_opt.network.ingest import Ingested
+from corgi_opt.network.ops import Combine, Conv2d, Input
+
+STEP_TOLERANCE = 1e-11
+"""Largest difference of one operation's value from torch's in float64, relative to the sum of its absolute terms."""
+
+PARITY_TOLERANCE = 1e-9
+"""Largest difference of a map from the caller's model, relative to the largest such sum of its last step."""
+
+ROUNDING = 1e-14
+"""What float64 may lose on the way from the image, relative to the sum of absolute terms of all steps."""
+
+MOST_ROUNDING = 1e-3
+"""Beyond this share of a map's own size, rounding is no excuse: nothing could be said of such a map."""
+
+
+def size_of_step(graph: LayerGraph, name: str, values: Mapping[str, Tensor]) -> Tensor:
+    """The sum of the absolute terms of one node's last affine step, at the values that it read."""
+    node = graph[name]
+    sums = isinstance(node.op, (Conv2d, Combine))
+    return _size(node, [values[i].abs() if sums else size_of_step(graph, i, values) for i in node.inputs], values[name])
+
+
+def size_from_image(graph: LayerGraph, name: str, x: Tensor) -> Tensor:
+    """The sum of the absolute terms of all steps from the image x (1, C, H, W) to a node."""
+    found: dict[str, Tensor] = {}
+    for each in graph.ancestors(name):
+        found[each] = _size(graph[each], [found[i] for i in graph[each].inputs], x)
+    return found[name]
+
+
+def _size(node: Node, operands: list[Tensor], value: Tensor) -> Tensor:
+    op = node.op
+    if isinstance(op, Input):
+        return value.abs()
+    if isinstance(op, Conv2d):
+        op = replace(op, weight=op.weight.abs(), bias=None if op.bias is None else op.bias.abs())
+    elif isinstance(op, Combine):
+        op = Combine(tuple(c.abs() for c in op.coefs), None if op.shift is None else op.shift.abs())
+    return op.apply(operands)
+
+
+def probes(example: Tensor) -> Iterator[Tensor]:
+    """Images (1, C, H, W) in float64 at which a reading is checked: the example, images near it, of the default box
+    [0, 1] (its inside and a corner), and of no box."""
+    generator = torch.Generator().manual_seed(0)
+    x = example.detach().to("cpu", torch.float64, copy=True)
+    noise = torch.rand(x.shape, generator=generator, dtype=torch.float64)
+    normal = torch.randn(x.shape, generator=generator, dtype=torch.float64)
+    spread = float(x.std()) if x.numel() > 1 else 1.0
+    yield x
+    for part in (1e-3, 0.1):
+        yield x + part * (spread or 1.0) * normal
+    yield noise
+    yield (noise > 0.5).double()
+    yield normal
+
+
+def check_steps(exported: Exported, ingested: Ingested, example: Tensor) -> None:
+    """Every operation of the graph against torch's, each from the values that torch's own run gave its operands.
+
+    Raises ParityError.
+    """
+    calls: dict[str, list[object]] = {}
+    for fx, name in ingested.names.items():
+        calls.setdefault(name, []).append(fx)
+    for x in probes(example):
+        theirs = exported.values(x)
+        values: dict[str, Tensor] = {}
+        for name in ingested.graph.order:
+            node = ingested.graph[name]
+            ours = x if isinstance(node.op, Input) else node.op.apply([values[i] for i in node.inputs])
+            values[name] = ours
+            found = [theirs[fx] for fx in calls.get(name, [])]
+            tensors = [(f[0] if isinstance(f, (tuple, list)) else f) for f in found]
+            if not tensors:
+                continue
+            own = size_of_step(ingested.graph, name, values)
+            for tensor in tensors:
+                reference = tensor.reshape(ours.shape)
+                _require(f"{name!r} ({type(node.op).__name__})", ours, reference, STEP_TOLERANCE * own)
+                values[name] = reference
+
+
+def allowed(graph: LayerGraph, name: str, x: Tensor, values: Mapping[str, Tensor]) -> float:
+    """How far a node's value at x may be from the caller's model."""
+    own = float(size_of_step(graph, name, values).max())
+    rounding = ROUNDING * float(size_from_image(graph, name, x).max())
+    return max(PARITY_TOLERANCE * own, min(rounding, MOST_ROUNDING * own))
+
+
+def require_equal(what: str, ours: Tensor, theirs: Tensor, tolerance: float) -> None:
+    """Raises ParityError where two maps differ by more."""
+    _require(what, ours, theirs, torch.tensor(tolerance, dtype=torch.float64))
+
+
+def _require(what: str, ours: Tensor, theirs: Tensor, tolerance: Tensor) -> None:
+    if ours.shape != theirs.shape:
+        raise ParityError(f"the layer graph's {what} has shape {tuple(ours.shape)}, torch's {tuple(theirs.shape)}")
+    gap = (ours - theirs).abs()
+    if not bool((gap <= tolerance + torch.finfo(torch.float64).tiny).all()):
+        raise ParityError(
+            f"the layer graph's {what} differs from the torch model's by {float(gap.max()):.3g} (scale "
+            f"{float(theirs.abs().max()):.3g}); please report the model: nothing was certified"
+        )

@@ -1,0 +1,187 @@
+"""Runs a float64 stand-in of the caller's model and sees its maps go by: the reading that shares nothing with ours.
+
+Casts inside a forward pass (``x.float()``, ``x.to(w.dtype)``) are identities here: what is answered is about the exact
+network, and a stand-in in float64 could not run them (a float32 image meets float64 weights).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.modules.module as module_hooks
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from corgi_opt.errors import ParityError, UnsupportedOpError
+
+RETURN_LOGITS = "Wrap it in a module whose forward returns the logits alone, for example model(x)[0]."
+
+
+@dataclass(frozen=True, eq=False)
+class Replay:
+    """The caller's model, and which of the maps that go by in a run is its last feature map.
+
+    ``model``: a float64 stand-in. ``shape`` (C, H, W) of the map, ``place``: its number among the maps of that shape
+    in a run, ``count``: how many there are.
+    """
+
+    model: nn.Module
+    shape: tuple[int, int, int]
+    place: int
+    count: int
+
+    def run(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Class scores (classes,) and last feature map (1, C, H, W) of x (1, C, H, W), in float64.
+
+        Raises ParityError.
+        """
+        logits, maps = watch(self.model, x, self.shape)
+        if len(maps) != self.count:
+            raise ParityError("the model took another path through its operations than when it was read")
+        return logits, maps[self.place]
+
+
+def watch(model: nn.Module, x: Tensor, shape: tuple[int, int, int]) -> tuple[Tensor, list[Tensor]]:
+    """The class scores (classes,) of x (1, C, H, W), and every map of this shape that went by, as it was then."""
+    with _alone(), torch.no_grad(), NoCasts(), _Maps(shape) as seen:
+        seen.see(image := x.detach().to("cpu", torch.float64, copy=True))
+        logits = logits_of(model(image))
+    return logits.detach().flatten(), seen.maps
+
+
+def slopes(model: nn.Module, x: Tensor, shape: tuple[int, int, int], place: int) -> Tensor:
+    """The derivative of every class score by one of the maps that go by: (classes, C, H, W), by torch's autograd."""
+    with _alone(), torch.inference_mode(False), torch.enable_grad(), NoCasts(), _Maps(shape, place) as seen:
+        image = seen.see(x.detach().to("cpu", torch.float64, copy=True))
+        logits = logits_of(model(image)).flatten()
+        if seen.leaf is None or not logits.requires_grad:
+            return torch.zeros(len(logits), *shape, dtype=torch.float64)
+        found = [torch.autograd.grad(one, seen.leaf, retain_graph=True, allow_unused=True)[0] for one in logits]
+    return torch.stack([torch.zeros(shape, dtype=torch.float64) if g is None else g[0] for g in found])
+
+
+def scores(model: nn.Module, x: Tensor) -> Tensor:
+    """The class scores (1, classes, ...) of x (1, C, H, W), in float64, as the model returns them.
+
+    Raises UnsupportedOpError for a model that does not run in float64, or does not return scores.
+    """
+    try:
+        with _alone(), torch.no_grad(), NoCasts():
+            returned = model(x.detach().to("cpu", torch.float64, copy=True))
+    except Exception as error:
+        raise UnsupportedOpError(
+            type(model).__name__,
+            "running this model in float64 on the CPU",
+            "Counterexamples are replayed so. Let forward take its types and devices from its input. Python said: "
+            f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:300]}",
+        ) from error
+    return logits_of(returned)
+
+
+def logits_of(returned: Any) -> Tensor:
+    """The class scores in what a model returned: a tensor, the only tensor of a container, or what it calls "logits".
+
+    Raises UnsupportedOpError.
+    """
+    if isinstance(returned, Tensor):
+        return returned
+    named = _named(returned)
+    logits = named.get("logits")
+    if isinstance(logits, Tensor):
+        return logits
+    tensors = [t for t in tree_leaves(named or returned) if isinstance(t, Tensor)]
+    if len(tensors) == 1:
+        return tensors[0]
+    what = f"{type(returned).__name__} of {len(tensors)} tensors, none called 'logits'"
+    what = what if tensors else type(returned).__name__
+    raise UnsupportedOpError("output", f"a model that returns {what}", RETURN_LOGITS)
+
+
+def _named(returned: Any) -> Mapping[str, Any]:
+    """The parts of a container by name, where they have names."""
+    if isinstance(returned, Mapping):
+        return returned
+    if dataclasses.is_dataclass(returned) and not isinstance(returned, type):
+        return {f.name: getattr(returned, f.name) for f in dataclasses.fields(returned)}
+    if isinstance(returned, tuple) and hasattr(returned, "_asdict"):
+        return returned._asdict()  # type: ignore[no-any-return]
+    return {} if isinstance(returned, (tuple, list)) else dict(getattr(returned, "__dict__", {}))
+
+
+class NoCasts(TorchDispatchMode):
+    """Keeps float64 where an operation on it is told to give another floating type."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        dtype = kwargs.get("dtype")
+        if dtype is not None and dtype.is_floating_point and any(_is_double(a) for a in args):
+            kwargs = {**kwargs, "dtype": torch.float64}
+        return func(*args, **kwargs)
+
+
+def _is_double(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dtype == torch.float64
+
+
+class _Maps(TorchFunctionMode):
+    """Takes down every map (1, C, H, W) of one shape that a torch function takes or gives.
+
+    ``leaf_at``: the number of the map that is made a variable of its own, ``leaf``, to differentiate by.
+    """
+
+    def __init__(self, shape: tuple[int, int, int], leaf_at: int | None = None) -> None:
+        super().__init__()
+        self._shape, self._leaf_at = (1, *shape), leaf_at
+        self._known: dict[int, tuple[Tensor, int]] = {}  # by id, alive, as of which write
+        self.maps: list[Tensor] = []
+        self.leaf: Tensor | None = None
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        args, kwargs = tree_map(self._taken, (args, kwargs or {}))
+        if self._leaf_at is None:
+            given = func(*args, **kwargs)
+        else:  # in spite of a no_grad in the model
+            with torch.inference_mode(False), torch.enable_grad():
+                given = func(*args, **kwargs)
+        return tree_map(self.see, given) if isinstance(given, (Tensor, tuple, list)) else given
+
+    def _taken(self, value: Any) -> Any:
+        """A map that no function gave, as it is now: written into, or from where torch functions are not seen."""
+        known = self._known.get(id(value))
+        return value if known is not None and known[1] == value._version else self.see(value)
+
+    def see(self, value: Any) -> Any:
+        if not isinstance(value, Tensor) or tuple(value.shape) != self._shape:
+            return value
+        if len(self.maps) == self._leaf_at:
+            if id(value) in self._known and not value._is_view():  # who holds it reads the variable from now on
+                self.leaf = value = value.detach_().requires_grad_(True)
+            else:
+                self.leaf = value.detach().clone().requires_grad_(True)
+                value = self.leaf.clone()
+        self._known[id(value)] = (value, value._version)
+        self.maps.append(value.detach().to("cpu", torch.float64, copy=True))
+        return value
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Without the hooks that the caller has set on all modules there are."""
+    names = [name for name in vars(module_hooks) if name.startswith("_global_") and name.endswith("_hooks")]
+    with ExitStack() as stack:
+        for name in names:
+            held = getattr(module_hooks, name)
+            if isinstance(held, dict) and held:
+                stack.callback(setattr, module_hooks, name, held)
+                setattr(module_hooks, name, type(held)())
+        yield
