@@ -56,7 +56,7 @@ class Ball:
             raise InputError(f"the centre must have shape (1, C, H, W), got {tuple(self.center.shape)}")
         if not bool(torch.isfinite(self.center).all()):
             raise InputError("the centre holds NaN or infinite values")
-        object.__setattr__(self, "center", self.center.detach().to("cpu", torch.float64))
+        object.__setattr__(self, "center", self.center.detach().to("cpu", torch.float64, copy=True))
         object.__setattr__(self, "eps", eps)
         if self.clip is not None:
             object.__setattr__(self, "clip", self._checked_clip(self.clip))

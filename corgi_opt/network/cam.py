@@ -6,6 +6,7 @@ CAM head: last spatial node A (C, H, W) -> global average -> linear. ``CAM_p(x) 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -191,7 +192,7 @@ class _Ready:
         replay = find_in_model(self.model, graph, features, weight, images)
         net = CamNetwork(graph, pooled, features, weight, replay)
         for x in images:
-            require_parity(net, x)
+            require_parity(net, x, parity.MOST_ROUNDING)
         return net
 
 
@@ -216,13 +217,16 @@ def _check_hooks(model: nn.Module, replayed: nn.Module, x: Tensor) -> None:
         )
 
 
-def require_parity(net: CamNetwork, x: Tensor) -> None:
-    """Raises ParityError where a graph's feature map or logits differ from the user's model's at x (1, C, H, W)."""
+def require_parity(net: CamNetwork, x: Tensor, most_rounding: float = math.inf) -> None:
+    """Raises ParityError where a graph's feature map (so its CAM) or logits differ from the user's model's at x.
+
+    x (1, C, H, W). ``most_rounding``: the share of a map's own size up to which rounding may explain a difference.
+    """
     logits, features = net.replay.run(x)
     theirs = {net.features: features, net.graph.output: logits.view(1, -1, 1, 1)}
     for graph in (net.graph, net.pooled):
         values = graph.values(x)
         for name, reference in theirs.items():
-            tolerance = parity.allowed(graph, name, x, values)
+            tolerance = parity.allowed(graph, name, x, values, most_rounding)
             what = "last feature map" if name == net.features else "logits"
             parity.require_equal(what, values[name], reference, tolerance)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from corgi_opt.errors import InputError, ModelModeError, UnsupportedOpError
-from corgi_opt.network.replay import NoCasts, logits_of
+from corgi_opt.network.replay import NoCasts, alone, logits_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +125,7 @@ def export(model: nn.Module, example: Tensor) -> Exported:
 def _program(model: nn.Module, example: Tensor) -> Any:
     weights = [p for p in model.parameters() if p.is_floating_point()]
     example = example.detach().to("cpu", weights[0].dtype if weights else example.dtype, copy=True)
-    with warnings.catch_warnings():
+    with alone(), warnings.catch_warnings():
         # torch's own notices while it exports; nothing a user could act on
         warnings.simplefilter("ignore")
         try:

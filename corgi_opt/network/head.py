@@ -81,8 +81,8 @@ def find_in_model(
         )
     _require_means(features, weight, [(logits, maps[same[0]]) for logits, maps in runs])
     wanted = weight[:, :, None, None].expand(-1, *shape) / (shape[1] * shape[2])
-    scale = weight.abs().amax(dim=1).clamp(min=torch.finfo(torch.float64).tiny)[:, None, None, None]
-    tolerance = PARITY_TOLERANCE * scale / (shape[1] * shape[2])
+    size = wanted.abs()
+    tolerance = PARITY_TOLERANCE * size + torch.finfo(torch.float64).eps * size.amax(dim=1, keepdim=True)
     for place in same:
         if all(bool(((slopes(model, x, shape, place) - wanted).abs() <= tolerance).all()) for x in images):
             return Replay(model, shape, place, counts.pop())
@@ -100,7 +100,7 @@ def _equal_maps(
     for (_, maps), x in zip(runs, images, strict=True):
         values = graph.values(x, features)
         tolerance = allowed(graph, features, x, values)
-        gaps.append([float((m - values[features]).abs().max()) - tolerance for m in maps])
+        gaps.append([float(((m - values[features]).abs() - tolerance).max()) for m in maps])
     worst = [max(column) for column in zip(*gaps, strict=True)]
     return [place for place, gap in enumerate(worst) if gap <= 0], min(worst, default=float("inf"))
 

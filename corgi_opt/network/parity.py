@@ -23,13 +23,13 @@ STEP_TOLERANCE = 1e-11
 """Largest difference of one operation's value from torch's in float64, relative to the sum of its absolute terms."""
 
 PARITY_TOLERANCE = 1e-9
-"""Largest difference of a map from the caller's model, relative to the largest such sum of its last step."""
+"""Largest difference of a channel from the caller's model, relative to the largest such sum of its last step."""
 
-ROUNDING = 1e-14
+ROUNDING = 1e-13
 """What float64 may lose on the way from the image, relative to the sum of absolute terms of all steps."""
 
 MOST_ROUNDING = 1e-3
-"""Beyond this share of a map's own size, rounding is no excuse: nothing could be said of such a map."""
+"""When a model is read: beyond this share of a map's own size, rounding is no excuse."""
 
 
 def size_of_step(graph: LayerGraph, name: str, values: Mapping[str, Tensor]) -> Tensor:
@@ -96,23 +96,23 @@ def check_steps(exported: Exported, ingested: Ingested, example: Tensor) -> None
             own = size_of_step(ingested.graph, name, values)
             for tensor in tensors:
                 reference = tensor.reshape(ours.shape)
-                _require(f"{name!r} ({type(node.op).__name__})", ours, reference, STEP_TOLERANCE * own)
+                require_equal(f"{name!r} ({type(node.op).__name__})", ours, reference, STEP_TOLERANCE * own)
                 values[name] = reference
 
 
-def allowed(graph: LayerGraph, name: str, x: Tensor, values: Mapping[str, Tensor]) -> float:
-    """How far a node's value at x may be from the caller's model."""
-    own = float(size_of_step(graph, name, values).max())
-    rounding = ROUNDING * float(size_from_image(graph, name, x).max())
-    return max(PARITY_TOLERANCE * own, min(rounding, MOST_ROUNDING * own))
+def allowed(
+    graph: LayerGraph, name: str, x: Tensor, values: Mapping[str, Tensor], most_rounding: float = MOST_ROUNDING
+) -> Tensor:
+    """How far a node's value at x may be from the caller's model, channel by channel (1, C, 1, 1)."""
+    own, rounding = (
+        size.amax(dim=(2, 3), keepdim=True)
+        for size in (size_of_step(graph, name, values), ROUNDING * size_from_image(graph, name, x))
+    )
+    return torch.maximum(PARITY_TOLERANCE * own, torch.minimum(rounding, most_rounding * own))
 
 
-def require_equal(what: str, ours: Tensor, theirs: Tensor, tolerance: float) -> None:
-    """Raises ParityError where two maps differ by more."""
-    _require(what, ours, theirs, torch.tensor(tolerance, dtype=torch.float64))
-
-
-def _require(what: str, ours: Tensor, theirs: Tensor, tolerance: Tensor) -> None:
+def require_equal(what: str, ours: Tensor, theirs: Tensor, tolerance: Tensor) -> None:
+    """Raises ParityError where two maps differ by more than ``tolerance``, which broadcasts to them."""
     if ours.shape != theirs.shape:
         raise ParityError(f"the layer graph's {what} has shape {tuple(ours.shape)}, torch's {tuple(theirs.shape)}")
     gap = (ours - theirs).abs()

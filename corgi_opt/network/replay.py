@@ -50,7 +50,7 @@ class Replay:
 
 def watch(model: nn.Module, x: Tensor, shape: tuple[int, int, int]) -> tuple[Tensor, list[Tensor]]:
     """The class scores (classes,) of x (1, C, H, W), and every map of this shape that went by, as it was then."""
-    with _alone(), torch.no_grad(), NoCasts(), _Maps(shape) as seen:
+    with alone(), torch.no_grad(), NoCasts(), _Maps(shape) as seen:
         seen.see(image := x.detach().to("cpu", torch.float64, copy=True))
         logits = logits_of(model(image))
     return logits.detach().flatten(), seen.maps
@@ -58,7 +58,7 @@ def watch(model: nn.Module, x: Tensor, shape: tuple[int, int, int]) -> tuple[Ten
 
 def slopes(model: nn.Module, x: Tensor, shape: tuple[int, int, int], place: int) -> Tensor:
     """The derivative of every class score by one of the maps that go by: (classes, C, H, W), by torch's autograd."""
-    with _alone(), torch.inference_mode(False), torch.enable_grad(), NoCasts(), _Maps(shape, place) as seen:
+    with alone(), torch.inference_mode(False), torch.enable_grad(), NoCasts(), _Maps(shape, place) as seen:
         image = seen.see(x.detach().to("cpu", torch.float64, copy=True))
         logits = logits_of(model(image)).flatten()
         if seen.leaf is None or not logits.requires_grad:
@@ -73,7 +73,7 @@ def scores(model: nn.Module, x: Tensor) -> Tensor:
     Raises UnsupportedOpError for a model that does not run in float64, or does not return scores.
     """
     try:
-        with _alone(), torch.no_grad(), NoCasts():
+        with alone(), torch.no_grad(), NoCasts():
             returned = model(x.detach().to("cpu", torch.float64, copy=True))
     except Exception as error:
         raise UnsupportedOpError(
@@ -116,7 +116,7 @@ def _named(returned: Any) -> Mapping[str, Any]:
 
 
 class NoCasts(TorchDispatchMode):
-    """Keeps float64 where an operation on it is told to give another floating type."""
+    """Float64 where an operation on a tensor is told to give another floating type."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -124,13 +124,9 @@ class NoCasts(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         dtype = kwargs.get("dtype")
-        if dtype is not None and dtype.is_floating_point and any(_is_double(a) for a in args):
+        if dtype is not None and dtype.is_floating_point and any(isinstance(a, Tensor) for a in args):
             kwargs = {**kwargs, "dtype": torch.float64}
         return func(*args, **kwargs)
-
-
-def _is_double(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.dtype == torch.float64
 
 
 class _Maps(TorchFunctionMode):
@@ -175,7 +171,7 @@ class _Maps(TorchFunctionMode):
 
 
 @contextmanager
-def _alone() -> Iterator[None]:
+def alone() -> Iterator[None]:
     """Without the hooks that the caller has set on all modules there are."""
     names = [name for name in vars(module_hooks) if name.startswith("_global_") and name.endswith("_hooks")]
     with ExitStack() as stack:

@@ -1,0 +1,157 @@
+"""Every argument of every operation that is read is read, or refused by its name."""
+
+from __future__ import annotations
+
+import operator
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from nets import Plain, image, seeded
+
+import corgi_opt as co
+from corgi_opt.network.builders import (
+    BUILDERS,
+    SAME_VALUES,
+    NotCoveredError,
+    Translation,
+    argument_name,
+    build,
+    handled,
+)
+
+X = image(1, 6, 6)
+
+
+def schema(overload: str) -> torch._C.FunctionSchema:
+    name, _, variant = overload.partition(".")
+    return getattr(getattr(torch.ops.aten, name), variant)._schema
+
+
+@pytest.mark.parametrize("overload", sorted(BUILDERS))
+def test_every_argument_is_handled_or_has_a_default_to_keep(overload):
+    named, arguments = handled(BUILDERS[overload]), schema(overload).arguments
+    for argument in arguments:
+        name = argument_name(argument.name)
+        assert name in named or name in SAME_VALUES or argument.has_default_value(), f"{overload} forgets {name}"
+    every = {argument_name(a.name) for s in BUILDERS if BUILDERS[s] is BUILDERS[overload] for a in schema(s).arguments}
+    assert named <= every, f"{named - every} is no argument of {overload}"
+
+
+def test_an_argument_that_a_builder_does_not_name_is_refused_by_its_name(monkeypatch):
+    """As if somebody had forgotten one: each in turn, at a value that is not its default."""
+
+    def forgetful(t: Translation, fx: object, *, x: object) -> str:
+        return "read"
+
+    others = {"float": 0.5, "int": 3, "bool": True, "ScalarType": torch.float64, "str": "floor", "Scalar": 2}
+    refused = set()
+    for overload in sorted(BUILDERS):
+        monkeypatch.setitem(BUILDERS, overload, forgetful)
+        name, _, variant = overload.partition(".")
+        target = getattr(getattr(torch.ops.aten, name), variant)
+        for argument in schema(overload).arguments[1:]:
+            kind = str(argument.type).removeprefix("Optional[").removesuffix("]").removeprefix("number")
+            value = not argument.default_value if kind == "bool" else others.get(kind, 7)
+            fx = SimpleNamespace(target=target, args=("x",), kwargs={argument.name: value})
+            if argument_name(argument.name) in SAME_VALUES:
+                assert build(Translation({}), fx) == "read"
+                continue
+            with pytest.raises(NotCoveredError, match=f"argument {argument.name}="):
+                build(Translation({}), fx)
+            refused.add((overload, argument.name))
+    assert {("conv2d.default", "groups"), ("mean.dim", "dtype"), ("avg_pool2d.default", "divisor_override")} <= refused
+    assert len(refused) > 60
+
+
+def test_getitem_is_the_only_call_beside_the_table():
+    assert operator.getitem not in BUILDERS and all("." in name for name in BUILDERS)
+
+
+class Asked(Plain):
+    def __init__(self, change):
+        super().__init__()
+        self.change = change
+
+    def forward(self, x):
+        return self.head(self.change(self.body(x)).mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda y: torch.div(y, 0.25, rounding_mode="floor"), "rounding_mode='floor' rounds"),
+        (lambda y: torch.div(y, 0.25, rounding_mode="trunc"), "rounding_mode='trunc' rounds"),
+        (lambda y: y.to(torch.int64).float(), r"rounds to torch\.int64"),
+        (lambda y: F.dropout(y, 0.5), r"training=self\.training"),
+        (lambda y: F.avg_pool2d(y, 3, 2, ceil_mode=True), "ceil_mode=True"),
+        (lambda y: F.max_pool2d(y, 2, return_indices=True)[0], "max_pool2d_with_indices"),
+        (lambda y: y + torch.ones(1, 2, 6, 6)[:, :, :1] * y.mean(), "mean is not supported"),
+        (lambda y: y[:, :1] + torch.ones(1, 2, 1, 1), "not supported"),
+        (lambda y: y.mean((2, 3), keepdim=True) + torch.ones(1, 2, 6, 6), "broadcasting a map to more values"),
+        (lambda y: y / (y + 1), "quotient by a feature map"),
+        (lambda y: y * y, "product of two feature maps"),
+        (lambda y: y.view(1, 2, 12, 3), "was reshaped"),
+        (lambda y: y.transpose(2, 3), "transpose|permute"),
+        (lambda y: F.adaptive_avg_pool2d(y, 2), "Only a global average"),
+    ],
+)
+def test_what_would_be_misread_is_refused(change, message):
+    model = seeded(Asked, change=change)
+    with pytest.raises(co.UnsupportedOpError, match=message):
+        co.from_torch(model, X)
+    assert co.check_model(model, X)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda y: F.avg_pool2d(y, 3, 2, 1, count_include_pad=False),
+        lambda y: F.avg_pool2d(y, (2, 3), divisor_override=5),
+        lambda y: F.avg_pool2d(y, 2, ceil_mode=True),  # 6 / 2: nothing overhangs
+        lambda y: F.max_pool2d(y, (3, 2), (2, 1), (1, 0), ceil_mode=True),
+        lambda y: F.max_pool2d(y, 2, dilation=2),
+        lambda y: torch.sub(y, 0.5 * y, alpha=-2.0),
+        lambda y: torch.rsub(y, 2 * y, alpha=3.0),
+        lambda y: torch.rsub(y, 0.3, alpha=3.0),
+        lambda y: 0.3 - y / -0.7,
+        lambda y: y.div(2, rounding_mode=None),
+        lambda y: F.leaky_relu(-y, -0.5),
+        lambda y: F.relu(y - 0.1).flatten(1).mul(2.0).view(1, 2, 6, 6),
+        lambda y: y.flatten(2).unflatten(2, (6, 6)),
+        lambda y: y.squeeze(0).unsqueeze(0),
+        lambda y: F.dropout(y, 0.0),
+        lambda y: y + torch.arange(6.0),
+        lambda y: y * torch.tensor([[[0.5]], [[-1.5]]]).clone(),
+    ],
+)
+def test_what_is_read_is_read_with_its_arguments(change):
+    model = seeded(Asked, change=change)
+    net = co.from_torch(model, X)
+    double = model.double()
+    for seed in range(3):
+        x = 2 * torch.randn(1, 1, 6, 6, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        torch.testing.assert_close(net.logits(x), double(x)[0], rtol=1e-6, atol=1e-7)
+
+
+def test_what_depends_on_weights_alone_is_calculated():
+    class Standardised(Plain):
+        def forward(self, x):
+            w = self.body[0].weight
+            w = (w - w.mean((1, 2, 3), keepdim=True)) / (w.std((1, 2, 3), keepdim=True) + 1e-3)
+            y = F.relu(F.conv2d(x, w, self.body[0].bias, padding=1)) * torch.sigmoid(self.head.weight.mean())
+            return self.head(self.body[2:](y).mean((2, 3)))
+
+    model = seeded(Standardised)
+    net = co.from_torch(model, X)
+    torch.testing.assert_close(net.logits(X), model.double()(X.double())[0], rtol=1e-12, atol=1e-12)
+
+
+def test_what_is_drawn_at_random_is_no_constant():
+    class Noisy(Plain):
+        def forward(self, x):
+            return self.head(self.body(x + torch.rand(1)).mean((2, 3)))
+
+    with pytest.raises(co.CorgiError):
+        co.from_torch(seeded(Noisy), X)

@@ -1,0 +1,156 @@
+"""A head is proven on the model, whatever it was taken for."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from nets import Plain, image, seeded
+from torch import Tensor, nn
+
+import corgi_opt as co
+from corgi_opt.network import cam, head
+from corgi_opt.network.head import find_head
+from corgi_opt.network.ops import Conv2d
+
+X = image(1, 6, 6)
+
+
+class Headed(Plain):
+    """The body of Plain with four channels, and a head of one's own."""
+
+    def __init__(self, tail, layer: nn.Module | None = None) -> None:
+        super().__init__(channels=4)
+        self.tail, self.layer = tail, layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.tail(self, self.body(x))
+
+
+def by_hand(model: nn.Module, weight: Tensor, x: Tensor) -> Tensor:
+    """CAMs (classes, H, W) of float64 features and a matrix (classes, C)."""
+    return torch.einsum("kc,chw->khw", weight.double(), model.double().body(x.double())[0])
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_a_grouped_head_reads_the_channels_of_its_own(groups):
+    torch.manual_seed(1)
+    layer = nn.Conv2d(4, 4, 1, groups=groups)
+    model = seeded(Headed, tail=lambda m, y: m.layer(y.mean((2, 3), keepdim=True)).flatten(1), layer=layer)
+    net = co.from_torch(model, X)
+    dense = torch.zeros(4, 4)
+    for k in range(4):
+        for c in range(4 // groups):
+            dense[k, k // (4 // groups) * (4 // groups) + c] = layer.weight[k, c, 0, 0].detach()
+    for k in range(4):
+        torch.testing.assert_close(net.cam(X, k), by_hand(model, dense, X)[k], rtol=1e-6, atol=1e-9)
+
+
+NO_HEADS = {
+    "an average of a part": lambda m, y: m.head(F.avg_pool2d(y, 6, stride=13, padding=3).flatten(1)),
+    "an average of the inside": lambda m, y: m.head(F.avg_pool2d(y, 5, stride=7).flatten(1)),
+    "a divisor of one's own": lambda m, y: m.head(F.avg_pool2d(y, 6, divisor_override=7).flatten(1)),
+    "a sum for a mean": lambda m, y: m.head(36 * y.mean((2, 3))),
+    "a maximum": lambda m, y: m.head(F.max_pool2d(y, 6).flatten(1)),
+    "a ReLU on the average": lambda m, y: m.head(F.relu(y.mean((2, 3)) - 0.1)),
+    "a second path": lambda m, y: m.head(y.mean((2, 3))) + m.head(F.max_pool2d(y, 6).flatten(1)),
+    "all pixels in a dense layer": lambda m, y: m.layer(y.flatten(1)),
+    "a weighted average": lambda m, y: m.head(F.conv2d(y, m.depthwise, groups=4).flatten(1)),
+}
+
+
+@pytest.mark.parametrize("name", NO_HEADS)
+def test_what_is_no_head_is_refused(name):
+    model = seeded(Headed, tail=NO_HEADS[name], layer=nn.Linear(144, 3))
+    model.register_buffer("depthwise", torch.linspace(0, 1, 144).view(4, 1, 6, 6) / 18)
+    with pytest.raises((co.NoCamHeadError, co.UnsupportedOpError)) as refused:
+        co.from_torch(model, X)
+    if isinstance(refused.value, co.UnsupportedOpError):
+        assert co.check_model(model, X)
+    else:
+        with pytest.raises(co.NoCamHeadError):
+            co.check_model(model, X)
+
+
+@pytest.mark.parametrize("change", ["weight", "swapped", "pixels", "features", "bias"])
+def test_a_head_that_is_taken_for_another_is_never_a_net(monkeypatch, change):
+    """Whatever finds the head, and however it errs: the model itself does not agree."""
+    model = seeded(Headed, tail=lambda m, y: m.head(y.mean((2, 3))))
+
+    def misled(graph):
+        features, weight = find_head(graph)
+        if change == "weight":
+            return features, weight * torch.linspace(1, 1.001, 4, dtype=torch.float64)
+        if change == "swapped":
+            return features, weight[:, [1, 0, 2, 3]]
+        if change == "pixels":
+            return features, 2 * weight
+        if change == "bias":
+            return features, weight[:, :1]
+        before = graph[features].inputs[0]
+        return before, weight
+
+    monkeypatch.setattr(cam, "find_head", misled)
+    with pytest.raises((co.NoCamHeadError, co.ParityError)):
+        co.from_torch(model, X)
+
+
+def test_the_finder_does_not_prove_and_the_proof_does_not_find(monkeypatch):
+    """With a finder that accepts any convolution as a global average, the model's own derivative refuses the head."""
+    monkeypatch.setattr(head, "_is_global_mean", lambda graph, name: isinstance(graph[name].op, Conv2d))
+    for name in ("an average of a part", "a divisor of one's own", "a weighted average"):
+        model = seeded(Headed, tail=NO_HEADS[name])
+        model.register_buffer("depthwise", torch.linspace(0, 1, 144).view(4, 1, 6, 6) / 18)
+        with pytest.raises(co.NoCamHeadError, match="no CAM head: the class scores"):
+            co.from_torch(model, X)
+
+
+BESIDE = {
+    "an average that leads nowhere": lambda m, y: (m.head(y.mean((2, 3))), (2 * y).mean((2, 3)))[0],
+    "one before": lambda m, y: ((3 * y).mean((2, 3)), m.head(y.mean((2, 3))))[1],
+    "a norm of another map": lambda m, y: (m.head(y.mean((2, 3))), F.relu(y - 1).mean((2, 3)).norm())[0],
+    "a write afterwards": lambda m, y: (m.head(y.mean((2, 3))), y.add_(1.0))[0],
+    "a write before": lambda m, y: (y.mul_(2.0), m.head(y.mean((2, 3))))[1],
+    "without gradients": lambda m, y: torch.no_grad()(lambda: m.head(y.detach().mean((2, 3))))(),
+    "an item that is set": lambda m, y: (y.__setitem__((0, 1), y[0, 1] * 0.5), m.head(y.mean((2, 3))))[1],
+}
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_what_runs_beside_the_head_changes_nothing(name):
+    model = seeded(Headed, tail=BESIDE[name])
+    if name == "an item that is set":
+        with pytest.raises(co.UnsupportedOpError):
+            co.from_torch(model, X)
+        return
+    net = co.from_torch(model, X)
+    scale = 2.0 if name == "a write before" else 1.0
+    for k in range(3):
+        expected = scale * by_hand(model, model.head.weight, X)[k].detach()
+        torch.testing.assert_close(net.cam(X, k), expected, rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(net.model_cam(X, k), expected, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        lambda y: F.max_pool2d(y - 0.1, 2),
+        lambda y: F.max_pool2d(F.leaky_relu(y - 0.1, 0.1), 3, 2, 1),
+        lambda y: F.max_pool2d(F.avg_pool2d(y, 2), 2, 1),
+        lambda y: F.max_pool2d(-y, (1, 3)),
+        lambda y: F.max_pool2d(-y, (2, 1), ceil_mode=True),
+        lambda y: F.max_pool2d(y - 0.1, 1, stride=2),
+        lambda y: F.max_pool2d(y - 0.1, 1),
+        lambda y: F.max_pool2d(F.max_pool2d(y - 0.1, 2, 1), 2),
+        lambda y: F.max_pool2d(y, 2),
+    ],
+)
+def test_a_max_pool_may_come_last(last):
+    model = seeded(Headed, tail=lambda m, y: m.head(last(y).mean((2, 3))))
+    assert co.check_model(model, X) == ()
+    net = co.from_torch(model, X)
+    double = model.double()
+    expected = torch.einsum("c,chw->hw", double.head.weight[1], last(double.body(X.double()))[0])
+    for found in (net.cam(X, 1), net.model_cam(X, 1)):
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)
+    assert co.radius(net, X, k=2, class_idx=1, rtol=0.1, time_limit=30).upper > 0

@@ -1,0 +1,107 @@
+"""A misread operation is seen however small its maps are, however deep it stands and wherever it errs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from nets import Everything, Plain, Residual, image, seeded
+from torch import nn
+
+import corgi_opt as co
+from corgi_opt.network import builders
+from corgi_opt.network.cam import require_parity
+
+X = image(1, 6, 6)
+
+
+def scaled(scale: float, channels: int = 2) -> Plain:
+    model = seeded(Plain, channels=channels).double()
+    with torch.no_grad():
+        for weight in model.body[0].parameters():
+            weight.mul_(scale)
+        model.body[2].bias.mul_(scale)
+    return model
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e-6, 1.0, 1e6, 1e12])
+def test_scales_do_not_hide_a_misread_operation(monkeypatch, scale):
+    model = scaled(scale)
+    co.from_torch(model, X)
+
+    def wrong(t, fx, *, x, negative_slope=None):
+        return t.value(x)
+
+    monkeypatch.setitem(builders.BUILDERS, "relu.default", wrong)
+    with pytest.raises(co.ParityError, match="differs"):
+        co.from_torch(model, X)
+
+
+def test_a_small_channel_beside_a_large_one_counts_as_much(monkeypatch):
+    model = scaled(1.0)
+    with torch.no_grad():
+        model.body[2].weight[0] *= 1e12
+        model.head.weight[:, 0] = 0
+    right = builders.BUILDERS["conv2d.default"]
+    co.from_torch(model, X)
+
+    def wrong(t, fx, *, bias, **given):
+        given_bias = bias
+        if "body.2" in builders.module_path(fx):
+            t.constants = {**t.constants, bias: t.constants[bias] + torch.tensor([0.0, 1e-3])}
+        return right(t, fx, bias=given_bias, **given)
+
+    wrong.__signature__ = builders.inspect.signature(right)
+    monkeypatch.setitem(builders.BUILDERS, "conv2d.default", wrong)
+    with pytest.raises(co.ParityError, match=r"body\.2"):
+        co.from_torch(model, X)
+
+
+def test_deep_networks_are_held_against_torch_step_by_step(monkeypatch):
+    class Deep(nn.Module):
+        def __init__(self, layers=24):
+            super().__init__()
+            self.layers = nn.ModuleList(nn.Conv2d(4 if k else 1, 4, 3, padding=1) for k in range(layers))
+            self.head = nn.Linear(4, 3)
+
+        def forward(self, x):
+            for k, layer in enumerate(self.layers):
+                x = F.leaky_relu(layer(x), 0.1 if k == 3 else 0.2)
+            return self.head(x.mean((2, 3)))
+
+    model = seeded(Deep)
+    co.from_torch(model, X)
+    right = builders.BUILDERS["leaky_relu.default"]
+    monkeypatch.setitem(
+        builders.BUILDERS,
+        "leaky_relu.default",
+        lambda t, fx, *, x, negative_slope: right(
+            t, fx, x=x, negative_slope=negative_slope + (1e-9 if fx.name == "leaky_relu_3" else 0)
+        ),
+    )
+    with pytest.raises(co.ParityError):
+        co.from_torch(model, X)
+
+
+@pytest.mark.parametrize("build", [Plain, Residual, Everything])
+@pytest.mark.parametrize("value", [0.0, 0.5, 1.0, 255.0])
+def test_flat_examples_are_no_reason_to_refuse(build, value):
+    shape = {Plain: (1, 6, 6), Residual: (1, 7, 5), Everything: (3, 20, 22)}[build]
+    net = co.from_torch(seeded(build), torch.full((1, *shape), value))
+    require_parity(net, torch.full((1, *shape), 3.0, dtype=torch.float64))
+
+
+def test_a_net_whose_graph_was_swapped_is_refused_at_any_image():
+    net, other = co.from_torch(seeded(Plain), X), co.from_torch(seeded(Plain, seed=1), X)
+    object.__setattr__(net, "graph", other.graph)
+    with pytest.raises(co.ParityError):
+        require_parity(net, X.double())
+
+
+def test_a_quantiser_of_small_steps_is_not_read_as_affine():
+    class Steps(Plain):
+        def forward(self, x):
+            return self.head(self.body(torch.round(x, decimals=6) * 1e-10).mean((2, 3)))
+
+    with pytest.raises(co.UnsupportedOpError, match="round"):
+        co.from_torch(seeded(Steps), X)
