@@ -109,7 +109,7 @@ def heat_map(
     question = Question.ask(
         net, x, k=_untied(net, x, class_idx), class_idx=class_idx, norm=norm, clip=clip, tie_tol=0.0
     )
-    ball = question.ball(eps)
+    ball = question.checked_ball(eps)
     pixels, bound = _bounded(question, ball, method, where)
     safety = FLOAT64_SAFETY * question.scale
     low, high = (side[0].cpu().double() for side in pixels)

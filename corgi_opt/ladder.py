@@ -55,7 +55,8 @@ class Ladder:
         report: Report = silent,
     ) -> None:
         self.question, self.device, self._report = question, device, report
-        self.ball = question.ball(eps)
+        # a smaller region lies in the larger one, which has been checked
+        self.ball = question.checked_ball(eps) if above is None else question.ball(eps)
         known = None if above is None else above.margins.known(0)
         self.margins: Margins = Margins(question, [eps], torch.float64, device, known)
         self.witness: Witness | None = None

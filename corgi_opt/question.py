@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from corgi_opt.errors import InputError
-from corgi_opt.network.cam import CamNetwork
+from corgi_opt.network.cam import CamNetwork, require_parity
 from corgi_opt.spec import Ball, Clip, Norm, TopK, canonical_norm, distance
 
 
@@ -45,11 +46,13 @@ class Question:
         within: int | None = None,
         keep_class: bool = False,
     ) -> Question:
-        """Raises InputError for a bad image, k, class, norm or box; TieError when the top-k set is not defined."""
+        """Raises InputError for a bad image, k, class, norm or box; TieError when the top-k set is not defined;
+        ParityError where the graph does not compute the user's model at the image."""
         if not isinstance(net, CamNetwork):
             raise InputError(f"net must be a CamNetwork (co.from_torch(model, example)), got {type(net).__name__}")
         image = net.image(x)
         Ball(image, 0.0, norm, clip)  # refuses a bad norm, box or image before any work is done
+        require_parity(net, image)
         chosen = net.class_index(image, class_idx)
         cam = net.model_cam(image, chosen)
         features = net.graph.forward(image, net.features)[0]
@@ -62,6 +65,13 @@ class Question:
 
     def ball(self, eps: float) -> Ball:
         return Ball(self.x, eps, self.norm, self.clip)
+
+    def checked_ball(self, eps: float) -> Ball:
+        """The same, when corners of it have been run through the user's model. Raises ParityError."""
+        ball = self.ball(eps)
+        for x in corners(ball) if eps > 0 else ():
+            require_parity(self.net, x)
+        return ball
 
     @property
     def whole_range(self) -> float:
@@ -81,6 +91,13 @@ class Question:
     def margin(self, x: Tensor) -> float:
         """The margin at one image (1, C, H, W), by running the user's own model in float64."""
         return float(self.topk.margin(self.net.model_cam(x, self.class_idx)[None])[0])
+
+
+def corners(ball: Ball) -> Iterator[Tensor]:
+    """Images (1, C, H, W) where a region ends: its lowest, its highest, and one whose inputs are drawn."""
+    drawn = torch.rand(ball.center.shape, generator=torch.Generator().manual_seed(0)) < 0.5
+    for high in (torch.zeros_like(drawn), torch.ones_like(drawn), drawn):
+        yield ball.project(torch.where(high, ball.upper, ball.lower))
 
 
 def resolve_device(device: str | torch.device) -> torch.device:

@@ -51,7 +51,7 @@ class MarginSearch:
         solvers: Callable[[str], Backend],
         report: Report = silent,
     ) -> None:
-        self.question, self.ball, self.device = question, question.ball(eps), device
+        self.question, self.ball, self.device = question, question.checked_ball(eps), device
         self.seconds: dict[str, float] = {}
         self._tolerance = rtol * question.topk.gap
         self._solver_of, self._report = solvers, report

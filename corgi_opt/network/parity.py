@@ -111,6 +111,11 @@ def allowed(
     return torch.maximum(PARITY_TOLERANCE * own, torch.minimum(rounding, most_rounding * own))
 
 
+def near(ours: Tensor, theirs: Tensor) -> bool:
+    """Whether two maps are equal relative to their values alone, which no sum of absolute terms is smaller than."""
+    return bool(((ours - theirs).abs() <= PARITY_TOLERANCE * ours.abs().amax(dim=(2, 3), keepdim=True)).all())
+
+
 def require_equal(what: str, ours: Tensor, theirs: Tensor, tolerance: Tensor) -> None:
     """Raises ParityError where two maps differ by more than ``tolerance``, which broadcasts to them."""
     if ours.shape != theirs.shape:

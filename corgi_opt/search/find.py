@@ -38,5 +38,5 @@ def attack(
     question = Question.ask(
         net, x, k=k, class_idx=class_idx, norm=norm, clip=clip, tie_tol=tie_tol, within=within, keep_class=keep_class
     )
-    ball = question.ball(eps)
+    ball = question.checked_ball(eps)
     return pgd(question, ball, rank_targets(question, where), where, options or PgdOptions())
