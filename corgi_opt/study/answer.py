@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from corgi_opt.ambient import pinned
 from corgi_opt.errors import CorgiError, TieError
 from corgi_opt.network.cam import CamNetwork, from_torch
 from corgi_opt.question import resolve_device
@@ -27,6 +28,7 @@ from corgi_opt.verify import verify
 PACKAGES = ("corgi_opt", "torch", "highspy", "numpy")
 
 
+@pinned
 def answer(task: Mapping[str, Any]) -> dict[str, Any]:
     """The columns of the cell's row that only its answer can fill. Raises nothing that one cell alone can cause."""
     try:
