@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
@@ -26,6 +26,7 @@ from typing import Any, ParamSpec, TypeVar
 import numpy as np
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import _disable_current_modes
 
@@ -47,7 +48,8 @@ ENTRIES: set[Callable[..., Any]] = set()
 def pinned(function: Callable[P, R]) -> Callable[P, R]:
     """A public entry: runs in the state that the module describes, gradients off.
 
-    Raises InputError for a tensor argument that holds no values (a FakeTensor).
+    Raises InputError for a tensor argument that holds no values (a FakeTensor), and inside torch.func and
+    torch.jit.trace.
     """
     return _entry(function, keep_grad=False)
 
@@ -62,13 +64,22 @@ def _entry(function: Callable[P, R], *, keep_grad: bool) -> Callable[P, R]:
     def entry(*args: P.args, **kwargs: P.kwargs) -> R:
         if _here.inside:
             return function(*args, **kwargs)
-        with _state(keep_grad):
-            plain = [_plain(value) for value in args]
-            named = {name: _plain(value) for name, value in kwargs.items()}
-            return function(*plain, **named)
+        found: R = _run(function, keep_grad, args, kwargs)
+        return found
 
     ENTRIES.add(entry)
     return entry
+
+
+@_disable_dynamo  # a caller's torch.compile goes round it
+def _run(function: Callable[..., Any], keep_grad: bool, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    if torch._C._functorch.peek_interpreter_stack() is not None or torch._C._get_tracing_state() is not None:
+        raise InputError(
+            "corgi_opt cannot run inside torch.func (vmap, grad ...) or torch.jit.trace, which record what is computed "
+            "on stand-ins of tensors: call it outside and pass its answer in"
+        )
+    with _state(keep_grad):
+        return function(*map(plain, args), **{name: plain(value) for name, value in kwargs.items()})
 
 
 class _Thread(threading.local):
@@ -125,8 +136,8 @@ _ONE = float("1")
 """Not a literal: the product is to be computed when it is asked for."""
 
 
-def _plain(value: Any) -> Any:
-    """A tensor that our arithmetic can take; anything else as it is."""
+def plain(value: Any) -> Any:
+    """A tensor that our arithmetic can take; anything else as it is. Raises InputError for a FakeTensor."""
     if not isinstance(value, Tensor):
         return value
     if isinstance(value, FakeTensor):

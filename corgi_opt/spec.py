@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from corgi_opt.ambient import pinned, pinned_with_grad
+from corgi_opt.ambient import pinned, pinned_with_grad, plain
 from corgi_opt.arguments import finite, integer, not_negative
 from corgi_opt.errors import InputError, TieError
 
@@ -54,6 +54,7 @@ class Ball:
         eps = not_negative("eps", self.eps, " in the units of the input")
         if not isinstance(self.center, Tensor):
             raise InputError(f"the centre must be a torch tensor (1, C, H, W), got {type(self.center).__name__}")
+        object.__setattr__(self, "center", plain(self.center))
         if self.center.ndim != 4 or self.center.shape[0] != 1:
             raise InputError(f"the centre must have shape (1, C, H, W), got {tuple(self.center.shape)}")
         if not bool(torch.isfinite(self.center).all()):

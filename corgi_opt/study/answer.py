@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from corgi_opt.ambient import pinned
 from corgi_opt.errors import CorgiError, TieError
 from corgi_opt.network.cam import CamNetwork, from_torch
 from corgi_opt.question import resolve_device
@@ -28,7 +27,6 @@ from corgi_opt.verify import verify
 PACKAGES = ("corgi_opt", "torch", "highspy", "numpy")
 
 
-@pinned
 def answer(task: Mapping[str, Any]) -> dict[str, Any]:
     """The columns of the cell's row that only its answer can fill. Raises nothing that one cell alone can cause."""
     try:
@@ -85,7 +83,8 @@ def _eps(ask: Ask) -> float:
 @lru_cache(maxsize=4)
 def _network(model: SourcedModel, shape: tuple[int, ...]) -> CamNetwork:
     """Built once for the cells that follow one another."""
-    return from_torch(model.built(), torch.zeros(shape))
+    # whatever a model's file sets as torch's defaults
+    return from_torch(model.built(), torch.zeros(shape, dtype=torch.float32, device="cpu"))
 
 
 def _gap(net: CamNetwork, x: Tensor, class_idx: int, k: int) -> float | None:
