@@ -48,8 +48,8 @@ ENTRIES: set[Callable[..., Any]] = set()
 def pinned(function: Callable[P, R]) -> Callable[P, R]:
     """A public entry: runs in the state that the module describes, gradients off.
 
-    Raises InputError for a tensor argument that holds no values (a FakeTensor), and inside torch.func and
-    torch.jit.trace.
+    Raises InputError for a tensor argument that holds no values (a FakeTensor), inside torch.func and torch.jit.trace,
+    and where the device runs out of memory.
     """
     return _entry(function, keep_grad=False)
 
@@ -78,8 +78,12 @@ def _run(function: Callable[..., Any], keep_grad: bool, args: Sequence[Any], kwa
             "corgi_opt cannot run inside torch.func (vmap, grad ...) or torch.jit.trace, which record what is computed "
             "on stand-ins of tensors: call it outside and pass its answer in"
         )
-    with _state(keep_grad):
-        return function(*map(plain, args), **{name: plain(value) for name, value in kwargs.items()})
+    try:
+        with _state(keep_grad):
+            return function(*map(plain, args), **{name: plain(value) for name, value in kwargs.items()})
+    except torch.OutOfMemoryError as error:
+        said = str(error).split(". ")[0]
+        raise InputError(f"the device ran out of memory ({said}); pass device='cpu', or fewer at a time") from error
 
 
 class _Thread(threading.local):

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -34,16 +35,33 @@ class OnDevice(Tensor):
 
 
 class StandIn(TorchFunctionMode):
-    """Makes "cuda" a device that there is. ``calls``: how often each function had a tensor of the device to work on."""
+    """Makes "cuda" a device that there is, with so many bytes free.
 
-    def __init__(self) -> None:
+    ``calls``: how often each function had a tensor of the device to work on.
+    """
+
+    def __init__(self, free: int = 64_000_000_000) -> None:
         super().__init__()
         self.calls: Counter[str] = Counter()
+        said = {"mem_get_info": (free, 2 * free), "memory_reserved": 0, "memory_allocated": 0}
+        self._cuda = mock.patch.multiple(torch.cuda, **{name: _saying(value) for name, value in said.items()})
+
+    def __enter__(self) -> StandIn:
+        self._cuda.start()
+        return super().__enter__()  # type: ignore[no-any-return]
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._cuda.stop()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if any(isinstance(t, OnDevice) for t in tensors((args, kwargs or {}))):
             self.calls[func.__name__] += 1
         return run(func, args, kwargs or {})
+
+
+def _saying(value: Any) -> Callable[..., Any]:
+    return lambda *_: value
 
 
 def tensors(value: Any) -> Iterator[Tensor]:
