@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from encoding import PATIENT, Setting
-from nets import Deep, Pooled, image, seeded
+from nets import Pooled, image, seeded
 from stand_in import DEVICE, OnDevice, StandIn
 
 import corgi_opt as co
@@ -26,7 +26,7 @@ def full(*_: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("free", "chunk"), [(80_000_000_000, GPU_BYTES), (SHARE * 1_000_000, 1_000_000), (SHARE * GPU_BYTES, GPU_BYTES), (0, 0)]
+    ("free", "chunk"), [(80 * 10**9, GPU_BYTES), (SHARE * 10**6, 10**6), (SHARE * GPU_BYTES, GPU_BYTES), (0, 0)]
 )
 def test_a_gpu_gives_a_share_of_what_is_free(free, chunk):
     with StandIn(free):
@@ -57,10 +57,9 @@ def test_the_environment_overrides_it(device, monkeypatch):
 
 @pytest.mark.parametrize("value", ["0", "-5", "5e6", "many", "1.5", " "])
 def test_an_override_that_is_no_number_of_bytes_is_refused(value, monkeypatch):
-    net, x = co.from_torch(seeded(Pooled, 1), image(1, 8, 8)), image(1, 8, 8)
     monkeypatch.setenv(budget.VARIABLE, value)
     with pytest.raises(co.InputError, match="CORGI_CHUNK_BYTES must be a positive number of bytes, got"):
-        co.verify(net, x, eps=0.05, k=1)
+        chunk_bytes(CPU)
 
 
 def test_rows_fill_the_budget_of_their_device():
@@ -135,20 +134,20 @@ def few_at_once(most: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return passes
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-@pytest.mark.parametrize("method", ["crown", "dual"])
-@pytest.mark.parametrize(("model", "shape", "eps"), [(Pooled, (1, 8, 8), 0.03), (Deep, (1, 8, 6), 0.01)])
-def test_bounds_are_the_same_with_little_memory(model, shape, eps, method, device, monkeypatch):
-    net, ball = co.from_torch(seeded(model, 1), image(*shape)), co.Ball(image(*shape), eps)
+@pytest.mark.parametrize(
+    ("method", "device", "most"), [("crown", "cpu", 5), ("crown", "cuda", 5), ("dual", "cpu", 30), ("dual", "cuda", 30)]
+)
+def test_bounds_are_the_same_with_little_memory(method, device, most, monkeypatch):
+    net, ball = co.from_torch(seeded(Pooled, 1), image(1, 8, 8)), co.Ball(image(1, 8, 8), 0.02)
     whole = co.bounds(net, ball, method=method, device="cpu")
-    passes = few_at_once(5, monkeypatch)
+    passes = few_at_once(most, monkeypatch)
     with StandIn():
         parts = co.bounds(net, ball, method=method, device=device)
         assert isinstance(parts[net.features].lower, OnDevice) == (device == "cuda")
         for name, bound in whole.items():
             torch.testing.assert_close(parts[name].lower.cpu(), bound.lower, rtol=1e-9, atol=1e-9)
             torch.testing.assert_close(parts[name].upper.cpu(), bound.upper, rtol=1e-9, atol=1e-9)
-    assert max(passes) > 5 and 0 < min(passes) <= 5
+    assert max(passes) > most and 0 < min(passes) <= most
 
 
 @pytest.mark.parametrize("method", ["lp", "bab", "dual"])
