@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from corgi_opt.ambient import pinned
 from corgi_opt.arguments import check_rtol
 from corgi_opt.drawing import clip_in_words, draw_ladder, draw_shares
 from corgi_opt.errors import InputError, Interrupted, TieError
@@ -174,6 +175,7 @@ def _seconds(question: Compared, method: str) -> float:
     return question.seconds.get(method, math.nan)
 
 
+@pinned
 def compare(
     net: CamNetwork,
     x: Tensor,

@@ -10,6 +10,7 @@ import torch
 from corgi_solvers import write_mps
 from torch import Tensor
 
+from corgi_opt.ambient import pinned
 from corgi_opt.deadline import Deadline
 from corgi_opt.encode.big_m import big_m
 from corgi_opt.encode.expressions import Expressions
@@ -37,6 +38,7 @@ class Exported:
     binaries: int
 
 
+@pinned
 def export_mps(
     net: CamNetwork,
     x: Tensor,

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from corgi_opt.ambient import pinned
 from corgi_opt.arguments import integer
 from corgi_opt.bounds.ascent import ascend
 from corgi_opt.bounds.corgi import corgi_bounds, corgi_cam_bounds
@@ -83,6 +84,7 @@ class HeatMap:
         return f"HeatMap(k={self.k}, eps={self.eps:g}, class {self.class_idx}, by {self.method}: {said})"
 
 
+@pinned
 def heat_map(
     net: CamNetwork,
     x: Tensor,

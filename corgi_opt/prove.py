@@ -15,6 +15,7 @@ import torch
 from corgi_solvers import Backend
 from torch import nn
 
+from corgi_opt.ambient import pinned
 from corgi_opt.bounds.crown import Bounded
 from corgi_opt.bounds.dual import Interval
 from corgi_opt.deadline import Deadline
@@ -116,6 +117,7 @@ def _kept(certificate: Certificate) -> Certificate:
     return certificate
 
 
+@pinned
 def check_certificate(path: str | Path, model: nn.Module | CamNetwork, *, exact: bool = False) -> Checked:
     """Proves the claim of a certificate file anew, for the network that ``model`` is.
 

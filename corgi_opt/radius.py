@@ -11,6 +11,7 @@ import torch
 from corgi_solvers import Backend
 from torch import Tensor
 
+from corgi_opt.ambient import pinned
 from corgi_opt.arguments import check_rtol
 from corgi_opt.deadline import Deadline
 from corgi_opt.errors import BoundOrderError, Interrupted, TieError
@@ -317,6 +318,7 @@ class Estimates:
         return [float(margin) for margin in found]
 
 
+@pinned
 def radius(
     net: CamNetwork,
     x: Tensor,

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from corgi_opt.ambient import pinned
 from corgi_opt.drawing import draw_ladder, html_table
 from corgi_opt.errors import CertificateError
 from corgi_opt.proof.certificate import Certificate
@@ -73,6 +74,7 @@ class Verdict:
     prover: Callable[[], Certificate] | None = field(default=None, repr=False)
 
     @cached_property
+    @pinned
     def certificate(self) -> Certificate:
         """The proof as a file that ``co.check_certificate`` and ``corgi-opt check`` take; made when first asked for.
 
@@ -132,6 +134,7 @@ class Radius:
     prover: Callable[[], Certificate] | None = field(default=None, repr=False)
 
     @cached_property
+    @pinned
     def certificate(self) -> Certificate:
         """The proof that nothing changes at ``lower``, as :attr:`Verdict.certificate`. Raises CertificateError."""
         return _made(self.prover, "the certified radius is 0")

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from corgi_opt.ambient import pinned, pinned_with_grad, plain
 from corgi_opt.arguments import finite, integer, not_negative
 from corgi_opt.errors import InputError, TieError
 
@@ -47,11 +48,13 @@ class Ball:
     norm: Norm = "inf"
     clip: Clip = (0.0, 1.0)
 
+    @pinned
     def __post_init__(self) -> None:
         object.__setattr__(self, "norm", canonical_norm(self.norm))
         eps = not_negative("eps", self.eps, " in the units of the input")
         if not isinstance(self.center, Tensor):
             raise InputError(f"the centre must be a torch tensor (1, C, H, W), got {type(self.center).__name__}")
+        object.__setattr__(self, "center", plain(self.center))
         if self.center.ndim != 4 or self.center.shape[0] != 1:
             raise InputError(f"the centre must have shape (1, C, H, W), got {tuple(self.center.shape)}")
         if not bool(torch.isfinite(self.center).all()):
@@ -77,27 +80,32 @@ class Ball:
         return (low, high)
 
     @property
+    @pinned
     def lower(self) -> Tensor:
         """Smallest value of every input (C, H, W)."""
         low = self.center[0] - self.eps
         return low if self.clip is None else low.clamp(min=self.clip[0])
 
     @property
+    @pinned
     def upper(self) -> Tensor:
         """Largest value of every input (C, H, W)."""
         high = self.center[0] + self.eps
         return high if self.clip is None else high.clamp(max=self.clip[1])
 
+    @pinned
     def distance(self, x: Tensor) -> float:
         """``||x - center||`` in the ball's norm, for an image x (1, C, H, W)."""
         return distance(self.norm, x.double() - self.center)
 
+    @pinned
     def contains(self, x: Tensor) -> bool:
         """Whether x (1, C, H, W) lies in the region, as float64 compares."""
         x = x.double()
         in_box = self.clip is None or bool(((x >= self.clip[0]) & (x <= self.clip[1])).all())
         return in_box and self.distance(x) <= self.eps
 
+    @pinned
     def project(self, x: Tensor) -> Tensor:
         """An image inside, near x (for "inf" the nearest), such that ``contains`` holds in spite of rounding."""
         x = torch.minimum(torch.maximum(x.double(), self.lower[None]), self.upper[None])
@@ -113,6 +121,7 @@ class Ball:
             inside = torch.minimum(torch.maximum(inside, self.lower[None]), self.upper[None])
         return inside if self.distance(inside) <= self.eps else self.center.clone()
 
+    @pinned
     def with_eps(self, eps: float) -> Ball:
         return Ball(self.center, eps, self.norm, self.clip)
 
@@ -136,6 +145,7 @@ class TopK:
     gap: float
 
     @classmethod
+    @pinned
     def of(cls, cam: Tensor, k: int, tie_tol: float = 0.0, within: int | None = None) -> TopK:
         """Raises InputError when k or within is out of range, TieError when pixels k and k+1 differ by no more than
         tie_tol."""
@@ -168,12 +178,14 @@ class TopK:
         """Where (k, R) a rival is the top pixel itself."""
         return self.top[:, None] == self.rivals
 
+    @pinned_with_grad
     def gaps(self, cams: Tensor) -> Tensor:
         """``CAM_i - CAM_j`` (N, k, R) of CAMs (N, H, W); infinite for a pixel and itself."""
         flat = cams.flatten(1)
         found = flat[:, self.top, None] - flat[:, None, self.rivals]
         return found.masked_fill(self.own.to(found.device), torch.inf)
 
+    @pinned_with_grad
     def least(self, gaps: Tensor) -> Tensor:
         """Of gaps (..., k, R), or lower bounds on them, what each top pixel has left (..., k): <= 0 where it falls out.
 
@@ -181,6 +193,7 @@ class TopK:
         """
         return gaps.amin(dim=-1) if self.allowed == 0 else gaps.kthvalue(self.allowed + 1, dim=-1).values
 
+    @pinned_with_grad
     def margin(self, cams: Tensor) -> Tensor:
         """``min over top pixels of CAM_i - (the within-th brightest of the others)`` (N,) for CAMs (N, H, W).
 
@@ -191,6 +204,7 @@ class TopK:
             return flat[:, self.top].min(dim=1).values - flat[:, self.rest].max(dim=1).values
         return self.least(self.gaps(cams)).amin(dim=1)
 
+    @pinned
     def worst_pair(self, cam: Tensor) -> tuple[int, int]:
         """The top pixel and the rival that :meth:`margin` of a CAM (H, W) is about."""
         gaps = self.gaps(cam[None])[0]

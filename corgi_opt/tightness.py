@@ -11,6 +11,7 @@ import torch
 from corgi_solvers import Backend
 from torch import Tensor
 
+from corgi_opt.ambient import pinned
 from corgi_opt.arguments import check_rtol
 from corgi_opt.deadline import Deadline
 from corgi_opt.encode.big_m import big_m
@@ -199,6 +200,7 @@ class MarginSearch:
         )
 
 
+@pinned
 def tight_margin(
     net: CamNetwork,
     x: Tensor,

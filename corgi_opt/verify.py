@@ -11,6 +11,7 @@ import torch
 from corgi_solvers import Backend, ProblemError, backend
 from torch import Tensor
 
+from corgi_opt.ambient import pinned
 from corgi_opt.deadline import Deadline
 from corgi_opt.errors import InputError, Interrupted, UnknownMethodError
 from corgi_opt.ladder import Ladder, Relaxation
@@ -145,6 +146,7 @@ def check_time_limit(time_limit: float) -> Deadline:
     return Deadline(float(time_limit))
 
 
+@pinned
 def verify(
     net: CamNetwork,
     x: Tensor,

@@ -23,6 +23,7 @@ LONGEST = 500
 
 RANK = {
     "corgi_opt.errors": 0,
+    "corgi_opt.ambient": 1,
     "corgi_opt.arguments": 1,
     "corgi_opt.progress": 1,
     "corgi_opt.deadline": 1,

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from corgi_opt.bounds.budget import in_parts
 from corgi_opt.bounds.crown import Relaxed
 from corgi_opt.bounds.dual import Interval, Relaxation, Rows, Step, descend, phi, rows_at_once
 from corgi_opt.bounds.relaxation import ReluLines, lines_step
@@ -32,8 +33,11 @@ def ascend(relaxed: Relaxed, node: str, rows: Rows, enough: float = torch.inf, s
 
     A row stops as soon as its bound exceeds ``enough`` (its sign is decided).
     """
-    size = max(1, rows_at_once(relaxed.graph, node, rows) // TAPE)
-    parts = [_ascend(relaxed, node, rows.part(i, size), enough, steps) for i in range(0, len(rows), size)]
+
+    def part(start: int, count: int) -> Tensor:
+        return _ascend(relaxed, node, rows.part(start, count), enough, steps)
+
+    parts = in_parts(len(rows), rows_at_once(relaxed.graph, node, rows) // TAPE, part)
     return torch.cat(parts) if parts else rows.coefs.new_zeros(0)
 
 

@@ -15,6 +15,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from corgi_opt.bounds.budget import in_parts
 from corgi_opt.bounds.dual import Interval, Relaxations, Rows, lower_bounds, rows_at_once
 from corgi_opt.bounds.interval import propagate
 from corgi_opt.bounds.relaxation import (
@@ -127,15 +128,17 @@ def _tightened(
     if not len(places):
         return found
     lower, upper = found.lower.clone(), found.upper.clone()
-    size = rows_at_once(graph, name, unit_rows(places[:1], graph[name].shape, lower))
-    for start in range(0, len(places), size):
-        part, lows = places[start : start + size], max(0, len(below) - start)
+
+    def tighten(start: int, count: int) -> None:
+        part, lows = places[start : start + count], max(0, len(below) - start)
         rows = unit_rows(part, graph[name].shape, lower)
         rows.coefs[lows:] *= -1.0
         values = bound(rows)
         at_lower, at_upper = tuple(part[:lows].T), tuple(part[lows:].T)
         lower[at_lower] = torch.maximum(lower[at_lower], values[:lows])
         upper[at_upper] = torch.minimum(upper[at_upper], -values[lows:])
+
+    in_parts(len(places), rows_at_once(graph, name, unit_rows(places[:1], graph[name].shape, lower)), tighten)
     return Interval(lower, upper)
 
 

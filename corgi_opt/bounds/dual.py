@@ -27,14 +27,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from corgi_opt.bounds.budget import chunk_bytes, in_parts
 from corgi_opt.deadline import NEVER, Deadline
 from corgi_opt.network.graph import LayerGraph
 from corgi_opt.network.ops import Affine, Places, Shape, gather, inside
 from corgi_opt.region import Regions
-
-CHUNK_BYTES = 5_000_000
-"""Memory for the coefficients of one node at once in a backward pass, which holds a few dozen times this in all. Larger
-chunks were not faster on a CPU (they leave its caches)."""
 
 
 class Interval(NamedTuple):
@@ -174,11 +171,12 @@ def lower_bounds(
 
     Raises TimeoutError.
     """
-    size = rows_at_once(graph, node, rows)
-    parts = []
-    for start in range(0, len(rows), size):
+
+    def part(start: int, count: int) -> Tensor:
         deadline.check()
-        parts.append(descend(graph, node, rows.part(start, size), regions, relaxations))
+        return descend(graph, node, rows.part(start, count), regions, relaxations)
+
+    parts = in_parts(len(rows), rows_at_once(graph, node, rows), part)
     return torch.cat(parts) if parts else rows.coefs.new_zeros(0)
 
 
@@ -227,8 +225,8 @@ def _through(graph: LayerGraph, name: str, rows: Rows, add: Callable[[str, Rows]
 
 
 def rows_at_once(graph: LayerGraph, node: str, rows: Rows) -> int:
-    """How many of these rows keep within CHUNK_BYTES at every node on the way down."""
-    return max(1, CHUNK_BYTES // (_largest_window(graph, node, rows) * rows.coefs.element_size()))
+    """How many of these rows keep within their device's budget at every node on the way down."""
+    return max(1, chunk_bytes(rows.coefs.device) // (_largest_window(graph, node, rows) * rows.coefs.element_size()))
 
 
 def _largest_window(graph: LayerGraph, node: str, rows: Rows) -> int:

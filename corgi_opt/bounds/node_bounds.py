@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
+from corgi_opt.ambient import pinned
 from corgi_opt.bounds.ascent import ascend
 from corgi_opt.bounds.crown import crown_pass
 from corgi_opt.bounds.dual import Interval
@@ -24,6 +25,7 @@ METHODS: Mapping[str, Callable[[LayerGraph, Regions], Mapping[str, Interval]]] =
 }
 
 
+@pinned
 def bounds(
     net: CamNetwork,
     ball: Ball | Sequence[Ball],

@@ -14,6 +14,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from corgi_opt.ambient import pinned
+
 N_IMAGES = 1797
 N_TEST = 360
 
@@ -42,6 +44,7 @@ class DigitsCAM(nn.Module):
         return logits
 
 
+@pinned
 def load_digits() -> tuple[Tensor, Tensor]:
     """All images, (1797, 1, 8, 8) float32 in [0, 1], and labels (1797,) int64.
 
@@ -55,6 +58,7 @@ def load_digits() -> tuple[Tensor, Tensor]:
     return images, torch.from_numpy(table[:, -1]).to(torch.int64)
 
 
+@pinned
 def digits_split() -> tuple[Tensor, Tensor]:
     """Indices of the 1437 training and the 360 test images, (1437,) and (360,) int64.
 
@@ -66,6 +70,7 @@ def digits_split() -> tuple[Tensor, Tensor]:
     return indices[:-N_TEST], indices[-N_TEST:]
 
 
+@pinned
 def digits_model() -> DigitsCAM:
     """The trained network, float32 and in eval mode. Draws no random numbers."""
     data = resources.files("corgi_opt.data").joinpath("digits_cam.safetensors").read_bytes()

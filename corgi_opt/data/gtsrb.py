@@ -25,6 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from corgi_opt.ambient import pinned
 from corgi_opt.data._keras import read_sequential
 from corgi_opt.data._optional import gtsrb_package
 from corgi_opt.errors import InputError
@@ -59,6 +60,7 @@ class Sample:
         except (OSError, ValueError) as error:  # ValueError covers InputError and pillow's header errors
             raise InputError(f"cannot read the image {self.path}: {error}") from error
 
+    @pinned
     def image(self) -> Tensor:
         """The input of the network, (1, 3, 48, 48) float32 in [0, 1]. Raises what :meth:`raw` does.
 
@@ -192,6 +194,7 @@ def load_split(root: str | PathLike[str], name: Literal["train", "test"]) -> Spl
     return Split(base, name, tuple(Sample(path, label, index) for index, (path, label) in enumerate(rows)))
 
 
+@pinned
 def preprocess(image: NDArray[Any]) -> Tensor:
     """A photograph as the authors feed it to their networks: (1, 3, 48, 48), float32, in [0, 1].
 
@@ -231,6 +234,7 @@ def preprocess(image: NDArray[Any]) -> Tensor:
     return torch.from_numpy(channels_first).to(torch.float32)
 
 
+@pinned
 def load_paper_model(path: str | PathLike[str]) -> nn.Sequential:
     """One of the authors' Keras networks (``model_gtsrb.h5``, ``model_dense.h5``) as a torch model.
 
@@ -300,6 +304,7 @@ def _by_int(table: Mapping[str, float]) -> dict[int, float]:
     return {int(key): float(value) for key, value in table.items()}
 
 
+@pinned
 def load_paper_image_496(root: str | PathLike[str]) -> PaperImage:
     """The published numbers of training image 496, ``root/paper/image_496.json``. Raises InputError."""
 
@@ -320,6 +325,7 @@ def load_paper_image_496(root: str | PathLike[str]) -> PaperImage:
     return _read_json(Path(root) / "paper" / "image_496.json", build)
 
 
+@pinned
 def load_paper_test_images(root: str | PathLike[str]) -> PaperTestImages:
     """The published radii of the test images, ``root/paper/test_images_k15.json``. Raises InputError."""
 

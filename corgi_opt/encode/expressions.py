@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor
 
+from corgi_opt.bounds.budget import in_parts
 from corgi_opt.bounds.crown import Bounded, unit_rows
 from corgi_opt.bounds.dual import Relaxations, Rows, Step, backward, rows_at_once
 from corgi_opt.deadline import Deadline
@@ -83,13 +84,12 @@ class Expressions:
 
     def of(self, node: str, rows: Rows, deadline: Deadline) -> list[Expression]:
         """The expressions of functionals of ``node``, all about the one region. Raises TimeoutError."""
-        size = rows_at_once(self.graph, node, rows)
-        found: list[Expression] = []
-        for start in range(0, len(rows), size):
-            if deadline.over:
-                raise TimeoutError("time limit")
-            found += self._descended(node, rows.part(start, size))
-        return found
+
+        def part(start: int, count: int) -> list[Expression]:
+            deadline.check()
+            return self._descended(node, rows.part(start, count))
+
+        return [found for parts in in_parts(len(rows), rows_at_once(self.graph, node, rows), part) for found in parts]
 
     def units(self, relu: str, columns: Indices, deadline: Deadline) -> list[Expression]:
         """The pre-activations of some units (their columns) of one ReLU node. Raises TimeoutError."""

@@ -28,6 +28,7 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
+from corgi_opt.bounds.budget import in_parts
 from corgi_opt.encode.hull import HullPlanes, layers
 from corgi_opt.encode.program import Program
 from corgi_opt.region import Move, least
@@ -38,8 +39,9 @@ SPARSE = 0.2
 
 MKL: bool = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
 
-AT_ONCE = 128
-"""Nodes that are bounded in one pass, so that what it holds stays in a processor's cache."""
+AT_ONCE, AT_ONCE_ON_GPU = 128, 4096
+"""Nodes that are bounded in one pass: so that what it holds stays in a processor's cache; so that a GPU has enough to
+do (fewer where its memory does not suffice)."""
 
 RATE, LAST = 0.02, 0.2
 """Adam's first step (objectives are scaled to a largest coefficient of 1); the share of it that the last step has."""
@@ -184,8 +186,12 @@ class PhaseBounds:
     def descend(self, nodes: Nodes) -> Tensor:
         """D (N,) at the nodes' multipliers."""
         every = torch.arange(len(nodes), device=self.device)
-        parts = [nodes[every[start : start + AT_ONCE]] for start in range(0, len(nodes), AT_ONCE)]
-        return torch.cat([self._descend(part.goal, self._lines(part)).value for part in parts])
+
+        def value(start: int, count: int) -> Tensor:
+            part = nodes[every[start : start + count]]
+            return self._descend(part.goal, self._lines(part)).value
+
+        return torch.cat(in_parts(len(nodes), AT_ONCE if self.device.type == "cpu" else AT_ONCE_ON_GPU, value))
 
     def values(self, images: Tensor, goal: Tensor) -> Tensor:
         """The outputs (N,) themselves at ``t`` (n, N)."""
@@ -363,6 +369,8 @@ def _sparse(rows: sparse.csr_array, dtype: torch.dtype) -> Tensor:
     ends, columns = (torch.from_numpy(part).long() for part in (rows.indptr, rows.indices))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+        # torch 2.11 and 2.12 say so even where checks are asked for
+        warnings.filterwarnings("ignore", message="Sparse invariant checks are implicitly disabled")
         return torch.sparse_csr_tensor(
             ends, columns, torch.from_numpy(rows.data).to(dtype), rows.shape, check_invariants=True
         )

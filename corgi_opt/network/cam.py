@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from corgi_opt.ambient import pinned, pinned_with_grad
 from corgi_opt.arguments import integer
 from corgi_opt.errors import InputError, UnsupportedOpError
 from corgi_opt.network import parity
@@ -69,6 +70,7 @@ class CamNetwork:
             f"input {tuple(self.input_shape)})"
         )
 
+    @pinned
     def to(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> CamNetwork:
         """This network's graphs and class weights in another precision or on another device (kept for reuse)."""
         key = (dtype, torch.device(device))
@@ -82,6 +84,7 @@ class CamNetwork:
             )
         return self._moved[key]
 
+    @pinned
     def image(self, x: Tensor, name: str = "x") -> Tensor:
         """x as a float64 CPU image (1, C, H, W) of our own.
 
@@ -101,39 +104,47 @@ class CamNetwork:
             raise InputError(f"{name} holds NaN or infinite values; clean the image first")
         return x
 
+    @pinned
     def class_index(self, x: Tensor, class_idx: int | None) -> int:
         """The class asked for; None means the class predicted at x. Raises InputError when it does not exist."""
         if class_idx is None:
             return int(self.logits(x).argmax())
         return integer("class_idx", class_idx, 0, self.classes - 1)
 
+    @pinned
     def logits(self, x: Tensor) -> Tensor:
         """Class scores (classes,) at x (1, C, H, W), in float64."""
         return self.graph.forward(self.image(x)).flatten()
 
+    @pinned
     def cam(self, x: Tensor, class_idx: int | None = None) -> Tensor:
         """The class activation map (H, W) at x (1, C, H, W), in float64; raw signed values, no ReLU, no resizing."""
         image = self.image(x)
         return self.cams(image, self.class_index(image, class_idx))[0]
 
+    @pinned_with_grad
     def cams(self, images: Tensor, class_idx: int) -> Tensor:
         """CAMs (N, H, W) of images (N, C, H, W), differentiable, in the images' precision and on their device."""
         here = self.to(images.dtype, images.device)
         return torch.einsum("c,nchw->nhw", here.weight[class_idx], here.pooled.forward(images, self.features))
 
+    @pinned_with_grad
     def class_scores(self, images: Tensor) -> Tensor:
         """Class scores (N, classes) of images (N, C, H, W), differentiable, in their precision and on their device."""
         return self.to(images.dtype, images.device).pooled.forward(images).flatten(1)
 
+    @pinned
     def model_cam(self, x: Tensor, class_idx: int) -> Tensor:
         """The CAM (H, W) of x (1, C, H, W) computed by running the user's own torch model in float64."""
         return torch.einsum("c,nchw->nhw", self.weight[class_idx], self.replay.run(x)[1])[0]
 
+    @pinned
     def model_logits(self, x: Tensor) -> Tensor:
         """Class scores (classes,) of x (1, C, H, W) computed by running the user's own torch model in float64."""
         return self.replay.run(x)[0]
 
 
+@pinned
 def from_torch(model: nn.Module, example: Tensor) -> CamNetwork:
     """Builds the layer graph of an eval-mode CNN with a CAM head and checks it against the torch model.
 
@@ -149,6 +160,7 @@ def from_torch(model: nn.Module, example: Tensor) -> CamNetwork:
     return ready.built(ready.ingested)
 
 
+@pinned
 def check_model(model: nn.Module, example: Tensor) -> tuple[Unsupported, ...]:
     """Every unsupported operation of the model, with its module path and what to do about it; empty when it builds.
 

@@ -9,6 +9,7 @@ import networkx as nx
 import torch
 from torch import Tensor
 
+from corgi_opt.ambient import pinned, pinned_with_grad
 from corgi_opt.network.ops import Input, MaxPool2d, Op, ReLU, Shape
 
 
@@ -76,10 +77,12 @@ class LayerGraph:
         wanted = nx.ancestors(self._graph, name) | {name}
         return tuple(n for n in self.order if n in wanted)
 
+    @pinned_with_grad
     def forward(self, x: Tensor, until: str | None = None) -> Tensor:
         """The value (N, C, H, W) of node ``until`` (default: the output) on images x (N, C, H, W)."""
         return self.values(x, until or self.output)[until or self.output]
 
+    @pinned_with_grad
     def values(self, x: Tensor, until: str | None = None) -> Mapping[str, Tensor]:
         """Every node's value up to ``until``, by name."""
         values = {self.input: x}
@@ -89,6 +92,7 @@ class LayerGraph:
                 values[name] = node.op.apply([values[i] for i in node.inputs])
         return values
 
+    @pinned
     def to(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> LayerGraph:
         """This graph in another precision or on another device (kept for reuse)."""
         key = (dtype, torch.device(device))

@@ -9,12 +9,14 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from corgi_opt.ambient import pinned
 from corgi_opt.errors import InputError
 
 MOST_BYTES = 4_000_000_000
 """Largest file of weights that is read."""
 
 
+@pinned
 def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
     """Puts the weights of a file into a model, all of them, and returns it in eval mode.
 

@@ -237,9 +237,9 @@ class _Tree:
             found = solution.x
             if found[inputs + units : inputs + 2 * units].max(initial=0.0) <= 1e-7:
                 break
-        point = torch.from_numpy(found[: inputs + units])[:, None]
-        self._meet(point[:inputs].to(self.bounds.device, torch.float32))
-        error = (point[inputs:] - self.exact.before(point).relu()).abs()[:, 0].numpy() * (phases == 0)
+        point = torch.from_numpy(found[: inputs + units])[:, None].to(self.exact.device)
+        self._meet(point[:inputs].float())
+        error = (point[inputs:] - self.exact.before(point).relu()).abs()[:, 0].cpu().numpy() * (phases == 0)
         if self.upper > self.threshold and not error.max(initial=0.0) > 1e-9:
             self.reason = TOO_CLOSE
         return int(error.argmax()) if units else 0

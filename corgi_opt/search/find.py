@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from corgi_opt.ambient import pinned
 from corgi_opt.errors import InputError
 from corgi_opt.network.cam import CamNetwork
 from corgi_opt.question import Question, resolve_device
@@ -13,6 +14,7 @@ from corgi_opt.search.attack import PgdOptions, pgd, rank_targets
 from corgi_opt.spec import Clip, Norm
 
 
+@pinned
 def attack(
     net: CamNetwork,
     x: Tensor,

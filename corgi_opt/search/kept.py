@@ -70,11 +70,12 @@ def _in_part(
     bias = coefs @ net.class_scores(question.x)[0] - (share * features).sum(dim=(1, 2, 3))
     here = expressions.of(net.features, _rows(share * near), deadline)
     # the rest, bounded from above
-    most = -relaxed.bound(net.features, _rows(-share * (1 - near))).cpu()
+    rest = (-share * (1 - near)).to(relaxed.regions.eps.device)
+    most = -relaxed.bound(net.features, _rows(rest)).cpu()
     constants = most + bias + FLOAT64_SAFETY * (1 + most.abs())
     return [combined([(1.0, e)], constant) for e, constant in zip(here, constants.tolist(), strict=True)]
 
 
 def _rows(coefs: Tensor) -> Rows:
-    origin = torch.zeros(len(coefs), 2, dtype=torch.long)
+    origin = torch.zeros(len(coefs), 2, dtype=torch.long, device=coefs.device)
     return Rows.at(coefs, origin, origin[:, 0])

@@ -83,7 +83,8 @@ def _eps(ask: Ask) -> float:
 @lru_cache(maxsize=4)
 def _network(model: SourcedModel, shape: tuple[int, ...]) -> CamNetwork:
     """Built once for the cells that follow one another."""
-    return from_torch(model.built(), torch.zeros(shape))
+    # whatever a model's file sets as torch's defaults
+    return from_torch(model.built(), torch.zeros(shape, dtype=torch.float32, device="cpu"))
 
 
 def _gap(net: CamNetwork, x: Tensor, class_idx: int, k: int) -> float | None:

@@ -201,7 +201,7 @@ def test_chunks_change_little(case, monkeypatch):
     rows = at.pixel_rows()
     crown = at.known.bound(at.net.features, rows)
     whole = {enough: ascend(at.known, at.net.features, rows, enough=enough) for enough in (torch.inf, 0.0)}
-    monkeypatch.setattr(DUAL, "CHUNK_BYTES", 100_000)
+    monkeypatch.setenv("CORGI_CHUNK_BYTES", "100000")
     for enough, expected in whole.items():
         parts = ascend(at.known, at.net.features, rows, enough=enough)
         assert bool((parts >= crown - 1e-9).all())

@@ -85,12 +85,11 @@ def test_bounds_are_exact_where_no_relu_changes_sign(model, kwargs, shape):
 
 
 def test_chunking_changes_nothing(monkeypatch):
-    from corgi_opt.bounds import dual
 
     net = co.from_torch(seeded(Residual), image(1, 7, 5))
     ball = co.Ball(image(1, 7, 5), 0.1)
     whole = co.bounds(net, ball)
-    monkeypatch.setattr(dual, "CHUNK_BYTES", 320)
+    monkeypatch.setenv("CORGI_CHUNK_BYTES", "320")
     parts = co.bounds(net, ball)
     for name in whole:
         torch.testing.assert_close(whole[name].lower, parts[name].lower, rtol=1e-12, atol=1e-12)

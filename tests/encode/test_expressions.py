@@ -161,7 +161,7 @@ def test_chunks_change_nothing(case, monkeypatch):
     at = setting(case)
     count = at.net.map_shape[0] * at.net.map_shape[1]
     whole = at.pixels(*range(count))
-    monkeypatch.setattr(sys.modules["corgi_opt.bounds.dual"], "CHUNK_BYTES", 1)
+    monkeypatch.setenv("CORGI_CHUNK_BYTES", "1")
     assert all(close(one, e) for one, e in zip(at.pixels(*range(count)), whole, strict=True))
 
 
