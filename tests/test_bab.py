@@ -13,10 +13,11 @@ from small_questions import SmallQuestion, questions
 from test_exact import check
 
 import corgi_opt as co
+from corgi_opt.backends import check_solver
 from corgi_opt.deadline import Deadline
 from corgi_opt.ladder import Ladder
 from corgi_opt.question import Question
-from corgi_opt.verify import check_solver, climb
+from corgi_opt.verify import climb
 
 EACH = 8
 """Questions of one seed, norm and kind: about 50 by default, 500 more with -m slow."""

@@ -14,6 +14,7 @@ from corgi_solvers import Capabilities, Highs, Report, Solution, Status
 from nets import Pooled, image, seeded
 
 import corgi_opt as co
+from corgi_opt import backends
 
 LATE = 2.0
 """Seconds that a budget may be overrun, or a Ctrl-C be waited for."""
@@ -38,6 +39,9 @@ class Backend:
     def __init__(self, patience: int) -> None:
         self.patience = patience
 
+    def require(self):
+        pass
+
     def solve(self, problem, *, time_limit, decide_at):
         self.patience -= 1
         if self.patience >= 0:
@@ -58,7 +62,7 @@ class Slow(Backend):
 
 
 def use(monkeypatch, backend):
-    monkeypatch.setattr(sys.modules["corgi_opt.verify"], "backend", lambda name: backend)
+    monkeypatch.setattr(backends, "backend", lambda name: backend)
 
 
 def test_a_stopped_verify_leaves_its_verdict(setting, monkeypatch):

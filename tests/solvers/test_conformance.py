@@ -12,7 +12,11 @@ from solver_problems import INF, assert_kkt, knapsack, random_lp, scipy_minimum,
 
 
 def installed(name: str) -> bool:
-    return backend(name).available()
+    try:
+        backend(name).require()
+    except BackendMissingError:
+        return False
+    return True
 
 
 BACKENDS = ["highs", "pulp:cbc", "pulp:highs", "cvxpy:clarabel", "cvxpy:scs"]

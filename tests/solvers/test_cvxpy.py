@@ -155,7 +155,7 @@ def test_other_solvers_and_integers_are_refused() -> None:
 
 def test_a_missing_solver_names_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
     missing = {"scs"}
-    monkeypatch.setattr(cvxpy, "_installed", lambda package: package not in missing)
+    monkeypatch.setattr(cvxpy, "installed", lambda package: package not in missing)
     assert not Cvxpy("scs").available()
     with pytest.raises(BackendMissingError, match=r"scs is not installed\. Run: pip install scs"):
         Cvxpy("scs").solve(LP)

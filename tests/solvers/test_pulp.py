@@ -266,7 +266,7 @@ def test_settings_that_cannot_be_taken_are_refused() -> None:
 
 def test_a_missing_solver_names_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
     missing = {"pyscipopt"}
-    monkeypatch.setattr(pulp, "_installed", lambda package: package not in missing)
+    monkeypatch.setattr(pulp, "installed", lambda package: package not in missing)
     assert not Pulp("scip").available()
     with pytest.raises(BackendMissingError, match=r"pyscipopt is not installed\. Run: pip install pyscipopt"):
         Pulp("scip").solve(LP)
