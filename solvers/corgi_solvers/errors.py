@@ -22,7 +22,7 @@ class BackendBrokenError(SolverError):
         self.package, self.words = package, words
         super().__init__(
             f"{package} is installed but solves nothing here (its last words: {words}). "
-            "See to its licence, or take another solver: 'highs' needs none"
+            "See to its installation and licence, or take another solver: 'highs' comes along and needs no licence"
         )
 
 

@@ -35,7 +35,7 @@ from corgi_solvers.solution import Solution, Status
 
 MINIMUM_VERSION = (3, 3, 2)  # the first with the interface that PuLP 4 keeps
 PIP = "pip install -U 'pulp>=3.3.2'"
-CBC_PIP = "pip install -U 'pulp[cbc]>=3.3.2'"  # PuLP 4 no longer brings CBC by itself
+CBC_PIP = "pip install 'pulp>=3.3.2,<4'"  # the last that brings CBC 2.10; PuLP 4's "cbc" is a CBC in development
 
 SOLVERS = {  # name -> (the package with the solver, its pip command)
     "cbc": ("pulp", CBC_PIP),
@@ -92,7 +92,7 @@ class Pulp:
         return installed("pulp") and installed(SOLVERS[self.solver][0])
 
     def require(self) -> None:
-        """Have the solver solve a problem of one variable, once in the life of this process (half a second); find CBC.
+        """Have the solver solve a problem of one variable, once in the life of this process (half a second).
 
         Raises BackendMissingError without PuLP >= 3.3.2, the solver's package or CBC's executable; BackendBrokenError
         where the solver cannot solve that, as without a licence.
@@ -100,12 +100,10 @@ class Pulp:
         self._require_packages()
         if self.solver in _worked:
             return
-        if self.solver == "cbc":
-            cbc_executable()
-        else:
-            claim = self._run_worker(SMALLEST, PROBE_SECONDS, time.perf_counter())
-            if claim.status not in (Status.OPTIMAL, Status.LIMIT):  # too slow to tell is no fault
-                raise BackendBrokenError(SOLVERS[self.solver][0], claim.raw_status)
+        claim = self._run(SMALLEST, PROBE_SECONDS, time.perf_counter())
+        if claim.status not in (Status.OPTIMAL, Status.LIMIT):  # too slow to tell is no fault
+            package = "cbc" if self.solver == "cbc" else SOLVERS[self.solver][0]
+            raise BackendBrokenError(package, claim.raw_status)
         _worked.add(self.solver)
 
     def _require_packages(self) -> None:

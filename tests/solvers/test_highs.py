@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import pickle
 import signal
 import subprocess
 import sys
 import textwrap
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -275,6 +277,41 @@ def test_minimise_each_is_for_lps_of_the_right_width() -> None:
 
 
 # -------------------------------------------------------------------------------------------- process-wide behaviour
+
+
+def test_nothing_is_printed_though_a_new_highs_object_prints_a_banner(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """highspy 1.16 prints it as the constructor sets the callback; other objects than ours still may."""
+    import highspy
+
+    honest = highspy.Highs.enableCallbacks
+
+    def printing(self: Any) -> None:
+        if self.getOptionValue("output_flag")[1]:
+            os.write(1, b"Running HiGHS\n")
+        honest(self)
+
+    capfd.readouterr()
+    monkeypatch.setattr(highspy.Highs, "enableCallbacks", printing)
+    Highs().solve(one_column())
+    Highs().solve(knapsack(n=5, m=2))
+    Highs().minimise_each(one_column(), [[1.0], [-1.0]])
+    assert capfd.readouterr() == ("", "")
+    highspy.Highs()
+    assert "Running HiGHS\n" in capfd.readouterr().out
+
+
+def test_a_process_that_solves_prints_only_what_it_prints() -> None:
+    code = """
+        import numpy as np
+        from corgi_solvers import Highs, Problem
+        one = np.ones(1)
+        for whole in (True, False):
+            Highs().solve(Problem(one, 0.0, np.ones((1, 1)), one, 2 * one, 0 * one, 3 * one, np.array([whole])))
+        print("done")
+    """
+    assert run_python(code).communicate(timeout=60) == ("done\n", "")
 
 
 def test_runs_are_deterministic_and_threads_may_change() -> None:

@@ -100,7 +100,7 @@ def test_a_pulp_that_finds_no_cbc_says_what_brings_one(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(real.COIN_CMD, "available", lambda self: False)
     monkeypatch.setattr(real, "listSolvers", lambda *args, **kwargs: [])
-    with pytest.raises(BackendMissingError, match=r"cbc was not found by PuLP\. Run: pip install -U 'pulp\[cbc\]"):
+    with pytest.raises(BackendMissingError, match=r"cbc was not found by PuLP\. Run: pip install 'pulp>=3.3.2,<4'"):
         Pulp("cbc").require()
 
 
@@ -135,6 +135,18 @@ def test_an_engine_without_a_licence_is_broken_until_it_has_one(engine) -> None:
     Pulp("gurobi").require()
     Pulp("gurobi", threads=2).require()
     assert runs.read_text() == "xxx"  # one that works is not asked again
+
+
+def test_a_cbc_whose_words_are_not_understood_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the CBC in development is, which PuLP 4 brings with its extra."""
+    if sys.platform == "win32":
+        pytest.skip("stands a script in for the solver")
+    script = tmp_path / "cbc"
+    script.write_text(f"#!{sys.executable} -SE\nprint('CBC devel')\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(pulp, "cbc_executable", lambda: str(script))
+    with pytest.raises(BackendBrokenError, match=r"cbc is installed but .*'highs'"):
+        Pulp("cbc").require()
 
 
 def test_an_engine_that_is_too_slow_to_tell_is_not_called_broken(engine, monkeypatch: pytest.MonkeyPatch) -> None:
