@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from corgi_solvers import Backend, BackendBrokenError, BackendMissingError, ProblemError, backend
 
 from corgi_opt.errors import InputError, MissingPackageError
@@ -21,7 +24,8 @@ def check_solver(solver: str | None, method: str, norm: Norm) -> Backend:
     """
     chosen = named_solver(solver, method, norm)
     if solver is not None or method in SOLVING:
-        require(chosen, f"solver {_name(solver, norm)!r}")
+        with missing_for(f"solver {_name(solver, norm)!r}"):
+            chosen.require()
     return chosen
 
 
@@ -47,10 +51,11 @@ def named_solver(solver: str | None, method: str, norm: Norm) -> Backend:
     return chosen
 
 
-def require(chosen: Backend, purpose: str) -> None:
-    """Raises MissingPackageError or InputError where the backend cannot be run here."""
+@contextmanager
+def missing_for(purpose: str) -> Iterator[None]:
+    """Raises MissingPackageError or InputError where a backend says in here that it cannot be run."""
     try:
-        chosen.require()
+        yield
     except BackendMissingError as error:
         raise MissingPackageError(error.package, purpose, error.pip, error.reason) from error
     except BackendBrokenError as error:

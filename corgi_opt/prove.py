@@ -15,7 +15,7 @@ import torch
 from corgi_solvers import Backend
 from torch import nn
 
-from corgi_opt.backends import require
+from corgi_opt.backends import missing_for
 from corgi_opt.bounds.crown import Bounded
 from corgi_opt.bounds.dual import Interval
 from corgi_opt.deadline import Deadline
@@ -96,8 +96,8 @@ class Prover:
         if self.witness is not None:
             found = falsified(self.question, self.ball, self.witness)
         else:
-            require(self.solver, "a proof")
-            found = certified(self.question, self.ball, self.solver, self.device, deadline)
+            with missing_for("a proof"):
+                found = certified(self.question, self.ball, self.solver, self.device, deadline)
         return found, check(found, plain_network(self.question.net))
 
 

