@@ -1,4 +1,4 @@
-"""PuLP, the door to other LP and MILP solvers: CBC, which it brings along, and SCIP, Gurobi, CPLEX, HiGHS.
+"""PuLP, the door to other LP and MILP solvers: CBC, which it brings along up to PuLP 3, SCIP, Gurobi, CPLEX, HiGHS.
 
 PuLP's own status cannot be used: it is "Optimal" at a time limit with an incumbent (CBC, HiGHS, SCIP), and
 "Infeasible" for HiGHS's "unbounded or infeasible". So PuLP builds the solver's model, and the solver's own status,
