@@ -3,15 +3,40 @@ export OMP_WAIT_POLICY := PASSIVE
 
 PYTHON ?= python3
 VENV := .venv
+TESTS ?=
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint slow clean
+# Newest releases of everything but torch: see test-newest
+NEWEST := .venv-newest
+NEWEST_TESTS ?= tests/solvers tests/test_cli.py tests/study tests/test_readme.py
+NEWEST_PYTHON ?= $(shell for p in python3.14 python3.13 python3.12 \
+	$$(ls -d $${PYENV_ROOT:-$$HOME/.pyenv}/versions/3.1[2-9].*/bin/python 2>/dev/null | sort -rV) $(PYTHON); do \
+	$$p -c 'import ensurepip, venv' 2>/dev/null && echo $$p && break; done)
+
+.PHONY: demo test test-newest lint slow clean
 
 demo: $(VENV)/.installed
 	$(BIN)/corgi-opt demo
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(TESTS)
+
+# What pip brings today where nothing is pinned but torch, in environments of their own.
+# Two of them, because of torch: for a Python that no CPU build of it is at hand for, pip brings the CUDA build, 2.6 GB to
+# load and twice that on disk. So what needs torch runs on $(PYTHON), as `make test` does. The solvers need none: they
+# run once more on the newest Python there is, where pip brings newer releases yet (PuLP 4 asks for Python 3.12).
+# NEWEST_TESTS="tests/solvers" runs fewer tests; PYTHON=python3.13 takes another Python, and torch's CUDA build with it.
+test-newest:
+	test -x $(NEWEST)/bin/python || $(PYTHON) -m venv $(NEWEST)
+	grep '^torch==' constraints.txt > $(NEWEST)/torch.txt
+	$(NEWEST)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade -c $(NEWEST)/torch.txt -e '.[dev]'
+	$(NEWEST)/bin/python -m pytest -n 2 --dist loadfile -m "not slow" $(NEWEST_TESTS)
+ifneq ($(filter tests/solvers,$(NEWEST_TESTS)),)
+	test -x $(NEWEST)/solvers/bin/python || $(NEWEST_PYTHON) -m venv $(NEWEST)/solvers
+	$(NEWEST)/solvers/bin/python -m pip install --quiet --disable-pip-version-check --upgrade \
+		highspy pulp cvxpy clarabel numpy scipy pytest pytest-xdist
+	PYTHONPATH=$(CURDIR)/solvers $(NEWEST)/solvers/bin/python -m pytest --noconftest -n 2 --dist loadfile tests/solvers
+endif
 
 slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m slow
@@ -26,4 +51,4 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info solvers/*.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(NEWEST) build dist *.egg-info solvers/*.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -17,6 +17,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from corgi_opt.backends import check_solver
 from corgi_opt.cli_study import study_app
 from corgi_opt.compare import Compared, compare
 from corgi_opt.demo import run_demo
@@ -63,8 +64,18 @@ Within = Annotated[
 KeepClass = Annotated[
     bool, typer.Option("--keep-class", help="only images of the predicted class count as counterexamples")
 ]
+
+
+def _there(solver: str | None) -> str | None:
+    """A solver that is named is there before a model is loaded for it. Raises InputError, MissingPackageError."""
+    if solver is not None:
+        check_solver(solver, "lp", "inf")  # every solver takes linear programs
+    return solver
+
+
 SolverName = Annotated[
-    str | None, typer.Option("--solver", help="of lp, milp and bab: highs, pulp:cbc, cvxpy:clarabel ...")
+    str | None,
+    typer.Option("--solver", callback=_there, help="of lp, milp and bab: highs, pulp:cbc, cvxpy:clarabel ..."),
 ]
 Class = Annotated[int | None, typer.Option("--class", help="class index; default: the predicted class")]
 NormText = Annotated[str, typer.Option("--norm", help="inf, 2 or 1")]

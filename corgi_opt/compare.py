@@ -13,6 +13,7 @@ from torch import Tensor
 
 from corgi_opt.ambient import pinned
 from corgi_opt.arguments import check_rtol
+from corgi_opt.backends import check_solver
 from corgi_opt.drawing import clip_in_words, draw_ladder, draw_shares
 from corgi_opt.errors import InputError, Interrupted, TieError
 from corgi_opt.network.cam import CamNetwork
@@ -23,7 +24,7 @@ from corgi_opt.results import Radius, Verdict, asked, asked_in_words
 from corgi_opt.search.attack import PgdOptions
 from corgi_opt.spec import Clip, Norm, canonical_norm
 from corgi_opt.tightness import MarginSearch
-from corgi_opt.verify import check_method, check_solver, check_time_limit
+from corgi_opt.verify import check_method, check_time_limit
 
 Answer: TypeAlias = Radius | Verdict
 Search: TypeAlias = RadiusSearch | MarginSearch

@@ -73,11 +73,11 @@ class StudyError(CorgiError, RuntimeError):
 
 
 class MissingPackageError(CorgiError, ImportError):
-    """An optional package is not installed; the message holds the pip command."""
+    """A package is not installed, or too old; the message holds the pip command."""
 
-    def __init__(self, package: str, purpose: str, pip: str) -> None:
+    def __init__(self, package: str, purpose: str, pip: str, reason: str = "is not installed") -> None:
         self.package, self.pip = package, pip
-        super().__init__(f"{purpose} needs the package {package!r}, which is not installed. Run: {pip}")
+        super().__init__(f"{purpose} needs the package {package!r}, which {reason}. Run: {pip}")
 
 
 class Interrupted(KeyboardInterrupt):

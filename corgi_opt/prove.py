@@ -16,6 +16,7 @@ from corgi_solvers import Backend
 from torch import nn
 
 from corgi_opt.ambient import pinned
+from corgi_opt.backends import missing_for
 from corgi_opt.bounds.crown import Bounded
 from corgi_opt.bounds.dual import Interval
 from corgi_opt.deadline import Deadline
@@ -78,7 +79,7 @@ def _map(values: torch.Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.float6
 class Prover:
     """Makes and checks the certificate of one answer: that nothing changes in ``ball``, or that ``witness`` shows it.
 
-    ``solver`` takes linear programs. Raises CertificateError and ProofError.
+    ``solver`` takes linear programs. Raises CertificateError and ProofError; MissingPackageError without the solver.
     """
 
     question: Question
@@ -96,7 +97,8 @@ class Prover:
         if self.witness is not None:
             found = falsified(self.question, self.ball, self.witness)
         else:
-            found = certified(self.question, self.ball, self.solver, self.device, deadline)
+            with missing_for("a proof"):
+                found = certified(self.question, self.ball, self.solver, self.device, deadline)
         return found, check(found, plain_network(self.question.net))
 
 

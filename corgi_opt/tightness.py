@@ -13,6 +13,7 @@ from torch import Tensor
 
 from corgi_opt.ambient import pinned
 from corgi_opt.arguments import check_rtol
+from corgi_opt.backends import check_solver, named_solver
 from corgi_opt.deadline import Deadline
 from corgi_opt.encode.big_m import big_m
 from corgi_opt.encode.expressions import Expressions
@@ -28,7 +29,7 @@ from corgi_opt.search.attack import Pairs, drive_apart, rank_targets, replay
 from corgi_opt.search.decide import Branched, Decider, SolvedProgram
 from corgi_opt.search.pairs import CamExpressions, PairSolver
 from corgi_opt.spec import Clip, Norm, canonical_norm
-from corgi_opt.verify import check_method, check_solver, check_time_limit
+from corgi_opt.verify import check_method, check_time_limit
 
 DRIVEN_PAIRS = 12
 """Pairs that PGD drives apart, the most likely ones first."""
@@ -180,7 +181,7 @@ class MarginSearch:
         proof: Proof = "solver" if "solver" in self._proofs.values() else "float64"
         prover = None
         if status != "unknown":
-            leaves = check_solver(None, "bab", self.question.norm)
+            leaves = named_solver(None, "bab", self.question.norm)
             prover = Prover(self.question, self.ball, witness, leaves, self.device, PROVING_SECONDS)
         return Verdict(
             status=status,  # type: ignore[arg-type]

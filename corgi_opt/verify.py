@@ -8,10 +8,11 @@ from numbers import Real
 from typing import Literal
 
 import torch
-from corgi_solvers import Backend, ProblemError, backend
+from corgi_solvers import Backend
 from torch import Tensor
 
 from corgi_opt.ambient import pinned
+from corgi_opt.backends import check_solver, named_solver
 from corgi_opt.deadline import Deadline
 from corgi_opt.errors import InputError, Interrupted, UnknownMethodError
 from corgi_opt.ladder import Ladder, Relaxation
@@ -113,33 +114,6 @@ def check_method(method: str, norm: Norm) -> str:
     return method
 
 
-def check_solver(solver: str | None, method: str, norm: Norm) -> Backend:
-    """The backend that a method asks: HiGHS, or for an L2 ball CVXPY with Clarabel, unless another is named.
-
-    Branch and bound asks it for linear programs only.
-
-    Raises InputError for an unknown backend, or one that cannot take what the method builds.
-    """
-    name = solver or ("cvxpy:clarabel" if norm == "2" else "highs")
-    if not isinstance(name, str):
-        raise InputError(f"solver must be the name of a backend, got {name!r}")
-    try:
-        chosen = backend(name)
-    except ProblemError as error:
-        raise InputError(str(error)) from error
-    lacks = [
-        what
-        for what, wanted, able in (
-            ("MILPs", method == "milp", chosen.capabilities.mip),
-            ("second-order cones (norm '2')", norm == "2" and method in ("lp", "bab", "auto"), chosen.capabilities.soc),
-        )
-        if wanted and not able
-    ]
-    if lacks:
-        raise InputError(f"solver {name!r} does not take {' or '.join(lacks)}")
-    return chosen
-
-
 def check_time_limit(time_limit: float) -> Deadline:
     if isinstance(time_limit, bool) or not isinstance(time_limit, Real) or not time_limit > 0:
         raise InputError(f"time_limit must be a positive number of seconds, got {time_limit!r}")
@@ -192,6 +166,8 @@ def verify(
     backend_ = check_solver(solver, chosen, norm)
     if proof not in ("float64", "checked"):
         raise InputError(f"proof must be 'float64' or 'checked', got {proof!r}")
+    if proof == "checked":
+        check_solver(None, "bab", norm)  # a proof's leaves ask the default
     question = Question.ask(
         net, x, k=k, class_idx=class_idx, norm=norm, clip=clip, tie_tol=tie_tol, within=within, keep_class=keep_class
     )
@@ -205,7 +181,7 @@ def verify(
             verdict = climb(ladder, chosen, attack, backend_, deadline)
             if verdict.status == "unknown":
                 return verdict
-            leaves = check_solver(None, "bab", norm)
+            leaves = named_solver(None, "bab", norm)
             prover = Prover(question, ladder.ball, verdict.counterexample, leaves, where, float(time_limit))
             return checked(verdict, prover, deadline) if proof == "checked" else replace(verdict, prover=prover)
         except KeyboardInterrupt as stop:

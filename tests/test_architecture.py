@@ -33,6 +33,7 @@ RANK = {
     "corgi_opt.results": 2,
     "corgi_opt.network": 2,
     "corgi_opt.data": 2,
+    "corgi_opt.backends": 3,
     "corgi_opt.sources": 3,
     "corgi_opt.question": 3,
     "corgi_opt.region": 4,
@@ -59,6 +60,7 @@ RANK = {
 """A module may import lower ranks and its own package, nothing else of corgi_opt."""
 
 MAY_SOLVE = {
+    "corgi_opt.backends",
     "corgi_opt.encode",
     "corgi_opt.search",
     "corgi_opt.ladder",

@@ -13,10 +13,11 @@ from small_questions import SmallQuestion, questions
 from test_exact import check
 
 import corgi_opt as co
+from corgi_opt.backends import check_solver
 from corgi_opt.deadline import Deadline
 from corgi_opt.ladder import Ladder
 from corgi_opt.question import Question
-from corgi_opt.verify import check_solver, climb
+from corgi_opt.verify import climb
 
 EACH = 8
 """Questions of one seed, norm and kind: about 50 by default, 500 more with -m slow."""
@@ -38,14 +39,14 @@ def counted_or_kept(seed: int, norm: str) -> list[SmallQuestion]:
 
 
 def verdict_of(net: co.CamNetwork, question: SmallQuestion, method: str) -> co.Verdict:
-    return co.verify(net, question.x, method=method, time_limit=60, device="cpu", **question.arguments)
+    return co.verify(net, question.x, method=method, time_limit=600, device="cpu", **question.arguments)
 
 
 def unattacked(net: co.CamNetwork, question: SmallQuestion) -> co.Verdict:
     """As by ``radius``, which knows what PGD finds: counterexamples are those of branch and bound."""
     asked = {n: v for n, v in question.arguments.items() if n != "eps"}
     ladder = Ladder(Question.ask(net, question.x, tie_tol=None, **asked), question.eps, torch.device("cpu"))
-    return climb(ladder, "bab", None, check_solver(None, "bab", question.norm), Deadline(60))
+    return climb(ladder, "bab", None, check_solver(None, "bab", question.norm), Deadline(600))
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -88,7 +89,7 @@ def test_radii_in_l2_close_around_that_of_enumeration():
     for question in list(every_pair_holds(1000, "2"))[:6]:
         net = co.from_torch(question.model, question.x)
         asked = {n: v for n, v in question.arguments.items() if n != "eps"}
-        r = co.radius(net, question.x, method="bab", rtol=0.01, time_limit=60, device="cpu", **asked)
+        r = co.radius(net, question.x, method="bab", rtol=0.01, time_limit=600, device="cpu", **asked)
         assert replace(question, eps=r.lower).answer().upper > -1e-9, question.label
         if r.counterexample is None:
             continue

@@ -179,6 +179,16 @@ def test_class_clip_and_time_limit_reach_the_question(corgi):
     assert found["margin_lower"] == pytest.approx(v.margin_lower, rel=1e-9)
 
 
+@pytest.mark.parametrize("command", [("verify", "--eps", 0.001), ("radius",), ("compare",)])
+def test_a_solver_that_is_not_installed_is_named_before_a_model_is_loaded(corgi, command, monkeypatch):
+    import corgi_solvers.pulp
+
+    monkeypatch.setattr(corgi_solvers.pulp, "installed", lambda package: package != "gurobipy")
+    asked = ("absent.py:build", "--image", "0", "--k", 3, "--solver", "pulp:gurobi")
+    ran = corgi(command[0], *asked, *command[1:])
+    assert (ran.code, ran.out) == (3, "") and "pip install gurobipy" in ran.err and "absent.py" not in ran.err
+
+
 # --- check -----------------------------------------------------------------------------------------------------
 
 

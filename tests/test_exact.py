@@ -16,7 +16,7 @@ EACH = 20
 
 def verdict_of(question: SmallQuestion, method: str) -> co.Verdict:
     net = co.from_torch(question.model, question.x)
-    return co.verify(net, question.x, method=method, time_limit=60, device="cpu", **question.arguments)
+    return co.verify(net, question.x, method=method, time_limit=600, device="cpu", **question.arguments)
 
 
 def check(question: SmallQuestion, verdict: co.Verdict, *, exact: bool) -> None:
@@ -73,7 +73,7 @@ def test_exact_brackets_hold_the_radius(norm, method):
     for question in questions(EACH // 2, 200, (norm,)):
         net = co.from_torch(question.model, question.x)
         asked = {n: v for n, v in question.arguments.items() if n != "eps"}
-        r = co.radius(net, question.x, method=method, rtol=0.02, time_limit=60, device="cpu", **asked)
+        r = co.radius(net, question.x, method=method, rtol=0.02, time_limit=600, device="cpu", **asked)
         assert replace(question, eps=r.lower).answer().upper > -1e-9, question.label
         if r.counterexample is not None:
             assert replace(question, eps=r.upper).answer().lower <= 1e-9, question.label

@@ -153,7 +153,7 @@ def draw(rng: np.random.Generator, decades: float, spike: bool) -> Exact | None:
 
 def ask(exact: Exact, eps: float, method: str, **options: object) -> co.Verdict:
     x = torch.full((1, 1, 1, 1), exact.x, dtype=torch.float64)
-    return co.verify(exact.net, x, eps=eps, k=1, method=method, class_idx=0, clip=None, time_limit=30, **options)
+    return co.verify(exact.net, x, eps=eps, k=1, method=method, class_idx=0, clip=None, time_limit=600, **options)
 
 
 def test_the_rational_network_is_the_torch_model():

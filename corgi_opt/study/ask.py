@@ -8,9 +8,10 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 from corgi_opt.arguments import check_rtol, integer, not_negative
+from corgi_opt.backends import check_solver
 from corgi_opt.errors import InputError
 from corgi_opt.spec import Clip, Norm, canonical_norm
-from corgi_opt.verify import check_method, check_solver, check_time_limit
+from corgi_opt.verify import check_method, check_time_limit
 
 Kind = Literal["radius", "verify", "margin"]
 KINDS = ("radius", "verify", "margin")

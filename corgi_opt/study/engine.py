@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,13 @@ WORKERS_SECONDS = 60.0
 """How long an existing cluster may take to show a worker."""
 
 
+GUARD = (
+    "Each of a study's processes reads the script that starts it: put what starts it under "
+    "`if __name__ == \"__main__\":`"
+)
+"""What whoever starts a study from a script has to know."""
+
+
 def run(
     plan: Plan,
     folder: str | Path,
@@ -41,11 +49,13 @@ def run(
     (``"tcp://HOST:PORT"``), an existing dask cluster whose workers find the plan's models under the same paths.
     ``memory_limit`` of one cell (``"4 GiB"``; default: the worker's share). A cell may take ``grace`` seconds longer
     than its own time limit before its process is ended. ``retry_failed``: also those that failed, timed out or crashed
-    before.
+    before. A script starts it under ``if __name__ == "__main__":``: each process on this machine reads the script.
 
     Stop it whenever you like; the next run goes on from there. Ctrl-C raises Interrupted (``partial``: the progress).
     Raises InputError, StoreError, StudyError; MissingPackageError without dask.
     """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):  # reads its parent's script
+        raise StudyError(f"a worker's process came upon the start of a study in the script that it reads. {GUARD}")
     if workers is not None and scheduler is not None:
         raise InputError("give either workers (on this machine) or a scheduler (of an existing cluster)")
     if workers is not None:
@@ -186,19 +196,20 @@ def _client(workers: int | None, scheduler: str | None) -> Iterator[Any]:
             client.run(end_children)  # its workers live on
         return
     # a worker may be killed from outside as often as it likes: the cell's own process tells whose fault a death is
-    with (
-        dask.config.set({"distributed.scheduler.allowed-failures": 10}),
-        LocalCluster(
-            n_workers=workers,
-            threads_per_worker=1,
-            processes=True,
-            host="127.0.0.1",
-            dashboard_address="127.0.0.1:0",  # dask serves pages in any case: on a port that nobody has
-            silence_logs=logging.CRITICAL,
-        ) as cluster,
-        Client(cluster, set_as_default=False) as client,
-    ):
-        yield client
+    with dask.config.set({"distributed.scheduler.allowed-failures": 10}):
+        try:
+            cluster = LocalCluster(
+                n_workers=workers,
+                threads_per_worker=1,
+                processes=True,
+                host="127.0.0.1",
+                dashboard_address="127.0.0.1:0",  # dask serves pages in any case: on a port that nobody has
+                silence_logs=logging.CRITICAL,
+            )
+        except RuntimeError as error:
+            raise StudyError(f"the processes of the study do not start ({error}). {GUARD}") from error
+        with cluster, Client(cluster, set_as_default=False) as client:
+            yield client
 
 
 def _bytes(limit: str | float | None) -> float:

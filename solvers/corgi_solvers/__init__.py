@@ -4,7 +4,7 @@ from corgi_solvers.backend import Backend, Capabilities
 from corgi_solvers.balls import NormBall
 from corgi_solvers.choose import backend, names
 from corgi_solvers.cvxpy import Cvxpy
-from corgi_solvers.errors import BackendMissingError, ProblemError, SolverError
+from corgi_solvers.errors import BackendBrokenError, BackendMissingError, ProblemError, SolverError
 from corgi_solvers.highs import Highs
 from corgi_solvers.mps import write_mps
 from corgi_solvers.problem import Problem, dual_objective
@@ -14,6 +14,7 @@ from corgi_solvers.solution import Report, Solution, Status
 
 __all__ = [
     "Backend",
+    "BackendBrokenError",
     "BackendMissingError",
     "Capabilities",
     "Cvxpy",

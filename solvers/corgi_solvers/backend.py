@@ -29,6 +29,14 @@ class Backend(Protocol):
         """Whether the solver is installed; found out without importing it."""
         ...
 
+    def require(self) -> None:
+        """Make sure that the solver can be run here, before anything is spent on problems for it.
+
+        May import it, or have it solve a tiny problem. Raises BackendMissingError where it is not installed or too
+        old, BackendBrokenError where it is there and does not work.
+        """
+        ...
+
     def solve(self, problem: Problem, *, time_limit: float = math.inf, decide_at: float | None = None) -> Solution:
         """Minimise ``problem`` within ``time_limit`` seconds.
 

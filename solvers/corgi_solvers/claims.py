@@ -95,12 +95,13 @@ def without_solver(problem: Problem) -> Claim | None:
     """The exact answer where no solver is needed, None elsewhere.
 
     Solvers and the interfaces to them stumble over problems without rows, without columns or without entries: an
-    empty row either always holds or never, and with no entries at all each column settles for itself.
+    empty row either always holds or never, and with no entries in rows with a side each column settles for itself.
     """
     empty = np.diff(problem.A.indptr) == 0
+    sided = np.isfinite(problem.row_lower) | np.isfinite(problem.row_upper)
     if (empty & ((problem.row_lower > 0) | (problem.row_upper < 0))).any():
         return Claim(Status.INFEASIBLE, "an empty row never holds")
-    if problem.A.nnz or problem.is_soc:
+    if (sided & ~empty).any() or problem.is_soc:
         return None
     whole = problem.integrality
     low = np.where(whole, np.ceil(problem.col_lower), problem.col_lower)
@@ -110,7 +111,7 @@ def without_solver(problem: Problem) -> Claim | None:
     x = np.where(problem.c > 0, low, np.where(problem.c < 0, high, np.clip(0.0, low, high)))
     if not np.isfinite(x).all():
         return Claim(Status.UNBOUNDED, "a column without rows is unbounded")
-    return Claim(Status.OPTIMAL, "no entries", x, np.zeros(problem.m), problem.objective(x))
+    return Claim(Status.OPTIMAL, "no rows", x, np.zeros(problem.m), problem.objective(x))
 
 
 def require_arguments(time_limit: float, decide_at: float | None) -> None:

@@ -13,7 +13,6 @@ MIPs are not taken: CVXPY hands back no dual bound, and an incumbent alone prove
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import threading
 import time
@@ -28,11 +27,14 @@ from corgi_solvers.arrays import Vector
 from corgi_solvers.backend import Capabilities
 from corgi_solvers.claims import DUAL_TOLERANCE, Claim, require_arguments, require_plain_numbers, vouch, without_solver
 from corgi_solvers.errors import BackendMissingError, ProblemError
+from corgi_solvers.installed import installed, older
 from corgi_solvers.interrupt import run_interruptibly
 from corgi_solvers.problem import Problem, dual_objective
 from corgi_solvers.solution import Solution, Status
 
 PIP = "pip install -U 'cvxpy>=1.5' clarabel"
+
+MINIMUM_VERSION = (1, 5)
 
 TOLERANCE = 1e-9
 INFEASIBILITY = 1e-8  # multipliers of size 1 prove infeasibility from this value on
@@ -78,7 +80,15 @@ class Cvxpy:
 
     def available(self) -> bool:
         """Whether CVXPY and the solver are installed, found out without importing either."""
-        return _installed("cvxpy") and _installed(self.solver)
+        return installed("cvxpy") and installed(self.solver)
+
+    def require(self) -> None:
+        """Raises BackendMissingError without CVXPY >= 1.5 or the solver."""
+        for package, pip in (("cvxpy", PIP), (self.solver, f"pip install {self.solver}")):
+            if not installed(package):
+                raise BackendMissingError(package, "is not installed", pip)
+        if older("cvxpy", MINIMUM_VERSION):
+            raise BackendMissingError("cvxpy", "is too old", PIP)
 
     def solve(
         self,
@@ -101,7 +111,9 @@ class Cvxpy:
         if problem.is_mip:
             raise ProblemError("the CVXPY backend takes no integer columns: use highs or pulp, or problem.relaxed()")
         require_plain_numbers(problem, f"CVXPY's {self.solver}")
-        cvxpy = self._load()
+        self.require()
+        import cvxpy
+
         start = time.perf_counter()
         label = f"cvxpy:{self.solver}"
         if time_limit <= 0:
@@ -112,19 +124,6 @@ class Cvxpy:
             grace=0.0,  # nothing in there looks at the event
         )
         return vouch(problem, claim, label, start)
-
-    def _load(self) -> ModuleType:
-        for package, pip in (("cvxpy", PIP), (self.solver, f"pip install {self.solver}")):
-            if not _installed(package):
-                raise BackendMissingError(package, "is not installed", pip)
-        import cvxpy
-
-        module: ModuleType = cvxpy
-        return module
-
-
-def _installed(package: str) -> bool:
-    return importlib.util.find_spec(package) is not None
 
 
 def _run(cvxpy: ModuleType, problem: Problem, solver: str, time_limit: float) -> Claim:

@@ -17,7 +17,6 @@ What was measured about highspy 1.15.1 and shapes this backend:
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import threading
 import time
@@ -31,6 +30,7 @@ import numpy.typing as npt
 from corgi_solvers.backend import Capabilities
 from corgi_solvers.errors import BackendMissingError, ProblemError
 from corgi_solvers.highs_run import HighsRun, OptionValue
+from corgi_solvers.installed import installed
 from corgi_solvers.interrupt import run_interruptibly
 from corgi_solvers.problem import Problem
 from corgi_solvers.solution import Solution, Status
@@ -76,7 +76,12 @@ class Highs:
     @staticmethod
     def available() -> bool:
         """Whether highspy is installed; found out without importing it."""
-        return importlib.util.find_spec("highspy") is not None
+        return installed("highspy")
+
+    @staticmethod
+    def require() -> None:
+        """Import highspy. Raises BackendMissingError without highspy >= 1.15.1."""
+        _load_highspy()
 
     def solve(
         self,

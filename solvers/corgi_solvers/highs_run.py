@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import threading
 import time
@@ -50,7 +51,7 @@ class HighsRun:
         self._problem = problem
         self._cancel = cancel
         self._dual_tolerance = float(options["dual_feasibility_tolerance"])
-        self._handle = highspy.Highs()
+        self._handle = _silent(highspy)()
         for name, value in options.items():
             self._set(name, value)
         self._pass_model()
@@ -197,6 +198,23 @@ class HighsRun:
     def _check(self, what: str, status: Any) -> None:
         if status != self._highspy.HighsStatus.kOk:
             raise SolverError(f"HiGHS answered {status.name} to {what}")
+
+
+@functools.cache
+def _silent(highspy: ModuleType) -> Any:
+    """``highspy.Highs``, but for what its constructor prints.
+
+    highspy 1.16 sets the object's callback in there, and HiGHS then prints a banner to stdout, unless its output is
+    off by then: no option can be set sooner from outside. Only our own objects are silent.
+    """
+    parent: Any = highspy.Highs
+
+    class Silent(parent):  # type: ignore[misc]
+        def enableCallbacks(self) -> None:  # noqa: N802  (highspy's name)
+            self.setOptionValue("output_flag", False)
+            super().enableCallbacks()
+
+    return Silent
 
 
 class _Watch:

@@ -1,4 +1,4 @@
-"""PuLP, the door to other LP and MILP solvers: CBC, which it brings along, and SCIP, Gurobi, CPLEX, HiGHS.
+"""PuLP, the door to other LP and MILP solvers: CBC, which it brings along up to PuLP 3, SCIP, Gurobi, CPLEX, HiGHS.
 
 PuLP's own status cannot be used: it is "Optimal" at a time limit with an incumbent (CBC, HiGHS, SCIP), and
 "Infeasible" for HiGHS's "unbounded or infeasible". So PuLP builds the solver's model, and the solver's own status,
@@ -9,7 +9,6 @@ half a second to start.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import os
@@ -28,21 +27,33 @@ from corgi_solvers.backend import Capabilities
 from corgi_solvers.cbc import CbcSettings, run_cbc
 from corgi_solvers.child import run_child
 from corgi_solvers.claims import Claim, require_arguments, require_plain_numbers, vouch, without_solver
-from corgi_solvers.errors import BackendMissingError, ProblemError
+from corgi_solvers.errors import BackendBrokenError, BackendMissingError, ProblemError
+from corgi_solvers.installed import installed, older
 from corgi_solvers.problem import Problem
 from corgi_solvers.pulp_engines import Limits
 from corgi_solvers.solution import Solution, Status
 
+MINIMUM_VERSION = (3, 3, 2)  # the first with the interface that PuLP 4 keeps
 PIP = "pip install -U 'pulp>=3.3.2'"
+CBC_PIP = "pip install 'pulp>=3.3.2,<4'"  # the last that brings CBC 2.10; PuLP 4's "cbc" is a CBC in development
 
 SOLVERS = {  # name -> (the package with the solver, its pip command)
-    "cbc": ("pulp", PIP),
+    "cbc": ("pulp", CBC_PIP),
     "highs": ("highspy", "pip install -U 'highspy>=1.15.1'"),
     "scip": ("pyscipopt", "pip install pyscipopt"),
     "gurobi": ("gurobipy", "pip install gurobipy"),
     "cplex": ("cplex", "pip install cplex"),
 }
 """Those whose raw status is understood. PuLP knows more; their word could not be told from PuLP's guess."""
+
+_ONE = np.ones(1)
+SMALLEST = Problem(_ONE, 0.0, np.ones((1, 1)), _ONE, 2 * _ONE, 0 * _ONE, 3 * _ONE, np.ones(1, dtype=bool))
+"""What a solver that is there can solve, whatever its licence allows: min x, 1 <= x <= 2, x in 0..3."""
+
+PROBE_SECONDS = 60.0
+
+_worked: set[str] = set()
+"""Solvers that were found to work in this process."""
 
 START_SECONDS = 10.0  # how much longer than its time limit a child may take, to start, load and write its answer
 
@@ -76,9 +87,31 @@ class Pulp:
     def available(self) -> bool:
         """Whether PuLP and the package that holds the solver are installed, found out without importing either.
 
-        A missing executable or licence shows in ``solve`` only.
+        A missing executable or licence shows in ``require``.
         """
-        return _installed("pulp") and _installed(SOLVERS[self.solver][0])
+        return installed("pulp") and installed(SOLVERS[self.solver][0])
+
+    def require(self) -> None:
+        """Have the solver solve a problem of one variable, once in the life of this process (half a second).
+
+        Raises BackendMissingError without PuLP >= 3.3.2, the solver's package or CBC's executable; BackendBrokenError
+        where the solver cannot solve that, as without a licence.
+        """
+        self._require_packages()
+        if self.solver in _worked:
+            return
+        claim = self._run(SMALLEST, PROBE_SECONDS, time.perf_counter())
+        if claim.status not in (Status.OPTIMAL, Status.LIMIT):  # too slow to tell is no fault
+            package = "cbc" if self.solver == "cbc" else SOLVERS[self.solver][0]
+            raise BackendBrokenError(package, claim.raw_status)
+        _worked.add(self.solver)
+
+    def _require_packages(self) -> None:
+        for package, pip in (("pulp", PIP), SOLVERS[self.solver]):
+            if not installed(package):
+                raise BackendMissingError(package, "is not installed", pip)
+        if older("pulp", MINIMUM_VERSION):
+            raise BackendMissingError("pulp", "is too old", PIP)
 
     def solve(
         self,
@@ -101,10 +134,7 @@ class Pulp:
         if problem.is_soc:
             raise ProblemError("PuLP takes no balls (second-order cones): use the backend cvxpy:clarabel")
         require_plain_numbers(problem, f"PuLP's {self.solver}")
-        for package, pip in (("pulp", PIP), SOLVERS[self.solver]):
-            if not _installed(package):
-                raise BackendMissingError(package, "is not installed", pip)
-
+        self._require_packages()
         start = time.perf_counter()
         label = f"pulp:{self.solver}"
         if time_limit <= 0:
@@ -170,11 +200,7 @@ def cbc_executable() -> str:
     for solver in solvers:
         if solver.available():
             return str(solver.path)
-    raise BackendMissingError("cbc", "was not found by PuLP", "pip install 'pulp[cbc]'")
-
-
-def _installed(package: str) -> bool:
-    return importlib.util.find_spec(package) is not None
+    raise BackendMissingError("cbc", "was not found by PuLP", CBC_PIP)
 
 
 def _vector(values: Any) -> Any:

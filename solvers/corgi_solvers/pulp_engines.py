@@ -7,8 +7,10 @@ HiGHS's sign, >= 0 at a lower side. Statuses that are in no table are errors.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Iterator
+import operator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,54 +35,69 @@ class Limits:
 
 
 class Model:
-    """A Problem as a PuLP problem: ``lp``, its variables in column order, its constraints with their row."""
+    """A Problem as a PuLP problem, ``lp``, in words that PuLP 3.3 and 4 both take.
+
+    Columns without cost or entry in a row with a side are left out, as PuLP itself would. ``columns``: the names of the
+    others, in their order, which is also that of their names; ``rows``: the names of the PuLP rows in their order, and
+    the problem's row that each is of.
+    """
 
     def __init__(self, problem: Problem) -> None:
         import pulp
 
         self.problem = problem
         self.lp = pulp.LpProblem("corgi", pulp.LpMinimize)
-        self.columns = [
-            self.lp.add_variable(f"x{j}", _finite(low), _finite(high), "Integer" if whole else "Continuous")
-            for j, (low, high, whole) in enumerate(
-                zip(problem.col_lower, problem.col_upper, problem.integrality, strict=True)
-            )
-        ]
-        self.lp.setObjective(pulp.LpAffineExpression(zip(self.columns, map(float, problem.c), strict=True)))
-        self.rows: list[tuple[int, Any]] = []
-        for i, terms in enumerate(self._terms()):
+        sided = np.isfinite(problem.row_lower) | np.isfinite(problem.row_upper)
+        used = problem.c != 0
+        used[problem.A[sided].indices] = True
+        self._used = np.flatnonzero(used)
+        width = len(str(problem.n))
+        self._variables = {int(j): self._variable(int(j), f"x{j:0{width}d}") for j in self._used}
+        self.columns = [variable.name for variable in self._variables.values()]
+        self.lp.setObjective(self._sum((int(j), problem.c[j]) for j in np.flatnonzero(problem.c)))
+        self.rows: list[tuple[str, int]] = []
+        A = problem.A
+        for i, (begin, end) in enumerate(itertools.pairwise(A.indptr)):
             for name, sense, side in self._sides(i):
-                constraint = pulp.LpConstraint(pulp.LpAffineExpression(terms), sense, name, side)
-                self.lp.addConstraint(constraint, name)
-                self.rows.append((i, constraint))
+                terms = self._sum(zip(A.indices[begin:end], A.data[begin:end], strict=True))
+                self.lp.addConstraint(sense(terms, side), name)
+                self.rows.append((name, i))
 
-    def _terms(self) -> Iterator[list[tuple[Any, float]]]:
-        A = self.problem.A
-        for begin, end in zip(A.indptr[:-1], A.indptr[1:], strict=True):
-            yield [(self.columns[j], float(a)) for j, a in zip(A.indices[begin:end], A.data[begin:end], strict=True)]
+    def _variable(self, j: int, name: str) -> Any:
+        low, high = _finite(self.problem.col_lower[j]), _finite(self.problem.col_upper[j])
+        return self.lp.add_variable(name, low, high, "Integer" if self.problem.integrality[j] else "Continuous")
 
-    def _sides(self, i: int) -> Iterator[tuple[str, int, float]]:
-        """(name, PuLP's sense, side) of the PuLP rows for row ``i``; none for an empty row, which holds."""
+    def _sum(self, terms: Iterable[tuple[int, float]]) -> Any:
+        import pulp
+
+        return pulp.lpSum(float(a) * self._variables[int(j)] for j, a in terms)
+
+    def _sides(self, i: int) -> Iterator[tuple[str, Callable[[Any, float], Any], float]]:
+        """(name, comparison, side) of the PuLP rows for row ``i``; none for an empty row, which holds."""
         lower, upper = float(self.problem.row_lower[i]), float(self.problem.row_upper[i])
         if self.problem.A.indptr[i] == self.problem.A.indptr[i + 1]:
             return
         if lower == upper:
-            yield f"r{i}", 0, lower
+            yield f"r{i}", operator.eq, lower
             return
         if lower > -math.inf:
-            yield f"r{i}_lower", 1, lower
+            yield f"r{i}_lower", operator.ge, lower
         if upper < math.inf:
-            yield f"r{i}_upper", -1, upper
+            yield f"r{i}_upper", operator.le, upper
 
-    def point(self, value: Callable[[Any], float]) -> Vector:
-        """(n,) from ``value(variable)`` of the PuLP variables."""
-        return np.array([value(variable) for variable in self.columns], dtype=np.float64)
+    def point(self, values: Iterable[float]) -> Vector:
+        """(n,) from the values of ``columns``; those left out are as near to zero as they may be."""
+        p = self.problem
+        low, high = (np.where(p.integrality, f(b), b) for f, b in ((np.ceil, p.col_lower), (np.floor, p.col_upper)))
+        x: Vector = np.minimum(np.maximum(0.0, low), high)
+        x[self._used] = list(values)
+        return x
 
-    def row_dual(self, multiplier: Callable[[Any], float]) -> Vector:
-        """(m,) from ``multiplier(constraint)`` of the PuLP rows."""
+    def row_dual(self, multipliers: Iterable[float]) -> Vector:
+        """(m,) from the multipliers of ``rows``."""
         y = np.zeros(self.problem.m)
-        for i, constraint in self.rows:
-            y[i] += multiplier(constraint)
+        for (_, i), multiplier in zip(self.rows, multipliers, strict=True):
+            y[i] += multiplier
         return y
 
 
@@ -120,8 +137,8 @@ def highs(model: Model, limits: Limits) -> Claim:
     return Claim(
         status,
         raw,
-        x=model.point(lambda v: solution.col_value[v.index]) if feasible else None,
-        row_dual=model.row_dual(lambda c: solution.row_dual[c.index]) if solution.dual_valid else None,
+        x=model.point(solution.col_value) if feasible else None,
+        row_dual=model.row_dual(solution.row_dual) if solution.dual_valid else None,
         bound=float(info.mip_dual_bound) if info.valid and info.mip_node_count >= 0 else -math.inf,
         nodes=max(int(info.mip_node_count), 0),
         iterations=max(int(info.simplex_iteration_count), 0),
@@ -154,13 +171,15 @@ def scip(model: Model, limits: Limits) -> Claim:
         "timelimit": Status.LIMIT,
     }.get(raw, Status.ERROR)
     best = handle.getBestSol() if handle.getNSols() > 0 else None
+    variables = {v.name: v for v in handle.getVars()}
+    constraints = {c.name: c for c in handle.getConss(transformed=False)}
     bound = float(handle.getDualbound())
     return Claim(
         status,
         raw,
-        x=model.point(lambda v: best[v.solverVar]) if best is not None else None,
+        x=model.point(best[variables[name]] for name in model.columns) if best is not None else None,
         row_dual=(
-            model.row_dual(lambda c: handle.getDualsolLinear(c.solverConstraint))
+            model.row_dual(handle.getDualsolLinear(constraints[name]) for name, _ in model.rows)
             if is_lp and status is Status.OPTIMAL
             else None
         ),
@@ -192,8 +211,12 @@ def gurobi(model: Model, limits: Limits) -> Claim:
     claim = Claim(
         status,
         f"status {handle.Status}",
-        x=model.point(lambda v: v.solverVar.X) if handle.SolCount > 0 else None,
-        row_dual=(model.row_dual(lambda c: c.solverConstraint.Pi) if not is_mip and status is Status.OPTIMAL else None),
+        x=model.point(handle.getVarByName(name).X for name in model.columns) if handle.SolCount > 0 else None,
+        row_dual=(
+            model.row_dual(handle.getConstrByName(name).Pi for name, _ in model.rows)
+            if not is_mip and status is Status.OPTIMAL
+            else None
+        ),
         bound=float(handle.ObjBound) if is_mip and status in (Status.OPTIMAL, Status.LIMIT) else -math.inf,
         nodes=int(handle.NodeCount) if is_mip else 0,
         iterations=int(handle.IterCount),
@@ -237,9 +260,9 @@ def cplex(model: Model, limits: Limits) -> Claim:
     return Claim(
         status,
         str(solution.get_status_string()),
-        x=model.point(lambda v: solution.get_values(v.name)) if reads and solution.is_primal_feasible() else None,
+        x=model.point(solution.get_values(model.columns)) if reads and solution.is_primal_feasible() else None,
         row_dual=(
-            model.row_dual(lambda c: solution.get_dual_values(c.name))
+            model.row_dual(solution.get_dual_values([name for name, _ in model.rows]))
             if not is_mip and reads and solution.is_dual_feasible()
             else None
         ),

@@ -17,6 +17,7 @@ from small_questions import SmallQuestion, questions
 from torch import nn
 
 import corgi_opt as co
+from corgi_opt import backends
 from corgi_opt.deadline import Deadline
 from corgi_opt.errors import CertificateError, ProofError
 from corgi_opt.ladder import Ladder
@@ -440,6 +441,9 @@ class Fake:
         self.status, self.change, self.asked = status, change, 0
         self.capabilities = Highs().capabilities
 
+    def require(self) -> None:
+        pass
+
     def solve(self, problem: Problem, **given: object) -> Solution:
         self.asked += 1
         honest = Highs().solve(problem.relaxed(), time_limit=10.0)
@@ -469,7 +473,7 @@ def test_no_backend_talks_the_checker_into_a_certificate(status, change, monkeyp
     # verdicts that are yet to be checked may be wrong here
     monkeypatch.setattr(sys.modules["corgi_opt.verify"], "settle", what_is_certified_is_attacked)
     fake = Fake(status, change)
-    monkeypatch.setattr(sys.modules["corgi_opt.verify"], "backend", lambda name: fake)
+    monkeypatch.setattr(backends, "backend", lambda name: fake)
     for case in unstable:
         monkeypatch.setattr(Ladder, "attack", lambda *given: None)  # or the attack would settle it
         for method in ("milp", "lp"):

@@ -6,7 +6,6 @@ import json
 import math
 import pickle
 import signal
-import subprocess
 import sys
 import textwrap
 import time
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from corgi_solvers import BackendMissingError, Cvxpy, NormBall, Problem, ProblemError, Solution, Status, cvxpy
+from ending import ended
 from solver_problems import INF
 
 LP = Problem([1.0, 1.0], 0.0, [[1.0, 2.0]], [1.0], [INF], [0.0, 0.0], [5.0, 5.0], [False, False])  # minimum 0.5
@@ -155,7 +155,7 @@ def test_other_solvers_and_integers_are_refused() -> None:
 
 def test_a_missing_solver_names_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
     missing = {"scs"}
-    monkeypatch.setattr(cvxpy, "_installed", lambda package: package not in missing)
+    monkeypatch.setattr(cvxpy, "installed", lambda package: package not in missing)
     assert not Cvxpy("scs").available()
     with pytest.raises(BackendMissingError, match=r"scs is not installed\. Run: pip install scs"):
         Cvxpy("scs").solve(LP)
@@ -173,8 +173,9 @@ def test_declares_itself_and_pickles() -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT to one process")
-def test_ctrl_c_is_raised_within_two_seconds() -> None:
+def test_ctrl_c_is_raised_while_the_solver_runs() -> None:
     code = """
+        import threading
         import numpy as np
         from corgi_solvers import Cvxpy, NormBall, Problem
         rng = np.random.default_rng(0)
@@ -185,21 +186,19 @@ def test_ctrl_c_is_raised_within_two_seconds() -> None:
         tiny = Problem([1.0], 0.0, [[1.0]], [0.5], [9.0], [0.0], [1.0], [False])
         print(round(Cvxpy().solve(tiny).objective, 3), flush=True)
         try:
-            Cvxpy().solve(p, time_limit=8.0)
+            Cvxpy().solve(p)
         except KeyboardInterrupt:
-            print("interrupted", flush=True)
+            print("interrupted", any(t.name == "corgi-solver" for t in threading.enumerate()), flush=True)
         import os
         os._exit(0)  # not waiting for the run that was left behind
     """
     command = [sys.executable, "-c", textwrap.dedent(code)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with ended(command) as process:
         assert process.stdout is not None
         assert json.loads(process.stdout.readline()) == 0.5
         time.sleep(1.5)
         assert process.poll() is None
-        sent = time.perf_counter()
         process.send_signal(signal.SIGINT)
-        assert process.stdout.readline() == "interrupted\n"
-        assert time.perf_counter() - sent < 2.0
-        out, err = process.communicate(timeout=10)
+        assert process.stdout.readline() == "interrupted True\n"  # not waiting for the solver
+        out, err = process.communicate()
         assert (out, err) == ("", "")

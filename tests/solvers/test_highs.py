@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import pickle
 import signal
-import subprocess
 import sys
 import textwrap
 import time
+from typing import Any
 
 import numpy as np
 import pytest
+from clock import Clock
 from corgi_solvers import (
     BackendMissingError,
     Highs,
@@ -23,23 +25,31 @@ from corgi_solvers import (
     highs,
     highs_run,
 )
-from scipy.optimize import Bounds, LinearConstraint, milp
+from ending import ended
 from solver_problems import INF, assert_kkt, knapsack, linear_minimum, random_lp, scipy_minimum, small_mip
 
 # ---------------------------------------------------------------------------------------------- linear programs
 
 
-def test_lp_stopped_by_its_limit_keeps_a_bound_that_holds() -> None:
+def with_options(monkeypatch: pytest.MonkeyPatch, **more: object) -> None:
+    """Every run of HiGHS has these options as well."""
+    options = Highs._options
+    monkeypatch.setattr(Highs, "_options", lambda self, problem: options(self, problem) | more)
+
+
+def test_lp_stopped_by_a_limit_keeps_a_bound_that_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A limit of iterations: where the clock stops it, a machine decides."""
     rng = np.random.default_rng(0)
-    n = 700
+    n = 300
     A = rng.random((n, n)) * (rng.random((n, n)) < 0.1) - 0.02
     inside = rng.random(n)
     c = -(A.T @ rng.random(n)) - 0.1 * rng.random(n)
     below, integrality = np.full(n, -INF), np.zeros(n, dtype=bool)
     p = Problem(c, 0.0, A, below, A @ inside + 0.1, np.zeros(n), np.full(n, 2.0), integrality)
-    s = Highs().solve(p, time_limit=0.3)
-    assert s.status is Status.LIMIT
-    assert s.report.seconds < 2.0
+    assert Highs().solve(p).status is Status.OPTIMAL
+    with_options(monkeypatch, simplex_iteration_limit=100)
+    s = Highs().solve(p)
+    assert (s.status, s.report.raw_status, s.report.iterations) == (Status.LIMIT, "kIterationLimit", 100)
     assert s.row_dual is not None
     assert math.isfinite(s.bound)
     assert p.violation(inside) == 0.0
@@ -73,11 +83,10 @@ def test_unbounded_relaxation_without_an_integer_point_is_infeasible() -> None:
     assert (s.status, s.bound) == (Status.INFEASIBLE, INF)
 
 
-def test_limit_with_an_incumbent_keeps_bound_and_objective_apart() -> None:
+def test_limit_with_an_incumbent_keeps_bound_and_objective_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     p = knapsack()
-    start = time.perf_counter()
-    s = Highs().solve(p, time_limit=0.5)
-    assert time.perf_counter() - start < 2.0
+    with_options(monkeypatch, mip_max_nodes=5)
+    s = Highs().solve(p)
     assert s.status is Status.LIMIT
     assert s.x is not None
     assert p.violation(s.x) <= 1e-8
@@ -93,10 +102,33 @@ def test_limit_too_short_for_anything_claims_nothing(limit: float) -> None:
     assert (s.status, s.objective, s.bound, s.x) == (Status.LIMIT, INF, -INF, None)
 
 
-def test_limit_counts_from_each_run() -> None:
-    solver, p = Highs(), knapsack()
+def test_hours_of_work_end_at_the_limit() -> None:
+    s = Highs().solve(knapsack(), time_limit=0.3)
+    assert (s.status, s.report.raw_status) == (Status.LIMIT, "kTimeLimit")
+
+
+def test_limit_counts_from_each_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """HiGHS counts an LP's limit over all runs of its object, a MIP's from the run's start: it is told accordingly."""
+    clock, told, spent = Clock(), [], []
+    clock.stand_in(monkeypatch, highs, highs_run)
+    honest = highs_run.HighsRun._set
+
+    def listening(self: highs_run.HighsRun, name: str, value: Any) -> None:
+        if name == "time_limit":
+            told.append(value)
+            spent.append(self._handle.getRunTime())
+        honest(self, name, value)
+
+    monkeypatch.setattr(highs_run.HighsRun, "_set", listening)
+    p = knapsack(n=12, m=3)
     for _ in range(3):
-        assert 0.2 <= solver.solve(p, time_limit=0.3).report.seconds < 1.5
+        assert Highs().solve(p, time_limit=300.0).status is Status.OPTIMAL
+    assert told == [300.0] * 3
+    told.clear()
+    spent.clear()
+    Highs().minimise_each(p.relaxed(), [p.c] * 3, time_limit=300.0)
+    assert told == [300.0 + before for before in spent]
+    assert len(told) == 3
 
 
 # ------------------------------------------------------------------------------------------------------- deciding
@@ -116,34 +148,37 @@ def test_decide_at_never_claims_the_wrong_side() -> None:
             assert s.objective >= minimum - 1e-6
 
 
+def greedy(p: Problem) -> float:
+    """The objective of a knapsack that takes whatever still fits, the best for its size first."""
+    x = np.zeros(p.n)
+    for j in np.argsort(p.c / np.asarray(p.A.sum(axis=0)).ravel()):
+        x[j] = 1.0
+        if p.violation(x) > 0:
+            x[j] = 0.0
+    assert p.violation(x) == 0.0
+    return p.objective(x)
+
+
 def test_decide_at_stops_early_on_both_sides() -> None:
+    """Without a limit of time: to the end it would take hours."""
     p = knapsack()
-    below = linear_minimum(p) - 10.0
-    greedy = milp(
-        p.c,
-        constraints=LinearConstraint(p.A.toarray(), p.row_lower, p.row_upper),
-        bounds=Bounds(0, 1),
-        integrality=np.ones(p.n),
-        options={"time_limit": 0.3},
-    ).fun
-
-    proven = Highs().solve(p, time_limit=20.0, decide_at=below)
+    below, feasible = linear_minimum(p) - 10.0, greedy(knapsack())
+    proven = Highs().solve(p, decide_at=below)
     assert proven.status is Status.DECIDED
-    assert below < proven.bound <= greedy
-    assert proven.report.seconds < 5.0
+    assert below < proven.bound <= feasible
 
-    found = Highs().solve(p, time_limit=20.0, decide_at=greedy + 100.0)
+    found = Highs().solve(p, decide_at=feasible + 100.0)
     assert found.status is Status.DECIDED
     assert found.x is not None
-    assert found.objective == p.objective(found.x) <= greedy + 100.0
+    assert found.objective == p.objective(found.x) <= feasible + 100.0
     assert p.violation(found.x) <= 1e-8
-    assert found.bound <= greedy
-    assert found.report.seconds < 5.0
+    assert found.bound <= feasible
 
 
-def test_undecided_within_the_limit_says_limit() -> None:
+def test_undecided_within_the_limit_says_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     p = knapsack()
-    s = Highs().solve(p, time_limit=0.3, decide_at=linear_minimum(p) + 20.0)
+    with_options(monkeypatch, mip_max_nodes=5)
+    s = Highs().solve(p, decide_at=linear_minimum(p) + 20.0)
     assert s.status is Status.LIMIT
     assert s.bound <= linear_minimum(p) + 20.0 < s.objective
 
@@ -255,15 +290,20 @@ def test_minimise_each_of_infeasible_rows_and_of_nothing() -> None:
     assert [s.bound for s in Highs().minimise_each(nothing, np.zeros((2, 0)))] == [2.0, 2.0]
 
 
-def test_minimise_each_shares_one_budget() -> None:
-    p = knapsack(n=200, m=60).relaxed()
-    costs = p.c * np.random.default_rng(5).uniform(0.5, 1.5, (20_000, p.n))
-    start = time.perf_counter()
-    solutions = Highs().minimise_each(p, costs, time_limit=0.5)
-    assert time.perf_counter() - start < 5.0
-    assert len(solutions) == 20_000
-    assert solutions[0].status is Status.OPTIMAL
-    assert (solutions[-1].status, solutions[-1].bound, solutions[-1].x) == (Status.LIMIT, -INF, None)
+def test_minimise_each_shares_one_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a clock by which each objective takes a good part of the budget, and none takes long."""
+    clock = Clock(tick=100.0)
+    clock.stand_in(monkeypatch, highs, highs_run)
+    p = knapsack(n=20, m=6).relaxed()
+    costs = p.c * np.random.default_rng(5).uniform(0.5, 1.5, (50, p.n))
+    solutions = Highs().minimise_each(p, costs, time_limit=3000.0)
+    statuses = [s.status for s in solutions]
+    assert len(statuses) == 50
+    solved = statuses.index(Status.LIMIT)
+    assert statuses == [Status.OPTIMAL] * solved + [Status.LIMIT] * (50 - solved)
+    assert 2 < solved < 20
+    assert all((s.bound, s.x) == (-INF, None) for s in solutions[solved:])
+    assert clock.looks < 50 * 6  # what is left at the end costs a look or two, and no preparation
     assert all(s.status is Status.LIMIT for s in Highs().minimise_each(p, costs[:2], time_limit=0.0))
 
 
@@ -275,6 +315,42 @@ def test_minimise_each_is_for_lps_of_the_right_width() -> None:
 
 
 # -------------------------------------------------------------------------------------------- process-wide behaviour
+
+
+def test_nothing_is_printed_though_a_new_highs_object_prints_a_banner(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """highspy 1.16 prints it as the constructor sets the callback; other objects than ours still may."""
+    import highspy
+
+    honest = highspy.Highs.enableCallbacks
+
+    def printing(self: Any) -> None:
+        if self.getOptionValue("output_flag")[1]:
+            os.write(1, b"Running HiGHS\n")
+        honest(self)
+
+    capfd.readouterr()
+    monkeypatch.setattr(highspy.Highs, "enableCallbacks", printing)
+    Highs().solve(one_column())
+    Highs().solve(knapsack(n=5, m=2))
+    Highs().minimise_each(one_column(), [[1.0], [-1.0]])
+    assert capfd.readouterr() == ("", "")
+    highspy.Highs()
+    assert "Running HiGHS\n" in capfd.readouterr().out
+
+
+def test_a_process_that_solves_prints_only_what_it_prints() -> None:
+    code = """
+        import numpy as np
+        from corgi_solvers import Highs, Problem
+        one = np.ones(1)
+        for whole in (True, False):
+            Highs().solve(Problem(one, 0.0, np.ones((1, 1)), one, 2 * one, 0 * one, 3 * one, np.array([whole])))
+        print("done")
+    """
+    with ended(run_python(code)) as process:
+        assert process.communicate() == ("done\n", "")
 
 
 def test_runs_are_deterministic_and_threads_may_change() -> None:
@@ -299,13 +375,8 @@ def test_backend_declares_itself_and_pickles() -> None:
     assert tuple(map(int, report.version.split("."))) >= highs.MINIMUM_VERSION
 
 
-def run_python(code: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(code)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def run_python(code: str) -> list[str]:
+    return [sys.executable, "-c", textwrap.dedent(code)]
 
 
 def test_import_loads_no_solver_and_no_torch() -> None:
@@ -315,7 +386,8 @@ def test_import_loads_no_solver_and_no_torch() -> None:
         assert corgi_solvers.Highs.available()
         print(json.dumps([name for name in ("highspy", "torch", "cvxpy", "pulp") if name in sys.modules]))
     """
-    out, err = run_python(code).communicate(timeout=60)
+    with ended(run_python(code)) as process:
+        out, err = process.communicate()
     assert err == ""
     assert json.loads(out) == []
 
@@ -330,7 +402,7 @@ def test_import_loads_no_solver_and_no_torch() -> None:
     ],
     ids=["searching", "in the root LP of a MIP, where HiGHS does not look", "hot-started series"],
 )
-def test_ctrl_c_is_raised_within_two_seconds(rows: int, columns: int, call: str) -> None:
+def test_ctrl_c_is_raised_and_the_solver_lives_on(rows: int, columns: int, call: str) -> None:
     code = f"""
         import numpy as np
         from corgi_solvers import Highs, Problem
@@ -348,16 +420,13 @@ def test_ctrl_c_is_raised_within_two_seconds(rows: int, columns: int, call: str)
             print("interrupted", flush=True)
         print(Highs().solve(tiny).objective, flush=True)
     """
-    process = run_python(code)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "1.0\n"  # set up; the hard solve comes next
-    time.sleep(1.0)
-    assert process.poll() is None
-    sent = time.perf_counter()
-    process.send_signal(signal.SIGINT)
-    assert process.stdout.readline() == "interrupted\n"
-    assert time.perf_counter() - sent < 2.0
-    assert process.stdout.readline() == "1.0\n"  # the flag did not stick: the next run ends as it should
-    out, err = process.communicate(timeout=10)
-    assert (process.returncode, out, err) == (0, "", "")
-    assert time.perf_counter() - sent < 4.0
+    with ended(run_python(code)) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "1.0\n"  # set up; the hard solve comes next
+        time.sleep(1.0)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        assert process.stdout.readline() == "interrupted\n"
+        assert process.stdout.readline() == "1.0\n"  # the flag did not stick: the next run ends as it should
+        assert process.communicate() == ("", "")
+        assert process.returncode == 0

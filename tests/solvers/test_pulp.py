@@ -17,8 +17,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from corgi_solvers import BackendMissingError, Problem, ProblemError, Pulp, Solution, Status, cbc, pulp
+from corgi_solvers import BackendMissingError, Problem, ProblemError, Pulp, Solution, Status, cbc, child, pulp
 from corgi_solvers.pulp import read_answer
+from ending import ended
 from solver_problems import INF
 
 LP = Problem([1.0, 1.0], 0.0, [[1.0, 2.0]], [1.0], [INF], [0.0, 0.0], [5.0, 5.0], [False, False])  # minimum 0.5
@@ -145,14 +146,22 @@ def test_infeasible_is_asked_again_without_objective(fake_cbc) -> None:
 
 
 @posix
-def test_a_child_that_outstays_its_time_is_killed(fake_cbc, tmp_path: Path) -> None:
-    fake_cbc(f"open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(60)")
-    start = time.perf_counter()
+def test_a_child_that_outstays_its_time_is_killed(fake_cbc, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would be at it for an hour; its claim would then be an error."""
+    fake_cbc("time.sleep(3600)")
+    started = []
+
+    class Told(subprocess.Popen):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            started.append(self.pid)
+
+    monkeypatch.setattr(child, "subprocess", types.SimpleNamespace(**(vars(subprocess) | {"Popen": Told})))
     s = Pulp().solve(LP, time_limit=0.5)
-    assert time.perf_counter() - start < 5.0
     assert (s.status, s.bound, s.x) == (Status.LIMIT, -INF, None)
+    (pid,) = started
     with pytest.raises(ProcessLookupError):
-        os.kill(int((tmp_path / "pid").read_text()), 0)
+        os.kill(pid, 0)
 
 
 def test_cbc_is_told_its_tolerances_and_gaps() -> None:
@@ -266,7 +275,7 @@ def test_settings_that_cannot_be_taken_are_refused() -> None:
 
 def test_a_missing_solver_names_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
     missing = {"pyscipopt"}
-    monkeypatch.setattr(pulp, "_installed", lambda package: package not in missing)
+    monkeypatch.setattr(pulp, "installed", lambda package: package not in missing)
     assert not Pulp("scip").available()
     with pytest.raises(BackendMissingError, match=r"pyscipopt is not installed\. Run: pip install pyscipopt"):
         Pulp("scip").solve(LP)
@@ -287,7 +296,7 @@ def test_declares_itself_and_pickles() -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT to one process")
 @pytest.mark.parametrize("solver", ["cbc", "highs"])
-def test_ctrl_c_is_raised_within_two_seconds_and_leaves_no_child(solver: str) -> None:
+def test_ctrl_c_is_raised_and_leaves_no_child(solver: str) -> None:
     code = f"""
         import subprocess
         import numpy as np
@@ -309,16 +318,14 @@ def test_ctrl_c_is_raised_within_two_seconds_and_leaves_no_child(solver: str) ->
             print("interrupted", flush=True)
     """
     command = [sys.executable, "-c", textwrap.dedent(code)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with ended(command) as process:
         assert process.stdout is not None
         pid = int(process.stdout.readline())
         time.sleep(1.0)
         os.kill(pid, 0)  # at work
-        sent = time.perf_counter()
-        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGINT)  # hours before it would be done
         assert process.stdout.readline() == "interrupted\n"
-        assert time.perf_counter() - sent < 2.0
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
-        out, err = process.communicate(timeout=10)
+        out, err = process.communicate()
         assert (process.returncode, out, err) == (0, "", "")

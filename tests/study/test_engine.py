@@ -217,3 +217,39 @@ def test_what_cannot_be_run_is_refused(tmp_path, options, error, message):
     )
     with pytest.raises(error, match=message):
         run(made, tmp_path, **options)
+
+
+SCRIPT = """
+from corgi_opt import study
+
+plan = study.Plan.of(
+    {
+        "name": "script",
+        "models": {"digits": {"build": "digits"}},
+        "images": {"test": {"source": "digits", "take": "0:1"}},
+        "questions": [{"k": 3, "method": "corgi"}],
+    }
+)
+"""
+STARTS = "print(study.run(plan, 'out', workers=2, progress=False))"
+GUARD = 'if __name__ == "__main__":'
+
+
+@pytest.mark.parametrize(
+    "unguarded", [STARTS, f"def main():\n    {STARTS}\n\nmain()"], ids=["at the top", "in a function"]
+)
+def test_a_script_without_a_main_guard_is_told_of_it_and_works_with_it(tmp_path, unguarded):
+    def ran(code: str) -> subprocess.CompletedProcess[str]:
+        (tmp_path / "script.py").write_text(SCRIPT + code)
+        command = [sys.executable, "script.py"]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+
+    refused = ran(unguarded)
+    assert refused.returncode == 1 and refused.stdout == ""
+    last = refused.stderr.strip().splitlines()[-1]
+    assert last.startswith("corgi_opt.errors.StudyError: the processes of the study do not start")
+    assert f"`{GUARD}`" in last
+    *before, start = unguarded.splitlines()
+    kept = ran("\n".join([*before, GUARD, f"    {start}"]))  # as the message says
+    assert kept.stdout == "1 cells: 1 done, 0 to do\n", kept.stderr
+    assert kept.returncode == 0

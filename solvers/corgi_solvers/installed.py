@@ -1,0 +1,26 @@
+"""Whether a package is there, and new enough; found out without importing it."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import importlib.util
+import re
+
+
+def installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
+
+def older(package: str, least: tuple[int, ...]) -> bool:
+    """Whether the installed ``package`` says that it is older than ``least``; one that does not say is taken as new."""
+    found = re.match(r"\d+(\.\d+)*", _version(package))
+    return found is not None and tuple(map(int, found.group().split("."))) < least
+
+
+@functools.cache
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
