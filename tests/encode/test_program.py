@@ -102,12 +102,13 @@ def test_what_rounding_left_of_a_cancellation_is_left_out():
     only, with_residue = at.program(near), at.program(combined([(1.0, near), (1e-14, far)]))
     assert np.array_equal(with_residue.units_at, only.units_at)
     assert with_residue.inputs == only.inputs
-    # what is left out counts as an error: its coefficients times the largest values of their inputs, at least
+    # what is left out counts as its middle, and half its range as an error
     inputs = far.columns < at.expressions.inputs
-    largest = torch.maximum(at.ball.lower.abs(), at.ball.upper.abs()).flatten().numpy()[far.columns[inputs]]
-    worth = 1e-14 * float(np.abs(far.values[inputs]) @ largest)
-    assert worth <= 1.0001 * with_residue.residue[0] * with_residue.scales[0]
-    assert only.residue[0] == 0 < with_residue.residue[0]
+    low, high = (side.flatten().numpy()[far.columns[inputs]] for side in (at.ball.lower, at.ball.upper))
+    worth = 1e-14 * float(np.abs(far.values[inputs]) @ (high - low)) / 2
+    assert worth > 0
+    assert worth <= 1.0001 * with_residue.residue[0] * with_residue.scales[0] <= 1e-12
+    assert only.residue[0] < with_residue.residue[0]
     assert at.program(combined([(1.0, near), (1e-6, far)])).inputs > only.inputs
     nothing = at.program(near - near)
     assert (nothing.inputs, nothing.units) == (0, 0)
