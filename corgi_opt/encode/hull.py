@@ -55,7 +55,7 @@ def layers(program: Program) -> list[tuple[int, int]]:
 
 
 def hull_planes(
-    program: Program, enough: float = math.inf, steps: int = STEPS, deadline: Deadline = NEVER
+    program: Program, enough: float = math.inf, deadline: Deadline = NEVER, steps: int = STEPS
 ) -> HullPlanes:
     """The planes that serve the first output best; the search ends early where its bound exceeds ``enough``, or when
     time is over.

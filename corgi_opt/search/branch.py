@@ -96,7 +96,7 @@ def branch(
     first = _Tree(program, None, threshold, solver, device, ledger).search(deadline, FIRST_NODES)
     if first.lower > threshold or met(program, first.upper, threshold) or deadline.over:
         return first
-    planes = hull_planes(program, threshold + CLEARLY, deadline=deadline)
+    planes = hull_planes(program, threshold + CLEARLY, deadline)
     ledger = Ledger(program, planes) if keep_leaves else None
     second = _Tree(program, planes, threshold, solver, device, ledger).search(deadline, math.inf)
     upper, image = min(((s.upper, s.image) for s in (first, second)), key=lambda found: found[0])
