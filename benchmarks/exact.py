@@ -33,7 +33,6 @@ from corgi_opt.encode.big_m import big_m
 from corgi_opt.encode.expressions import Expressions
 from corgi_opt.encode.program import compile_program
 from corgi_opt.ladder import Ladder
-from corgi_opt.margins import FLOAT64_SAFETY
 from corgi_opt.proof.checker import check
 from corgi_opt.prove import plain_network
 from corgi_opt.question import Question
@@ -175,7 +174,7 @@ def pairs(bench: Bench, limit: float) -> None:
         cam = CamExpressions(question, Expressions(bench.net.graph, known))
         for pair in ladder.margins.open_pairs()[:3]:
             found = []
-            branched = Branched(Highs(), torch.device("cpu"), 2 * FLOAT64_SAFETY * question.scale)
+            branched = Branched(Highs(), torch.device("cpu"))
             for decide in (SolvedProgram(big_m, Highs()), branched):
                 solver = PairSolver(question, ladder.ball, cam, decide)
                 found.append(timed(lambda s=solver, p=pair: s.solve(p, Deadline(limit))))

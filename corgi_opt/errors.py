@@ -56,6 +56,10 @@ class BoundOrderError(CorgiError, RuntimeError):
     """A proven bound contradicts a stronger one or a concrete image: a bug of ours, never to be passed over."""
 
 
+class NumericalError(CorgiError, ArithmeticError):
+    """A calculation overflowed or gave what is no number: nothing is claimed from it."""
+
+
 class CertificateError(CorgiError, ValueError):
     """A file is no certificate or a damaged one, or a certificate cannot be made; says why."""
 

@@ -20,7 +20,6 @@ from corgi_opt.bounds.dual import Interval, Rows
 from corgi_opt.bounds.interval import interval_bounds
 from corgi_opt.bounds.objective import cam_bounds, pair_bounds, share_inputs
 from corgi_opt.errors import BoundOrderError, UnknownMethodError
-from corgi_opt.margins import FLOAT64_SAFETY
 from corgi_opt.network.cam import CamNetwork
 from corgi_opt.plots import plot_heat_map
 from corgi_opt.question import Question, resolve_device
@@ -113,14 +112,13 @@ def heat_map(
     )
     ball = question.checked_ball(eps)
     pixels, bound = _bounded(question, ball, method, where)
-    safety = FLOAT64_SAFETY * question.scale
     low, high = (side[0].cpu().double() for side in pixels)
-    low, high, at = low - safety, high + safety, question.cam.flatten()
+    at = question.cam.flatten()
     if bool((low > at).any() or (high < at).any()):
         raise BoundOrderError("a CAM pixel at the image lies outside its proven interval, please report this")
     above = low[:, None] > high[None, :]  # (P, P): the first is brighter for every image
     if bound is not None:
-        above |= _pairs_above(question, bound, low, high, above, safety, where)
+        above |= _pairs_above(question, bound, low, high, above, where)
     shape = question.cam.shape
     return HeatMap(
         cam=question.cam,
@@ -155,7 +153,7 @@ def _bounded(question: Question, ball: Ball, method: str, device: torch.device) 
 
 
 def _pairs_above(
-    question: Question, bound: Bound, low: Tensor, high: Tensor, above: Tensor, safety: float, device: torch.device
+    question: Question, bound: Bound, low: Tensor, high: Tensor, above: Tensor, device: torch.device
 ) -> Tensor:
     """Pairs (P, P) of overlapping intervals whose first pixel is brighter for every image after all."""
     at = question.cam.flatten()
@@ -168,7 +166,7 @@ def _pairs_above(
     if len(pairs):
         net, case = question.net.to(torch.float64, device), torch.zeros(len(pairs), dtype=torch.long, device=device)
         values = pair_bounds(net, question.class_idx, bound, pairs.to(device), case).cpu().double()
-        found[pairs[:, 0], pairs[:, 1]] = values - safety > 0
+        found[pairs[:, 0], pairs[:, 1]] = values > 0
     return found
 
 

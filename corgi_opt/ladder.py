@@ -16,7 +16,7 @@ from corgi_opt.encode.big_m import big_m
 from corgi_opt.encode.expressions import Expressions
 from corgi_opt.encode.triangle import triangle
 from corgi_opt.errors import BoundOrderError
-from corgi_opt.margins import FLOAT64_SAFETY, Margins, timed
+from corgi_opt.margins import Margins, timed
 from corgi_opt.progress import Report, silent
 from corgi_opt.question import Question
 from corgi_opt.results import Proof, Witness
@@ -33,6 +33,9 @@ EXACT = ("milp", "bab")
 
 PAIR_SECONDS = 2.0
 """What a pair may take at least, where some are allowed to pass: one that takes long most likely does."""
+
+NO_REPLAY = "the image that is found is no counterexample when it is replayed"
+"""Why an answer may be no answer."""
 
 Entry = tuple[int, int]
 """A top pixel's row and a rival's column."""
@@ -128,8 +131,7 @@ class Ladder:
 
         Rivals are counted and classes kept by MILPs only, by ``others``.
         """
-        error = 2 * FLOAT64_SAFETY * self.question.scale  # twice: what is recorded is less once
-        return self._exact("bab", Branched(leaves, self.device, error), others, deadline)
+        return self._exact("bab", Branched(leaves, self.device), others, deadline)
 
     def attack(self, targets: Targets, options: PgdOptions, deadline: Deadline = NEVER) -> Witness | None:
         """PGD, unless a witness is already known; it gives up when time is over."""
@@ -217,12 +219,11 @@ class Ladder:
                 self.found(answer.witness)
                 return ""
             else:
-                return f"milp leaves pixel {pixel} undecided ({answer.reason or TOO_CLOSE})"
+                return f"milp leaves pixel {pixel} undecided ({answer.reason or NO_REPLAY})"
         return ""
 
     def _record(self, name: str, entry: Entry, answer: PairAnswer) -> None:
-        bound = answer.lower - FLOAT64_SAFETY * self.question.scale
-        slack = 2 * (answer.error + FLOAT64_SAFETY * self.question.scale)
+        bound, slack = answer.lower, 2 * answer.error
         dual = float(self.margins.by_relaxed[0][entry])
         if name == "lp" and not answer.reason and -math.inf < bound < dual - slack - answer.loose:
             raise BoundOrderError(
@@ -283,4 +284,11 @@ def _because(name: str, answer: PairAnswer) -> str:
         return f" ({answer.reason})"
     if name == "lp":
         return f" (its bound is {answer.lower:.6g}: method too weak here)"
-    return f" (minimum in [{answer.lower:.6g}, {answer.upper:.6g}]: {TOO_CLOSE})"
+    return f" (minimum in [{answer.lower:.6g}, {answer.upper:.6g}]: {_why_open(answer)})"
+
+
+def _why_open(answer: PairAnswer) -> str:
+    """What keeps a pair undecided that was searched to its end."""
+    if abs(answer.upper) <= 2 * answer.error:
+        return TOO_CLOSE
+    return NO_REPLAY if answer.passes else "its bounds come no closer"

@@ -25,9 +25,7 @@ from corgi_opt.deadline import NEVER, Deadline
 from corgi_opt.network.cone import reach_of
 from corgi_opt.question import Question
 from corgi_opt.region import Regions
-
-FLOAT64_SAFETY = 1e-9
-"""Subtracted from every bound computed in float64, relative to the question's scale."""
+from corgi_opt.tolerance import below
 
 SETTLED = 1e-6
 """A bound this far above zero, relative to the question's scale, in float32 is positive in float64 as well."""
@@ -61,7 +59,8 @@ class Margins:
     each top pixel has left (:meth:`TopK.least`), where more is known of it than its pairs say.
 
     ``by_relaxed``: the best that any D on this question's own relaxation gives; the triangle LP on it is no lower.
-    In float64 they are proven, after a stated safety margin; in float32 they are estimates that steer a search.
+    In float64 they are proven, rounding accounted for (tolerance.py); in float32 they are estimates that steer a
+    search.
     ``above``: what is known at one eps that is at least as large as all of these. ``goal``: pairs proven to differ by
     more are not looked at any further; 0 asks for signs only.
     """
@@ -86,7 +85,6 @@ class Margins:
         self.by_relaxed = torch.full_like(self.lower, -torch.inf)
         self.relaxed: Relaxed | None = None
         self.stats: dict[str, float] = {}
-        self._safety = FLOAT64_SAFETY * question.scale if dtype == torch.float64 else 0.0
         self._net = question.net.to(dtype, device)
         self._found: dict[str, Tensor] = {}
 
@@ -103,8 +101,8 @@ class Margins:
     @property
     def open(self) -> Tensor:
         """Pairs (B, k, R) that are not proven above the goal, but might be, and whose top pixel that could help."""
-        below = ~(self.lower > self._goal) & ~(self.per_pixel > self._goal)[:, :, None]
-        return below & ~self.question.topk.ahead
+        unproven = ~(self.lower > self._goal) & ~(self.per_pixel > self._goal)[:, :, None]
+        return unproven & ~self.question.topk.ahead
 
     def known(self, case: int) -> Known:
         """What is known about one region."""
@@ -206,10 +204,10 @@ class Margins:
         """Pairs' bounds from pixels' (B, P)."""
         topk = self.question.topk
         low, high = (side.cpu().double() for side in pixels)
-        self._keep(low[:, topk.top, None] - high[:, None, topk.rivals])
+        self._keep(below(low[:, topk.top, None] - high[:, None, topk.rivals]))
 
     def _keep(self, found: Tensor) -> None:
-        found = torch.where(found.isnan(), -torch.inf, found - self._safety)  # NaN proves nothing and must not stick
+        found = torch.where(found.isnan(), -torch.inf, found)  # NaN proves nothing and must not stick
         self.lower = torch.maximum(self.lower, found)
         if self.relaxed is not None:
             self.by_relaxed = torch.maximum(self.by_relaxed, found)

@@ -22,7 +22,6 @@ from corgi_opt.bounds.dual import Interval
 from corgi_opt.deadline import Deadline
 from corgi_opt.encode.expressions import Expressions
 from corgi_opt.errors import CertificateError, InputError, ProofError
-from corgi_opt.margins import FLOAT64_SAFETY
 from corgi_opt.network import ops
 from corgi_opt.network.cam import CamNetwork, from_torch
 from corgi_opt.proof.arithmetic import Float64
@@ -40,7 +39,8 @@ from corgi_opt.search.pairs import CamExpressions, PairSolver
 from corgi_opt.spec import Ball
 
 SLACK = 1e-9
-"""What claimed bounds leave, of their layer's largest, for the rounding of another machine."""
+"""What claimed bounds leave, of their layer's largest, and trees, of the question's scale, for the rounding of another
+machine."""
 
 
 def plain_network(net: CamNetwork) -> Network:
@@ -207,7 +207,7 @@ def _trees(
         for at, name in enumerate(names)
     }
     expressions = Expressions(question.net.graph, Bounded(intervals, {}))
-    branched = Branched(solver, device, 2 * FLOAT64_SAFETY * question.scale, keep_leaves=True)
+    branched = Branched(solver, device, SLACK * question.scale, keep_leaves=True)
     solve = PairSolver(question, ball, CamExpressions(question, expressions), branched).solve
     trees = []
     for pair in margins.open_pairs().tolist():

@@ -25,8 +25,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from corgi_opt.network.graph import LayerGraph
 from corgi_opt.network.ops import Places, gather
 from corgi_opt.spec import Ball, Norm
+from corgi_opt.tolerance import Rounding
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +57,10 @@ class Regions:
 
     def to(self, dtype: torch.dtype) -> Regions:
         return Regions(self.norm, *(t.to(dtype) for t in (self.center, self.lower, self.upper, self.eps)))
+
+    def rounding(self, graph: LayerGraph) -> Rounding | None:
+        """What to account for the rounding of bounds over these regions with; None in float32, which proves nothing."""
+        return Rounding(graph) if self.eps.dtype == torch.float64 else None
 
     def minimum(self, coefs: Tensor, places: Places) -> Tensor:
         """``min of coefs' x`` (R,) over their regions, for coefficients (R, C, h, w) on windows at these places.

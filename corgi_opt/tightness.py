@@ -18,8 +18,8 @@ from corgi_opt.deadline import Deadline
 from corgi_opt.encode.big_m import big_m
 from corgi_opt.encode.expressions import Expressions
 from corgi_opt.encode.triangle import triangle
-from corgi_opt.errors import BoundOrderError, Interrupted
-from corgi_opt.margins import FLOAT64_SAFETY, Margins
+from corgi_opt.errors import BoundOrderError, Interrupted, NumericalError
+from corgi_opt.margins import Margins
 from corgi_opt.network.cam import CamNetwork
 from corgi_opt.progress import Report, reporting, silent
 from corgi_opt.prove import Prover
@@ -71,6 +71,8 @@ class MarginSearch:
             reason = self._bounded(method, deadline)
         except TimeoutError:
             reason = "time limit"
+        except NumericalError as error:
+            reason = str(error)
         except KeyboardInterrupt as stop:
             raise Interrupted(self._verdict(method, "interrupted")) from stop
         return self._verdict(method, reason)
@@ -135,21 +137,20 @@ class MarginSearch:
             answer = solve(pair, deadline, goal)
             if answer.image is not None:
                 self._meet(answer.image)
-            bound = answer.lower - FLOAT64_SAFETY * self.question.scale
-            if bound > lowest:
-                margins.lower[0, row, column] = bound
+            if answer.lower > lowest:
+                margins.lower[0, row, column] = answer.lower
                 self._proofs[row, column] = answer.proof
             if not exact:
                 done.add(entry)
-            elif not (bound > lowest or self.upper < before):
-                return answer.reason or f"pixels {pair[0]} and {pair[1]} are as close as float arithmetic tells"
+            elif not (answer.lower > lowest or self.upper < before):
+                return answer.reason or f"the bound of pixels {pair[0]} and {pair[1]} gets no sharper"
 
     def _decider(self, method: str, solver: Backend) -> Decider:
         if method == "lp":
             return SolvedProgram(triangle, solver)
         if method == "milp":
             return SolvedProgram(big_m, solver)
-        return Branched(solver, self.device, 2 * FLOAT64_SAFETY * self.question.scale)
+        return Branched(solver, self.device)
 
     def _meet(self, image: Tensor) -> None:
         """Takes an image of the region for the one with the smallest margin, if it is."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from corgi_opt.ambient import pinned
 from corgi_opt.backends import check_solver, named_solver
 from corgi_opt.deadline import Deadline
-from corgi_opt.errors import InputError, Interrupted, UnknownMethodError
+from corgi_opt.errors import InputError, Interrupted, NumericalError, UnknownMethodError
 from corgi_opt.ladder import Ladder, Relaxation
 from corgi_opt.network.cam import CamNetwork
 from corgi_opt.progress import reporting
@@ -54,6 +54,8 @@ def climb(
         return _climb_on(ladder, method, solver, deadline, corgi)
     except TimeoutError:
         return settle(ladder, method, "time limit reached in the bounds", corgi)
+    except NumericalError as error:
+        return settle(ladder, method, str(error), corgi)
 
 
 def _climb_on(ladder: Ladder, method: str, solver: Backend, deadline: Deadline, corgi: float) -> Verdict:

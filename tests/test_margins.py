@@ -12,7 +12,7 @@ from nets import Deep, Everything, Plain, Pooled, image, seeded
 from oracles import points_in
 
 import corgi_opt as co
-from corgi_opt.margins import FLOAT64_SAFETY, PAIRS_AT_ONCE, Known, Margins
+from corgi_opt.margins import PAIRS_AT_ONCE, Known, Margins
 from corgi_opt.question import Question
 
 CPU = torch.device("cpu")
@@ -164,14 +164,15 @@ def test_float32_is_close_to_float64(case, norm):
         assert bool(((found - expected).abs() <= 1e-3 * (expected.abs() + question(case, norm).scale)).all())
 
 
-def test_float64_bounds_give_the_safety_away():
+def test_float64_bounds_give_little_away():
     asked = question("plain")
     ours = margins(asked, [0.0])
     ours.ibp()
     cam = asked.cam.flatten()
     gaps = cam[asked.topk.top][:, None] - cam[asked.topk.rest][None, :]
     given = gaps - ours.lower[0]
-    torch.testing.assert_close(given, torch.full_like(gaps, FLOAT64_SAFETY * asked.scale), rtol=1e-2, atol=1e-13)
+    assert bool((given > 0).all())
+    assert float(given.max()) < 1e-11 * asked.scale
 
 
 def test_known_in_another_precision():

@@ -46,7 +46,7 @@ def _ascend(relaxed: Relaxed, node: str, rows: Rows, enough: float, steps: int) 
     start = relaxed.bound(node, rows)
     below = _search(relaxed.to(torch.float32), node, rows.to(torch.float32), enough, steps)
     chosen = {name: _Chosen(relaxed.lines[name], relaxed.intervals, below[name]) for name in below}
-    found = descend(relaxed.graph, node, rows, relaxed.regions, {**relaxed.direct, **chosen})
+    found = descend(relaxed.graph, node, rows, relaxed.regions, {**relaxed.direct, **chosen}, relaxed.rounding)
     return torch.where(found > start, found, start)  # keeps the start where found is NaN
 
 

@@ -22,6 +22,7 @@ from corgi_opt.network.cam import CamNetwork
 from corgi_opt.network.graph import LayerGraph
 from corgi_opt.network.ops import MaxPool2d, ReLU
 from corgi_opt.region import Regions
+from corgi_opt.tolerance import FLOOR, gamma
 
 
 def corgi_bounds(
@@ -35,6 +36,7 @@ def corgi_bounds(
     graph = net.pooled
     known: dict[str, Interval] = {}
     relaxations: dict[str, Relaxation] = {}
+    rounding = regions.rounding(graph)
     for name in graph.ancestors(net.features):
         node = graph[name]
         if isinstance(node.op, ReLU):
@@ -42,13 +44,23 @@ def corgi_bounds(
         elif isinstance(node.op, MaxPool2d):
             planes = direct_planes(node.op, known[node.inputs[0]])
             relaxations[name] = PoolPlanes(node.inputs[0], node.op, planes)
-        known[name] = propagate(graph, name, known, regions)
+        known[name] = propagate(graph, name, known, regions, rounding)
         wanted = _wanted(graph, name, known[name], net.features)
         if wanted is not None:
             if matter is not None:
                 wanted = wanted & matter[name]
-            bound = partial(lower_bounds, graph, name, regions=regions, relaxations=relaxations, deadline=deadline)
+            bound = partial(
+                lower_bounds,
+                graph,
+                name,
+                regions=regions,
+                relaxations=relaxations,
+                deadline=deadline,
+                rounding=rounding,
+            )
             known[name] = refine(graph, name, known[name], wanted, bound)
+        if rounding is not None:
+            rounding.learn(name, *known[name])
     return known[net.features]
 
 
@@ -58,6 +70,10 @@ def corgi_cam_bounds(net: CamNetwork, class_idx: int, features: Interval) -> Int
     plus, minus = weight.clamp(min=0), weight.clamp(max=0)
     lower = (plus * features.lower + minus * features.upper).sum(dim=1)
     upper = (plus * features.upper + minus * features.lower).sum(dim=1)
+    if lower.dtype == torch.float64:
+        size = (weight.abs() * torch.maximum(features.lower.abs(), features.upper.abs())).sum(dim=1)
+        error = gamma(len(weight)) * size + FLOOR
+        lower, upper = lower - error, upper + error
     return Interval(lower.flatten(1), upper.flatten(1))
 
 

@@ -31,6 +31,7 @@ from corgi_opt.deadline import NEVER, Deadline
 from corgi_opt.network.graph import LayerGraph
 from corgi_opt.network.ops import MaxPool2d, ReLU, Shape
 from corgi_opt.region import Regions
+from corgi_opt.tolerance import Rounding
 
 Bound = Callable[[Rows], Tensor]
 """Lower bounds (R,) of R functionals of one node."""
@@ -56,7 +57,7 @@ class Relaxed:
     """A network over B regions: proven bounds (B, C, H, W) of its nodes, and how a backward pass relaxes each.
 
     ``lines``: of every ReLU; ``pools``: of every pooling window, by its last node. Bounds raise TimeoutError after
-    ``deadline``.
+    ``deadline``. ``rounding``: what is taken off them, in float64.
     """
 
     graph: LayerGraph
@@ -65,6 +66,7 @@ class Relaxed:
     lines: Mapping[str, ReluLines]
     pools: Mapping[str, PoolChoice]
     deadline: Deadline = NEVER
+    rounding: Rounding | None = None
 
     @property
     def relaxations(self) -> Relaxations:
@@ -77,7 +79,7 @@ class Relaxed:
 
     def bound(self, node: str, rows: Rows) -> Tensor:
         """CROWN's lower bounds (R,) of functionals of ``node``."""
-        return lower_bounds(self.graph, node, rows, self.regions, self.relaxations, self.deadline)
+        return lower_bounds(self.graph, node, rows, self.regions, self.relaxations, self.deadline, self.rounding)
 
     def only(self, case: int) -> Bounded:
         """What is proven about one region."""
@@ -135,6 +137,7 @@ def _tightened(
         rows.coefs[lows:] *= -1.0
         values = bound(rows)
         at_lower, at_upper = tuple(part[:lows].T), tuple(part[lows:].T)
+        values = torch.where(values.isnan(), -torch.inf, values)  # proves nothing, and must not stick
         lower[at_lower] = torch.maximum(lower[at_lower], values[:lows])
         upper[at_upper] = torch.minimum(upper[at_upper], -values[lows:])
 
@@ -169,7 +172,8 @@ def crown_pass(
     known: dict[str, Interval] = {}
     lines: dict[str, ReluLines] = {}
     pools: dict[str, PoolChoice] = {}
-    relaxed = Relaxed(graph, regions, known, lines, pools, deadline)  # grows with the loop
+    rounding = regions.rounding(graph)
+    relaxed = Relaxed(graph, regions, known, lines, pools, deadline, rounding)  # grows with the loop
     everywhere = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=regions.eps.device)
 
     def mattering(name: str) -> Tensor:
@@ -183,12 +187,14 @@ def crown_pass(
             contested = _contested(pool, known[source], tree.open) & mattering(source)
             known[source] = refine(graph, source, known[source], contested, partial(bounder, relaxed, source))
             pools[name] = choose_planes(node.pooled, tree, known[source])
-        found = propagate(graph, name, known, regions)
+        found = propagate(graph, name, known, regions, rounding)
         if above is not None:
             found = found.meet(above[name])
         if name in graph.preactivations:
             found = refiner(graph, name, found, mattering(name), partial(bounder, relaxed, name))
         known[name] = found
+        if rounding is not None:
+            rounding.learn(name, *found)
         for relu in graph.consumers(name):
             if isinstance(graph[relu].op, ReLU):
                 lines[relu] = ReluLines.crown(name, found)

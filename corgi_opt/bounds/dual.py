@@ -19,6 +19,7 @@ of coefficients is zero outside the image.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
@@ -32,6 +33,7 @@ from corgi_opt.deadline import NEVER, Deadline
 from corgi_opt.network.graph import LayerGraph
 from corgi_opt.network.ops import Affine, Places, Shape, gather, inside
 from corgi_opt.region import Regions
+from corgi_opt.tolerance import FLOOR, Rounding, gamma
 
 
 class Interval(NamedTuple):
@@ -166,30 +168,54 @@ def lower_bounds(
     regions: Regions,
     relaxations: Relaxations,
     deadline: Deadline = NEVER,
+    rounding: Rounding | None = None,
 ) -> Tensor:
     """D for each row (R,): proven lower bounds of R functionals of ``node``, each over its region.
 
+    ``rounding``: of the operands' bounds; what float64 may hide is taken off. None (float32): nothing is claimed.
     Raises TimeoutError.
     """
 
     def part(start: int, count: int) -> Tensor:
         deadline.check()
-        return descend(graph, node, rows.part(start, count), regions, relaxations)
+        return descend(graph, node, rows.part(start, count), regions, relaxations, rounding)
 
     parts = in_parts(len(rows), rows_at_once(graph, node, rows), part)
     return torch.cat(parts) if parts else rows.coefs.new_zeros(0)
 
 
-def descend(graph: LayerGraph, node: str, rows: Rows, regions: Regions, relaxations: Relaxations) -> Tensor:
+def descend(
+    graph: LayerGraph,
+    node: str,
+    rows: Rows,
+    regions: Regions,
+    relaxations: Relaxations,
+    rounding: Rounding | None = None,
+) -> Tensor:
     """One pass over all rows at once; differentiable where the relaxations are."""
-    total, at_image = backward(graph, node, rows, relaxations)
-    return total if at_image is None else total + regions.minimum(at_image.coefs, at_image.places)
+    ended = backward(graph, node, rows, relaxations, rounding)
+    total, at_image = ended.constant, ended.at_image
+    total = total if at_image is None else total + regions.minimum(at_image.coefs, at_image.places)
+    return total if ended.doubt is None else total - ended.doubt
 
 
-def backward(graph: LayerGraph, node: str, rows: Rows, relaxations: Relaxations) -> tuple[Tensor, Rows | None]:
-    """What the rows have become at the image (None if they read no input), and the constants (R,) met on the way."""
+class Ended(NamedTuple):
+    """Where a pass ends: the constants (R,) met on the way, what the rows have become at the image (None if they read
+    no input), and what all of it may be off by (R,), the minimum at the image included, if anybody asked."""
+
+    constant: Tensor
+    at_image: Rows | None
+    doubt: Tensor | None
+
+
+def backward(
+    graph: LayerGraph, node: str, rows: Rows, relaxations: Relaxations, rounding: Rounding | None = None
+) -> Ended:
+    """Takes rows of a node down to the image."""
     total = rows.coefs.new_zeros(len(rows))
-    pending = {node: rows}
+    doubt = None if rounding is None else rounding.at_start(node, rows.coefs, rows.places.case)
+    pending, longest, steps = {node: rows}, 1, 0
+    at_image: Rows | None = None
 
     def add(operand: str, below: Rows) -> None:
         merge = operand in pending
@@ -199,18 +225,22 @@ def backward(graph: LayerGraph, node: str, rows: Rows, relaxations: Relaxations)
         if name not in pending:
             continue
         here: Rows | None = pending.pop(name).on(graph[name].shape)
+        assert here is not None
+        longest, steps = max(longest, math.prod(here.coefs.shape[1:])), steps + 1
         if name == graph.input:
-            return total, here
+            at_image = here
+            break
         if name in relaxations:
-            assert here is not None
             step = relaxations[name].step(here)
             total = total if step.constant is None else total + step.constant
             for operand, below in step.passed:
                 add(operand, below)
             here = step.rest
         if here is not None:
+            if doubt is not None and rounding is not None:
+                doubt = doubt + rounding.through(name, here.coefs, here.places.case)
             total = total + _through(graph, name, here, add)
-    return total, None
+    return Ended(total, at_image, None if doubt is None else gamma(longest + steps) * doubt + FLOOR)
 
 
 def _through(graph: LayerGraph, name: str, rows: Rows, add: Callable[[str, Rows], None]) -> Tensor:

@@ -9,33 +9,51 @@ import torch
 from torch import Tensor
 
 from corgi_opt.bounds.dual import Interval
+from corgi_opt.errors import NumericalError
 from corgi_opt.network.graph import LayerGraph
 from corgi_opt.network.ops import Combine, Conv2d, Input, MaxPool2d, Op, ReLU
 from corgi_opt.region import Regions
+from corgi_opt.tolerance import Rounding
 
 
-def propagate(graph: LayerGraph, name: str, known: Mapping[str, Interval], regions: Regions) -> Interval:
+def propagate(
+    graph: LayerGraph,
+    name: str,
+    known: Mapping[str, Interval],
+    regions: Regions,
+    rounding: Rounding | None = None,
+) -> Interval:
     """One node's interval (B, C, H, W) from its operands'.
 
     A node that is a pool's maximum is also bounded as one; a convolution of the image is bounded by the region's own
-    norm and not only by the box around it.
+    norm and not only by the box around it. With ``rounding``, which is told of the operands, the interval is proven.
+    Raises NumericalError where it is not finite.
     """
     node = graph[name]
     if isinstance(node.op, Input):
         return Interval(regions.lower, regions.upper)
     found = _image(node.op, [known[i] for i in node.inputs])
-    if node.pooled is not None and node.pooled.source in known:
-        found = found.meet(_image(node.pooled.pool, [known[node.pooled.source]]))
     if isinstance(node.op, Conv2d) and node.inputs == (graph.input,) and regions.norm != "inf":
         found = found.meet(_convolve_image(node.op, regions))
+    if rounding is not None:
+        error = rounding.interval(name)
+        found = found if error is None else Interval(found.lower - error, found.upper + error)
+        # a sum of all finds what is not finite in one pass
+        if not bool((found.upper.sum() - found.lower.sum()).isfinite()):
+            raise NumericalError(f"values of node {name!r} overflow float64 over this region; a smaller eps, or a clip")
+    if node.pooled is not None and node.pooled.source in known:
+        found = found.meet(_image(node.pooled.pool, [known[node.pooled.source]]))
     return found
 
 
 def interval_bounds(graph: LayerGraph, regions: Regions) -> dict[str, Interval]:
     """Intervals (B, C, H, W) of all nodes over B regions, by name; graph must be on their device in their dtype."""
     known: dict[str, Interval] = {}
+    rounding = regions.rounding(graph)
     for name in graph.order:
-        known[name] = propagate(graph, name, known, regions)
+        known[name] = propagate(graph, name, known, regions, rounding)
+        if rounding is not None:
+            rounding.learn(name, *known[name])
     return known
 
 

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from corgi_opt.bounds.dual import Interval, Rows
 from corgi_opt.network.cam import CamNetwork
-from corgi_opt.network.cone import windows_of
-from corgi_opt.network.ops import Window
+from corgi_opt.network.fields import fields_of
 
 Bound = Callable[[str, Rows], Tensor]
 """Lower bounds (R,) of R functionals of a node."""
@@ -73,11 +72,5 @@ def _rounded(size: Tensor) -> Tensor:
 
 
 def share_inputs(net: CamNetwork, pairs: Tensor) -> Tensor:
-    """Which pairs (Q, 2) have receptive fields that overlap (Q,); a pair that has none bounds pixel by pixel."""
-    width = net.map_shape[1]
-    field = windows_of(net.graph, net.features, Window(0, 0, 1, 1))[net.graph.input]
-    nxt = windows_of(net.graph, net.features, Window(1, 1, 1, 1))[net.graph.input]
-    stride_y, stride_x = nxt.y - field.y, nxt.x - field.x
-    dy = (pairs[:, 0] // width - pairs[:, 1] // width).abs() * stride_y
-    dx = (pairs[:, 0] % width - pairs[:, 1] % width).abs() * stride_x
-    return (dy < field.h) & (dx < field.w)
+    """Which pairs (Q, 2) have receptive fields that meet (Q,); one whose fields do not is bounded pixel by pixel."""
+    return fields_of(net.graph, net.features).share(pairs)

@@ -27,6 +27,8 @@ from corgi_opt.bounds.crown import Bounded, unit_rows
 from corgi_opt.bounds.dual import Relaxations, Rows, Step, backward, rows_at_once
 from corgi_opt.deadline import Deadline
 from corgi_opt.network.graph import LayerGraph
+from corgi_opt.spec import Ball
+from corgi_opt.tolerance import Rounding, gamma
 
 Vector = NDArray[np.float64]
 Indices = NDArray[np.int64]
@@ -34,18 +36,26 @@ Indices = NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class Expression:
-    """``constant + values @ variables[columns]``; columns sorted. ``windows``: pooling windows it passed through."""
+    """``constant + values @ variables[columns]``; columns sorted. ``windows``: pooling windows it passed through.
+
+    ``error``: what the exact functional may differ by over the region, as its coefficients were rounded.
+    """
 
     constant: float
     columns: Indices
     values: Vector
     windows: Indices
+    error: float = 0.0
 
     def __sub__(self, other: Expression) -> Expression:
         return combined([(1.0, self), (-1.0, other)])
 
     def __neg__(self) -> Expression:
         return replace(self, constant=-self.constant, values=-self.values)
+
+    def plus(self, constant: float) -> Expression:
+        """This and a number."""
+        return combined([(1.0, self)], constant)
 
 
 def combined(terms: Sequence[tuple[float, Expression]], constant: float = 0.0) -> Expression:
@@ -57,6 +67,8 @@ def combined(terms: Sequence[tuple[float, Expression]], constant: float = 0.0) -
     kept = total != 0
     return Expression(
         constant=constant + sum(w * e.constant for w, e in terms),
+        error=sum(abs(w) * e.error for w, e in terms)
+        + gamma(len(terms)) * (abs(constant) + sum(abs(w * e.constant) for w, e in terms)),
         columns=merged[kept],
         values=total[kept],
         windows=np.unique(np.concatenate([e.windows for _, e in terms])),
@@ -68,6 +80,7 @@ class Expressions:
 
     def __init__(self, graph: LayerGraph, bounded: Bounded) -> None:
         self.graph, self.bounded = graph, bounded
+        self._rounding = Rounding.of(graph, bounded.intervals)
         self._remembered: dict[int, Expression] = {}
         self._start: dict[str, int] = {}
         count = 0
@@ -99,6 +112,18 @@ class Expressions:
             rows = self._unit_rows(source, missing - self._start[relu])
             self._remembered.update(zip(missing.tolist(), self.of(source, rows, deadline), strict=True))
         return [self._remembered[c] for c in columns.tolist()]
+
+    def ranges(self, columns: Indices, ball: Ball) -> tuple[Vector, Vector]:
+        """The least and the largest value of variables (sorted columns), inputs in the box of ``ball`` and ReLUs."""
+        low, high = [np.zeros(0)], [np.zeros(0)]
+        for name, part in self.by_node(columns).items():
+            if name == self.graph.input:
+                low.append(ball.lower.flatten().numpy()[part])
+                high.append(ball.upper.flatten().numpy()[part])
+            else:
+                low.append(np.zeros(len(part)))
+                high.append(np.maximum(self.bounds(name, part)[1], 0.0))
+        return np.concatenate(low), np.concatenate(high)
 
     def bounds(self, relu: str, columns: Indices) -> Vector:
         """Proven lower and upper bounds (2, U) of the pre-activations of some units of one ReLU node."""
@@ -158,18 +183,19 @@ class Expressions:
 
     def _descended(self, node: str, rows: Rows) -> list[Expression]:
         self._notes.clear()
-        constants, at_image = backward(self.graph, node, rows, self._gates)
-        if at_image is not None:
-            self._note(self.graph.input, at_image)
+        ended = backward(self.graph, node, rows, self._gates, self._rounding)
+        assert ended.doubt is not None  # as there is an account
+        if ended.at_image is not None:
+            self._note(self.graph.input, ended.at_image)
         row, column, value = (torch.cat(parts).numpy() for parts in zip(*self._notes, strict=True))
         table = sparse.csr_array((value, (row, column)), shape=(len(rows), self.columns))
         table.sort_indices()
         found = []
-        for k, constant in enumerate(constants.tolist()):
+        for k, (constant, error) in enumerate(zip(ended.constant.tolist(), ended.doubt.tolist(), strict=True)):
             here = slice(*table.indptr[k : k + 2])
             columns, values = table.indices[here].astype(np.int64), table.data[here]
             end = int(np.searchsorted(columns, self._first_window))
-            found.append(Expression(constant, columns[:end], values[:end], columns[end:]))
+            found.append(Expression(constant, columns[:end], values[:end], columns[end:], error))
         return found
 
 

@@ -21,6 +21,7 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
+from corgi_opt.deadline import NEVER, Deadline
 from corgi_opt.encode.expressions import Vector
 from corgi_opt.encode.program import Program
 
@@ -53,13 +54,17 @@ def layers(program: Program) -> list[tuple[int, int]]:
     return [(first, last) for first, last in zip(cuts, ends, strict=True) if last > first]
 
 
-def hull_planes(program: Program, enough: float = math.inf, steps: int = STEPS) -> HullPlanes:
-    """The planes that serve the first output best; the search ends early where its bound exceeds ``enough``.
+def hull_planes(
+    program: Program, enough: float = math.inf, deadline: Deadline = NEVER, steps: int = STEPS
+) -> HullPlanes:
+    """The planes that serve the first output best; the search ends early where its bound exceeds ``enough``, or when
+    time is over.
 
     Whatever the search, in float32, finds: each plane is valid, its shift is computed last and in float64.
     """
-    share, mix, below = _ascended(program, enough, steps)
+    share, mix, below = _ascended(program, enough, steps, deadline)
     rows = program.rows
+    share = share.clamp(0, 1)  # so that a plane's coefficients are no larger than its row's
     slopes = sparse.csr_array((rows.data * share.double().numpy(), rows.indices, rows.indptr), rows.shape)
     return HullPlanes(slopes, _shifts(program, slopes), mix.double().numpy(), below.double().numpy())
 
@@ -71,11 +76,12 @@ def _shifts(program: Program, slopes: sparse.csr_array) -> Vector:
         return np.asarray(a.maximum(0) @ high + a.minimum(0) @ low)
 
     on = most(sparse.csr_array(program.rows - slopes)) + program.constants + program.slack
-    return np.maximum(most(sparse.csr_array(-slopes)), on)
+    # slack, once more: what is calculated with a plane rounds as what is calculated with its row
+    return np.maximum(most(sparse.csr_array(-slopes)), on) + program.slack
 
 
 @torch.enable_grad()  # callers may be inside no_grad
-def _ascended(program: Program, enough: float, steps: int) -> tuple[Tensor, Tensor, Tensor]:
+def _ascended(program: Program, enough: float, steps: int, deadline: Deadline) -> tuple[Tensor, Tensor, Tensor]:
     """For each nonzero of ``program.rows`` the share of it that its plane has; mixes and slopes below of the units."""
 
     def tensor(values: Vector) -> Tensor:
@@ -109,7 +115,7 @@ def _ascended(program: Program, enough: float, steps: int) -> tuple[Tensor, Tens
             passed = chords[own] * weight[here] + (negative * mix[part])[own] * plane[here]
             lam = lam.index_add(0, column[here], passed)
         value = value - lam[:inputs].abs().sum()  # the box that holds a ball will do for a search
-        if float(value.detach()) > enough:
+        if float(value.detach()) > enough or deadline.over:
             break
         adam.zero_grad()
         (-value).backward()  # type: ignore[no-untyped-call]

@@ -46,6 +46,9 @@ do (fewer where its memory does not suffice)."""
 RATE, LAST = 0.02, 0.2
 """Adam's first step (objectives are scaled to a largest coefficient of 1); the share of it that the last step has."""
 
+SEEN = 1e-7
+"""Slack of rows that float32 can see, in units of their intervals."""
+
 MOST = (1.0, None, 1.0)
 """Up to which slopes, pulls and mixes go."""
 
@@ -164,7 +167,9 @@ class PhaseBounds:
         lower, upper = tensor(program.lower)[:, None], tensor(program.upper)[:, None]
         self._chord = upper / (upper - lower)
         self._shift = -self._chord * lower
-        self._slack = tensor(program.slack)[:, None] if program.slack.any() else None
+        # float32 proves nothing, so what float64 may hide does not matter there
+        counts = dtype == torch.float64 or program.slack.max(initial=0.0) > SEEN
+        self._slack = tensor(program.slack)[:, None] if counts else None
         self._costs, self._offsets = tensor(program.outputs.toarray().T), tensor(program.output_constants)
         self._residue = tensor(program.residue)
         self._planes = None if planes is None else tensor(planes.shifts)[:, None]
@@ -194,7 +199,7 @@ class PhaseBounds:
         return torch.cat(in_parts(len(nodes), AT_ONCE if self.device.type == "cpu" else AT_ONCE_ON_GPU, value))
 
     def values(self, images: Tensor, goal: Tensor) -> Tensor:
-        """The outputs (N,) themselves at ``t`` (n, N)."""
+        """The outputs (N,) themselves at ``t`` (n, N), up to their residue; no bound is above them less that."""
         variables = self._new(len(goal))
         variables[: self.inputs] = images
         for block in self._blocks:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -24,16 +25,24 @@ from torch import Tensor
 
 from corgi_opt.deadline import Deadline
 from corgi_opt.encode.expressions import Expression, Expressions, Indices, Vector
+from corgi_opt.errors import NumericalError
 from corgi_opt.spec import Ball, Norm
+from corgi_opt.tolerance import gamma
 
 TINY = 1e-9
 """Row coefficients below this are cleared, because solvers drop them silently."""
 
 RESIDUE = 1e-12
-"""Coefficients of an output below this share of its largest are what rounding left of a cancellation."""
+"""Terms of an output that vary by less than this share of its largest are what rounding left of a cancellation."""
 
 NARROW = 1e-7
 """Narrowest pre-activation interval kept, relative to the largest of its layer; a narrower one is widened (sound)."""
+
+OVER_ERROR = 100.0
+"""How many times wider than what rounding may hide of its row a unit's interval is at least."""
+
+SMALLEST = 1e-250
+"""Largest coefficients below this are not divided by."""
 
 MOST_NONZEROS = 20_000_000
 """Largest program that is built; beyond it a solver has no hope either."""
@@ -49,11 +58,13 @@ class Program:
 
     ``rows`` (U, n+U) csr and ``constants`` (U,): pre-activations in units of ``u - l``, which are ``widths`` (U,);
     ``lower``, ``upper`` (U,): their proven bounds in the same units (upper - lower = 1), of which ``grown`` (U,) is
-    only there for intervals to be no narrower than is good for solvers; ``slack`` (U,): what clearing tiny coefficients
-    may have moved a row. ``cuts`` (M, n+U) csr, ``cut_upper`` (M,): rows
+    only there for intervals to be no narrower than is good for solvers; ``slack`` (U,): how far a row may be off, for
+    its tiny coefficients were cleared and the others rounded, and what rounding may hide in D of a multiplier of 1.
+    ``cuts`` (M, n+U) csr, ``cut_upper`` (M,): rows
     ``cuts @ [t, s] <= cut_upper`` that hold besides (the direct planes of pooling windows). ``outputs`` (F, n+U) csr
-    and ``output_constants`` (F,): the outputs in units of ``scales`` (F,), their largest coefficients, less what
-    rounding left of cancellations (``residue`` (F,) at most).
+    and ``output_constants`` (F,): the outputs in units of ``scales`` (F,), their largest coefficients, which may be off
+    by ``residue`` (F,), likewise, and for what was left out because it hardly varies. So whatever is proven of an
+    output is less its residue.
 
     ``places`` (n, 3): channel, row, column of each input in the image. An input's distance to the centre, in units of
     eps, is ``|reach * t + shift|``; ``norm`` bounds all of them together. ``units_at`` (U,): columns of
@@ -145,32 +156,25 @@ def compile_program(expressions: Expressions, ball: Ball, outputs: Sequence[Expr
 
     Raises TooLargeError, and TimeoutError when the deadline passes.
     """
-    kept = [_without_residue(output) for output in outputs]
+    kept = [_without_residue(expressions, ball, output) for output in outputs]
     layers, cuts = _gathered(expressions, kept, deadline)
-    residue = np.array([_residue(expressions, ball, output) for output in outputs])
-    return _assembled(expressions, ball, layers, cuts, kept, residue)
+    program = _assembled(expressions, ball, layers, cuts, kept)
+    numbers = (program.rows.data, program.constants, program.slack, program.cut_upper, program.outputs.data)
+    if not all(np.isfinite(part).all() for part in (*numbers, program.output_constants, program.scales)):
+        raise NumericalError("the coefficients of its encoding overflow float64")
+    return program
 
 
-def _without_residue(output: Expression) -> Expression:
-    """The output where coefficients are more than rounding."""
-    return replace(output, columns=output.columns[_kept(output)], values=output.values[_kept(output)])
-
-
-def _kept(output: Expression) -> NDArray[np.bool_]:
-    kept: NDArray[np.bool_] = np.abs(output.values) > RESIDUE * np.abs(output.values).max(initial=0.0)
-    return kept
-
-
-def _residue(expressions: Expressions, ball: Ball, output: Expression) -> float:
-    """How much what is left out of an output may come to over the region."""
-    dropped = ~_kept(output)
-    size = dict(zip(output.columns[dropped].tolist(), np.abs(output.values[dropped]).tolist(), strict=True))
-    most = torch.maximum(ball.lower.abs(), ball.upper.abs()).flatten().numpy()
-    total = 0.0
-    for name, columns in expressions.by_node(size).items():
-        largest = most[columns] if name == expressions.graph.input else expressions.bounds(name, columns)[1]
-        total += float(largest @ np.array([size[c] for c in columns.tolist()]))
-    return total
+def _without_residue(expressions: Expressions, ball: Ball, output: Expression) -> Expression:
+    """The output without terms that hardly vary: they count as their middle, which is off by half their range."""
+    low, high = expressions.ranges(output.columns, ball)
+    varies = np.abs(output.values) * ((high - low) / 2)
+    kept = varies > RESIDUE * varies.max(initial=0.0)
+    middle = float(output.values[~kept] @ ((low + high) / 2)[~kept])
+    size = float(np.abs(output.values[~kept]) @ np.maximum(np.abs(low), np.abs(high))[~kept])
+    error = float(varies[~kept].sum()) + gamma(len(kept)) * size
+    rest = replace(output, columns=output.columns[kept], values=output.values[kept], error=output.error + error)
+    return rest.plus(middle)
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,10 +185,11 @@ class _Layer:
     rows: list[Expression]
     proven: Vector
 
-    @property
+    @cached_property
     def bounds(self) -> Vector:
-        """No narrower than solvers take well."""
-        narrow = NARROW * np.abs(self.proven).max()
+        """No narrower than solvers take well, nor than makes sense of rows that are rounded."""
+        rounded = np.array([row.error for row in self.rows])
+        narrow = np.maximum(NARROW * np.abs(self.proven).max(), OVER_ERROR * rounded)
         return np.stack([np.minimum(self.proven[0], -narrow), np.maximum(self.proven[1], narrow)])
 
     @property
@@ -233,7 +238,6 @@ def _assembled(
     layers: list[_Layer],
     cuts: list[Expression],
     outputs: Sequence[Expression],
-    residue: Vector,
 ) -> Program:
     units_at = np.concatenate([np.zeros(0, dtype=np.int64), *(layer.columns for layer in layers)])
     bounds = np.concatenate([np.zeros((2, 0)), *(layer.bounds for layer in layers)], axis=1)
@@ -245,24 +249,35 @@ def _assembled(
     read = np.unique(np.concatenate([np.zeros(0, dtype=np.int64), *(e.columns for e in every)]))
     inputs = read[read < expressions.inputs]
     inputs = inputs[radius[inputs] > 0]
-    middle_there = np.zeros(expressions.columns)
+    middle_there, largest = np.zeros(expressions.columns), np.zeros(expressions.columns)
     middle_there[: expressions.inputs] = middle
+    largest[: expressions.inputs] = np.abs(middle) + radius
+    largest[units_at] = bounds[1]
     size = np.concatenate([radius[inputs], width])
+    rounds = gamma(len(inputs) + len(units_at) + max((len(e.columns) for e in every), default=0))
 
-    def table(part: Sequence[Expression]) -> tuple[sparse.csr_array, Vector]:
-        """Coefficients and constants over the variables of the program."""
+    def table(part: Sequence[Expression]) -> tuple[sparse.csr_array, Vector, Vector]:
+        """Coefficients and constants over the variables of the program, and what rounding may hide of each row."""
         data = [np.zeros(0), *(e.values for e in part)]
         at = [np.zeros(0, dtype=np.int64), *(e.columns for e in part)]
         ends = np.cumsum([0, *(len(e.columns) for e in part)])
         matrix = sparse.csr_array((np.concatenate(data), np.concatenate(at), ends), (len(part), expressions.columns))
-        constants = np.array([e.constant for e in part]) + matrix @ middle_there
-        return sparse.csr_array(matrix[:, np.concatenate([inputs, units_at])] @ sparse.diags_array(size)), constants
+        at_zero = np.array([e.constant for e in part])
+        constants = at_zero + matrix @ middle_there
+        error = np.array([e.error for e in part]) + rounds * (np.abs(at_zero) + abs(matrix) @ largest)
+        scaled = sparse.csr_array(matrix[:, np.concatenate([inputs, units_at])] @ sparse.diags_array(size))
+        return scaled, constants, error
 
-    (z, z_constant), (cut, cut_constant), (out, out_constant) = (table(part) for part in (rows, cuts, outputs))
-    z, slack = cleared(_divided(z, width), np.zeros(len(rows)))
+    (z, z_constant, z_error), (cut, cut_constant, cut_error) = table(rows), table(cuts)
+    out, out_constant, out_error = table(outputs)
+    z, z_constant = _divided(z, width), z_constant / width
+    # of the row itself, and of whatever is calculated with it: D, the rows of an LP
+    z, slack = cleared(z, z_error / width + rounds * (abs(z).sum(axis=1) + np.abs(z_constant) + 1))
     most = _largest(cut)
-    cut, cut_upper = cleared(_divided(cut, most), -cut_constant / most)
+    cut, cut_upper = cleared(_divided(cut, most), (cut_error - cut_constant) / most)
     scales = _largest(out)
+    out, out_constant = _divided(out, scales), out_constant / scales
+    residue = out_error / scales + rounds * (abs(out).sum(axis=1) + np.abs(out_constant))
     eps = ball.eps if ball.eps > 0 else 1.0
     return Program(
         norm=ball.norm,
@@ -272,7 +287,7 @@ def _assembled(
         shift=(middle[inputs] - center[inputs]) / eps,
         reach=radius[inputs] / eps,
         rows=z,
-        constants=z_constant / width,
+        constants=z_constant,
         slack=slack,
         lower=bounds[0] / width,
         upper=bounds[1] / width,
@@ -280,10 +295,10 @@ def _assembled(
         grown=np.concatenate([np.zeros(0), *(layer.grown for layer in layers)]) / width,
         cuts=cut,
         cut_upper=cut_upper,
-        outputs=_divided(out, scales),
-        output_constants=out_constant / scales,
+        outputs=out,
+        output_constants=out_constant,
         scales=scales,
-        residue=residue / scales,
+        residue=residue,
         units_at=units_at,
     )
 
@@ -293,6 +308,6 @@ def _divided(rows: sparse.csr_array, by: Vector) -> sparse.csr_array:
 
 
 def _largest(rows: sparse.csr_array) -> Vector:
-    """The largest coefficient of every row; 1 where there is none."""
+    """The largest coefficient of every row; 1 where there is none to speak of."""
     most = np.asarray(abs(rows).max(axis=1).todense()).ravel() if rows.shape[1] else np.zeros(rows.shape[0])
-    return np.where(most > 0, most, 1.0)
+    return np.where(most > SMALLEST, most, 1.0)

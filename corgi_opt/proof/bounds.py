@@ -102,7 +102,8 @@ class Bounds:
     def _affine_interval(
         self, op: Conv | Combine, known: list[tuple[Array, Array]], shape: tuple[int, int, int]
     ) -> tuple[Array, Array]:
-        """``M+ l + M- u + b`` and ``M+ u + M- l + b``, less and plus what rounding may hide."""
+        """``M+ l + M- u + b`` and ``M+ u + M- l + b``, less and plus what rounding may hide: nothing where no product
+        is other than zero, so that what is constant for such a reason has a point for an interval."""
         numbers = [tuple(self.arithmetic.of(side) for side in sides) for sides in known]
         if isinstance(op, Conv):
             weights, bias = [op.weight], op.bias[:, None, None]
@@ -123,9 +124,13 @@ class Bounds:
         lows, highs = [low for low, _ in numbers], [high for _, high in numbers]
         low = image(plus, lows) + image(minus, highs) + of(bias)
         high = image(plus, highs) + image(minus, lows) + of(bias)
-        size = image([np.abs(w) for w in weights], [np.maximum(np.abs(a), np.abs(b)) for a, b in known])
+        largest = [np.maximum(np.abs(a), np.abs(b)) for a, b in known]
+        size = image([np.abs(w) for w in weights], largest)
         error = self.arithmetic.gamma(2 * terms + 8) * (size + np.abs(bias)) * GENEROUS
         error = error + (2 * terms + 8) * self.arithmetic.tiny
+        if (size == 0).any():  # there are no products, or they underflow
+            there = [[(m != 0).astype(np.float64) for m in maps] for maps in (weights, largest)]
+            error = np.where(image(*there) > 0, error, 0.0)
         return self.arithmetic.down(low - of(error)), self.arithmetic.up(high + of(error))
 
     def _maximum(self, node: int, op: Combine, found: tuple[Array, Array]) -> tuple[Array, Array]:

@@ -5,17 +5,17 @@ node is split by one of the units that mislead its bound most (|lambda| times th
 that the bound believes in) and were worth most where they were tried before (pseudo-costs, Benichou et al. 1971),
 whichever of a few does most for the weaker child (strong branching, Applegate et al. 1995). Where no open unit misleads
 it, what is left is a linear program, and is solved as one: a multiplier of a phase may need more than a few steps of
-ascent.
+ascent. What its solver says proves nothing: its multipliers do, by a bound that takes rounding off.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from corgi_solvers import Backend
+from corgi_solvers import Backend, Problem, Solution, proves_infeasible, safe_bound
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -50,7 +50,13 @@ FEW = 3
 """Trials by which a unit's own pseudo-cost comes to weigh as much as that of all units."""
 
 TOO_CLOSE = "too close to zero for float arithmetic"
+NOT_A_NUMBER = "the search's float32 arithmetic overflows"
+UNSOLVED = "a leaf's linear program is not solved well enough to prove anything"
 """Why an answer may be no answer."""
+
+CLOSE = 1e-6
+"""How far a leaf's proven bound and its value may be apart, in units of the output's largest coefficient, where
+solvers work to 1e-9 of that."""
 
 PENALTIES = (10.0, 1e3, 1e5)
 """Of a phase that is not kept, in a leaf's linear program; the next is tried where the last one was paid."""
@@ -88,14 +94,19 @@ def branch(
     """
     ledger = Ledger(program) if keep_leaves else None
     first = _Tree(program, None, threshold, solver, device, ledger).search(deadline, FIRST_NODES)
-    if first.lower > threshold or first.upper <= threshold or deadline.over:
+    if first.lower > threshold or met(program, first.upper, threshold) or deadline.over:
         return first
-    planes = hull_planes(program, threshold + CLEARLY)
+    planes = hull_planes(program, threshold + CLEARLY, deadline)
     ledger = Ledger(program, planes) if keep_leaves else None
     second = _Tree(program, planes, threshold, solver, device, ledger).search(deadline, math.inf)
     upper, image = min(((s.upper, s.image) for s in (first, second)), key=lambda found: found[0])
     nodes, leaves = first.nodes + second.nodes, first.leaves + second.leaves
     return Searched(max(first.lower, second.lower), upper, image, nodes, leaves, second.reason, second.tree)
+
+
+def met(program: Program, value: float, threshold: float) -> bool:
+    """Whether an image of this ``value`` is at the threshold, or so near that no bound below it can be above that."""
+    return value - float(program.residue[0]) <= threshold
 
 
 class PseudoCosts:
@@ -161,7 +172,7 @@ class _Tree:
     def search(self, deadline: Deadline, most_nodes: float) -> Searched:
         root = self.bounds.root()
         self._bound(root, torch.full((1,), -1e30, device=root.goal.device), ROOT_STEPS, deadline)
-        while len(self.frontier) and self.upper > self.threshold and not self.reason:
+        while len(self.frontier) and not self.met and not self.reason:
             if deadline.over or self.nodes >= most_nodes:
                 self.reason = "time limit" if deadline.over else "node limit"
                 break
@@ -171,6 +182,10 @@ class _Tree:
         lower = min(self._lowest_open(root), self.closed)
         tree = None if self.ledger is None or not lower > self.threshold else self.ledger.leaves()
         return Searched(lower, self.upper, self.image, self.nodes, self.leaves, self.reason, tree)
+
+    @property
+    def met(self) -> bool:
+        return met(self.program, self.upper, self.threshold)
 
     def _lowest_open(self, root: Nodes) -> float:
         """The lowest bound of an open node, in float64; the root's where there are too many to look at."""
@@ -183,13 +198,16 @@ class _Tree:
         """Bounds nodes whose parents' bounds are ``known`` (N,), closes what can be closed and keeps the rest."""
         self.nodes += len(nodes)
         nodes, bound, point = self.bounds.ascend(nodes, steps, self.threshold + CLEARLY)
+        if not bool(bound.value.isfinite().all()):
+            self.reason = NOT_A_NUMBER
+            return
         self._meet(point.variables[: self.program.inputs])
         doubt = self.bounds.doubt(nodes, bound, point)
         units = (doubt.sqrt() * self.costs.mean[:, None]).topk(self.tries, dim=0).indices
         value = torch.where(bound.value > known, bound.value, known).clamp(max=self.threshold)
         kept = ~self._closed(nodes, bound.value)
         for k in torch.nonzero(kept & ~(doubt > SETTLED).any(dim=0)).flatten().tolist():
-            if self.upper <= self.threshold or self.reason:
+            if self.met or self.reason:
                 break
             unit = self._leaf(nodes.phases[:, k].cpu().numpy(), deadline)
             kept[k] = unit is not None
@@ -223,10 +241,11 @@ class _Tree:
         self.leaves += 1
         inputs, units = self.program.inputs, self.program.units
         for penalty in PENALTIES:
-            solution = self.solver.solve(leaf(self.program, 0, phases, penalty), time_limit=deadline.left)
-            # the program always has a point, so an infinite bound is a failure of the solver and proves nothing
-            if self.threshold < solution.bound < math.inf:
-                self.closed = min(self.closed, solution.bound)
+            problem = leaf(self.program, 0, phases, penalty)
+            solution = self.solver.solve(problem, time_limit=deadline.left)
+            proven = self._proven(problem, solution)
+            if proven > self.threshold:
+                self.closed = min(self.closed, proven)
                 if self.ledger is not None and solution.row_dual is not None:
                     self.ledger.closed_by(phases, leaf_multipliers(self.program, phases, solution.row_dual))
                 return None
@@ -240,6 +259,20 @@ class _Tree:
         point = torch.from_numpy(found[: inputs + units])[:, None].to(self.exact.device)
         self._meet(point[:inputs].float())
         error = (point[inputs:] - self.exact.before(point).relu()).abs()[:, 0].cpu().numpy() * (phases == 0)
-        if self.upper > self.threshold and not error.max(initial=0.0) > 1e-9:
-            self.reason = TOO_CLOSE
+        if not self.met and not error.max(initial=0.0) > 1e-9:
+            self.reason = TOO_CLOSE if self.upper - proven <= CLOSE else UNSOLVED
         return int(error.argmax()) if units else 0
+
+    def _proven(self, problem: Problem, solution: Solution) -> float:
+        """What the multipliers of a leaf's linear program prove of its phases, rounding and residue taken off; infinity
+        where no image has them."""
+        if solution.row_dual is None:
+            return -math.inf
+        # images that have these phases pay no penalty
+        kept = slice(self.program.inputs + self.program.units, self.program.inputs + 2 * self.program.units)
+        most = problem.col_upper.copy()
+        most[kept] = 0.0
+        strict = replace(problem, col_upper=most)
+        if proves_infeasible(strict, solution.row_dual):
+            return math.inf
+        return safe_bound(strict, solution.row_dual) - float(self.program.residue[0])

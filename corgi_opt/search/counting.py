@@ -17,7 +17,6 @@ from corgi_opt.encode.counting import counting
 from corgi_opt.encode.expressions import Vector
 from corgi_opt.encode.kept import keeping_class
 from corgi_opt.encode.program import TooLargeError, compile_program
-from corgi_opt.margins import FLOAT64_SAFETY
 from corgi_opt.question import Question
 from corgi_opt.results import Witness
 from corgi_opt.search.attack import polish, replay
@@ -90,7 +89,7 @@ class CountSolver:
         program = compile_program(self.cam.expressions, self.ball, outputs, deadline)
         errors = program.errors(TOLERANCE)
         scales = program.scales[: len(rivals)]
-        error = errors[: len(rivals)] + FLOAT64_SAFETY * self.question.scale / scales
+        error = errors[: len(rivals)]
         upper = np.maximum(self._upper(pixel, rivals, relaxed) / scales, 4 * error)
         problem = counting(program, upper, -4 * error if attempt.clearly else 2 * error)
         if attempt.keep_class:
@@ -116,4 +115,4 @@ class CountSolver:
         net = self.question.net.to(torch.float64, relaxed.regions.eps.device)
         pairs = torch.tensor([[j, pixel] for j in rivals], device=relaxed.regions.eps.device)
         found = pair_bounds(net, self.question.class_idx, relaxed.bound, pairs, torch.zeros_like(pairs[:, 0]))
-        return -found.cpu().numpy() + FLOAT64_SAFETY * self.question.scale
+        return np.asarray(-found.cpu().numpy())

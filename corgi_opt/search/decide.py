@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from corgi_solvers import Backend, Problem, Solution, Status
+from corgi_solvers import Backend, Problem, Solution, Status, safe_bound
 
 from corgi_opt.deadline import Deadline
 from corgi_opt.encode.expressions import Vector
@@ -28,8 +28,8 @@ TOLERANCE = 1e-8
 class Decided:
     """Proven ``lower`` <= the minimum of a program's first output <= ``upper``, its value at ``variables`` ([t, ...]).
 
-    In the output's own unit. ``lower`` is less ``error`` already, and rests on ``proof``; ``reason``: why its side is
-    not known. ``tree``: the leaves that prove ``lower``, where they were kept.
+    In the output's own unit. ``lower`` is proven, on ``proof``'s level; ``error``: what ``upper`` may be off by;
+    ``reason``: why its side is not known. ``tree``: the leaves that prove ``lower``, where they were kept.
     ``loose``: how much lower that is than the relaxation itself, for what encodings do to it.
     """
 
@@ -55,7 +55,8 @@ class SolvedProgram:
     """By an encoding, ``triangle`` (an LP, a lower bound only) or ``big_m`` (exact), and a backend.
 
     All outputs but the first are kept from being negative, up to ``slack`` times what tolerances may hide (below zero:
-    they have to be positive). ``lower`` rests on the backend's word.
+    they have to be positive). An LP's ``lower`` is what its multipliers prove, whoever found them; a MILP's rests on
+    the backend's word, and is less ``error``.
     """
 
     encoding: Encoding
@@ -71,13 +72,19 @@ class SolvedProgram:
         solution = self.solver.solve(problem, time_limit=deadline.left, decide_at=(decide_at + error) / scale)
         # The image itself satisfies every row, so "infeasible" is a failure of the solver and proves nothing.
         proven = solution.status in (Status.OPTIMAL, Status.DECIDED, Status.LIMIT) and math.isfinite(solution.bound)
+        proof: Proof = "solver"
+        lower = solution.bound * scale - error if proven else -math.inf
+        if not problem.is_mip:
+            residue = float(program.residue[0])
+            known = -math.inf if solution.row_dual is None else safe_bound(problem, solution.row_dual) - residue
+            lower, proof = _down(known * scale), "float64"
         return Decided(
-            lower=solution.bound * scale - error if proven else -math.inf,
+            lower=lower,
             upper=solution.objective * scale,
             variables=solution.x,
             error=error,
             nodes=solution.report.nodes,
-            proof="solver",
+            proof=proof,
             reason=why_undecided(solution),
             loose=scale * float(program.looseness[0]),
         )
@@ -85,26 +92,33 @@ class SolvedProgram:
 
 @dataclass(frozen=True, eq=False)
 class Branched:
-    """By branch and bound. ``solver`` solves the linear programs of leaves; ``error``: what float64 may hide."""
+    """By branch and bound. ``solver`` solves the linear programs of leaves; ``spare``: how far above a threshold bounds
+    have to be (what another machine's arithmetic may make of the same tree)."""
 
     solver: Backend
     device: torch.device
-    error: float
+    spare: float = 0.0
     keep_leaves: bool = False
 
     def __call__(self, program: Program, decide_at: float, deadline: Deadline) -> Decided:
         scale = float(program.scales[0])
-        found = branch(program, (decide_at + self.error) / scale, self.solver, self.device, deadline, self.keep_leaves)
+        threshold = -_down(-(decide_at + self.spare) / scale)
+        found = branch(program, threshold, self.solver, self.device, deadline, self.keep_leaves)
         return Decided(
-            lower=found.lower * scale - self.error,
+            lower=_down(found.lower * scale),
             upper=found.upper * scale,
             variables=found.image,
-            error=self.error,
+            error=self.spare + scale * float(program.errors(0.0)[0]),
             nodes=found.nodes,
             proof="float64",
             reason=found.reason,
             tree=found.tree,
         )
+
+
+def _down(value: float) -> float:
+    """A float below what two roundings made this of."""
+    return math.nextafter(math.nextafter(value, -math.inf), -math.inf)
 
 
 def why_undecided(solution: Solution) -> str:

@@ -17,11 +17,15 @@ from corgi_opt.bounds.crown import Relaxed
 from corgi_opt.bounds.dual import Rows
 from corgi_opt.deadline import Deadline
 from corgi_opt.encode.expressions import Expression, Expressions, combined
-from corgi_opt.margins import FLOAT64_SAFETY
+from corgi_opt.network.ops import Conv2d
 from corgi_opt.question import Question
+from corgi_opt.tolerance import gamma
 
 IN_PART = "the class is kept in part only"
 """Why an answer may be no answer."""
+
+HEAD_TOLERANCE = 1e-12
+"""How far, in parts of a weight, a head may be from a mean (network/cam.py)."""
 
 MOST_UNITS = 300
 """Most unstable ReLUs of the whole network that are encoded for the sake of the class."""
@@ -66,13 +70,19 @@ def _in_part(
     near = torch.zeros(height * width, dtype=torch.float64)
     near[list(pair)] = 1.0
     near = near.view(height, width)
-    features = net.graph.forward(question.x, net.features)
-    bias = coefs @ net.class_scores(question.x)[0] - (share * features).sum(dim=(1, 2, 3))
+    last = net.graph[net.graph.output].op
+    assert isinstance(last, Conv2d)  # the head is a linear layer
+    bias = torch.zeros(len(coefs), dtype=torch.float64) if last.bias is None else coefs @ last.bias
     here = expressions.of(net.features, _rows(share * near), deadline)
     # the rest, bounded from above
     rest = (-share * (1 - near)).to(relaxed.regions.eps.device)
     most = -relaxed.bound(net.features, _rows(rest)).cpu()
-    constants = most + bias + FLOAT64_SAFETY * (1 + most.abs())
+    # the head's own mean may differ from ``share`` by what a graph's head may differ from a mean
+    size = torch.maximum(*(side.abs() for side in expressions.bounded.intervals[net.features]))
+    doubt = 2 * HEAD_TOLERANCE * (share.abs() * size).sum(dim=(1, 2, 3))
+    if last.bias is not None:
+        doubt = doubt + gamma(net.classes) * (coefs.abs() @ last.bias.abs())
+    constants = most + bias + doubt
     return [combined([(1.0, e)], constant) for e, constant in zip(here, constants.tolist(), strict=True)]
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
+from corgi_solvers import ProblemError
 from torch import Tensor
 
 from corgi_opt.bounds.crown import Relaxed
@@ -18,6 +19,7 @@ from corgi_opt.bounds.objective import pixel_rows, share_inputs
 from corgi_opt.deadline import Deadline
 from corgi_opt.encode.expressions import Expression, Expressions
 from corgi_opt.encode.program import TooLargeError, compile_program
+from corgi_opt.errors import NumericalError
 from corgi_opt.question import Question
 from corgi_opt.results import Proof
 from corgi_opt.search.attack import drive_apart
@@ -34,10 +36,10 @@ NO_CLASS = "the class is for a MILP to keep (method 'milp' or 'auto')"
 class PairAnswer:
     """Proven ``lower`` <= min (CAM_i - CAM_j) <= ``upper`` (the solver's incumbent, to be replayed, at ``image``).
 
-    ``error``: what tolerances may hide; of ``lower``, which rests on ``proof``, it is taken off. ``loose``: what the
-    encoding itself may cost a relaxation. ``binaries``: unstable ReLUs encoded; ``nodes``: branch-and-bound nodes;
-    ``reason``: why it is not decided. ``trees``: of ``CAM_i - CAM_j``, or of ``CAM_i`` and of ``-CAM_j``, where they
-    were kept.
+    ``lower`` is proven, on ``proof``'s level; ``error``: what tolerances and rounding may hide of ``upper``. ``loose``:
+    what the encoding itself may cost a relaxation. ``binaries``: unstable ReLUs encoded; ``nodes``: branch-and-bound
+    nodes; ``reason``: why it is not decided. ``trees``: of ``CAM_i - CAM_j``, or of ``CAM_i`` and of ``-CAM_j``, where
+    they were kept.
     """
 
     lower: float
@@ -56,6 +58,9 @@ class PairAnswer:
         """Whether it is believed that at ``image`` the second pixel passes the first."""
         return self.image is not None and self.upper <= 2 * self.error
 
+
+UNSOLVABLE = (TooLargeError, TimeoutError, NumericalError, ProblemError)
+"""Why a pair has no answer: its program is too large, time is over, or its numbers are none that a solver takes."""
 
 NOTHING = PairAnswer(-math.inf, math.inf, None, 0.0, 0, 0, "float64", "")
 
@@ -97,13 +102,13 @@ class PairSolver:
         together = bool(share_inputs(self.question.net, torch.tensor([pair]))[0])
         try:
             pixels = self.cam.pixels(pair, deadline)
-            first = replace(pixels[i], constant=pixels[i].constant - goal)
+            first = pixels[i].plus(-goal)
             if together or self.ball.norm != "inf":  # the two would share the budget of any other ball
                 answer = self._minimise(self.decide, first - pixels[j], self.ball.center, 0.0, deadline)
             else:
                 answer = self._minimise_apart(pair, first, -pixels[j], goal, deadline)
-            return replace(answer, lower=answer.lower + goal, upper=answer.upper + goal)
-        except (TooLargeError, TimeoutError) as stop:
+            return replace(answer, lower=_sum_below(answer.lower, goal), upper=answer.upper + goal)
+        except UNSOLVABLE as stop:
             return replace(NOTHING, reason=str(stop))
 
     def solve_keeping_class(self, pair: tuple[int, int], relaxed: Relaxed, deadline: Deadline) -> Iterator[PairAnswer]:
@@ -124,7 +129,7 @@ class PairSolver:
             clearly = replace(self.keeping, slack=CLEARLY)
             answer = self._minimise(clearly, value, center, 0.0, deadline, gaps.expressions)
             yield replace(answer, lower=-math.inf)
-        except (TooLargeError, TimeoutError) as stop:
+        except UNSOLVABLE as stop:
             yield replace(NOTHING, reason=str(stop))
 
     def _minimise(
@@ -167,7 +172,11 @@ class PairSolver:
         error, binaries, nodes, reason, proof = [0.0, 0.0], [0, 0], 0, "", NOTHING.proof
         trees: list[Leaves | None] = [None, None]
         loose = [0.0, 0.0]
-        while sum(lower) <= 0 and sum(upper) > sum(error):
+        while not sum(lower) > 0 and sum(upper) > sum(error):
+            if deadline.over:
+                reason = "time limit"
+                break
+            before = lower[0], lower[1], upper[0], upper[1]
             half = sum(upper) / 2
             side = 0 if upper[0] - lower[0] >= upper[1] - lower[1] else 1
             done = lower[1 - side] >= upper[1 - side] - half
@@ -181,10 +190,11 @@ class PairSolver:
             loose[side] = answer.loose
             reason, proof = answer.reason, answer.proof
             stuck = not (lower[side] > target or upper[side] <= target + answer.error)
-            if reason or (stuck and min(lower) > -math.inf):
+            gained = (lower[0], lower[1], upper[0], upper[1]) != before
+            if reason or not gained or (stuck and min(lower) > -math.inf):
                 break  # stopped, or as close as this encoding and float arithmetic come
         return PairAnswer(
-            lower=sum(lower),
+            lower=_sum_below(*lower),
             upper=sum(upper),
             image=image,
             error=sum(error),
@@ -195,3 +205,8 @@ class PairSolver:
             trees=tuple(trees),
             loose=sum(loose),
         )
+
+
+def _sum_below(a: float, b: float) -> float:
+    """A float below a sum that was rounded."""
+    return math.nextafter(a + b, -math.inf)

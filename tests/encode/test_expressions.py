@@ -143,9 +143,9 @@ def test_what_is_remembered_takes_no_pass(monkeypatch):
     passed: list[int] = []
     backward = module.backward
 
-    def counting(graph, node, rows, gates):
+    def counting(graph, node, rows, *rest):
         passed.append(len(rows))
-        return backward(graph, node, rows, gates)
+        return backward(graph, node, rows, *rest)
 
     monkeypatch.setattr(module, "backward", counting)
     columns = relu_columns(at, at.net.graph.relus[-1])

@@ -102,12 +102,15 @@ def test_what_rounding_left_of_a_cancellation_is_left_out():
     only, with_residue = at.program(near), at.program(combined([(1.0, near), (1e-14, far)]))
     assert np.array_equal(with_residue.units_at, only.units_at)
     assert with_residue.inputs == only.inputs
-    # what is left out counts as an error: its coefficients times the largest values of their inputs, at least
-    inputs = far.columns < at.expressions.inputs
-    largest = torch.maximum(at.ball.lower.abs(), at.ball.upper.abs()).flatten().numpy()[far.columns[inputs]]
-    worth = 1e-14 * float(np.abs(far.values[inputs]) @ largest)
-    assert worth <= 1.0001 * with_residue.residue[0] * with_residue.scales[0]
-    assert only.residue[0] == 0 < with_residue.residue[0]
+    # what is left out counts as its middle, and half its range as an error
+    low, high = at.expressions.ranges(far.columns, at.ball)
+    worth = 1e-14 * float(np.abs(far.values) @ (high - low)) / 2
+    without, residue = (p.residue[0] * p.scales[0] for p in (only, with_residue))
+    assert 0 < worth <= 1.0001 * (residue - without) + 1e-20
+    assert residue < without + 2 * worth
+    middle = 1e-14 * (far.constant + float(far.values @ (low + high)) / 2)
+    moved = (with_residue.output_constants - only.output_constants)[0] * only.scales[0]
+    assert moved == pytest.approx(middle, abs=1e-15)
     assert at.program(combined([(1.0, near), (1e-6, far)])).inputs > only.inputs
     nothing = at.program(near - near)
     assert (nothing.inputs, nothing.units) == (0, 0)

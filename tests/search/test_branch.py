@@ -20,7 +20,6 @@ from corgi_opt.encode.big_m import big_m
 from corgi_opt.encode.phases import PhaseBounds
 from corgi_opt.encode.program import Program
 from corgi_opt.encode.triangle import triangle
-from corgi_opt.margins import FLOAT64_SAFETY
 from corgi_opt.question import Question
 from corgi_opt.search import branch as branch_module
 from corgi_opt.search.branch import PseudoCosts, Searched, branch, children
@@ -256,8 +255,7 @@ def test_two_minima_apart_are_bounded_in_float64():
         co.from_torch(seeded(Pooled, 1), x), x, k=2, class_idx=0, norm="inf", clip=(0.0, 1.0), tie_tol=None
     )
     at = Setting.of(question.net, question.ball(0.038507605239735704), planes=False)
-    error = 2 * FLOAT64_SAFETY * question.scale
-    decide = Branched(Highs(), CPU, error)
+    decide = Branched(Highs(), CPU)
     answer = PairSolver(question, at.ball, CamExpressions(question, at.expressions), decide).solve(pair, PATIENT)
     first, second = at.pixels(*pair)
     programs = at.program(first), at.program(-second)

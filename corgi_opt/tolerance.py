@@ -1,0 +1,134 @@
+"""What float64 may hide: the one account of rounding, which every bound that is claimed in plain floats goes through.
+
+A bound is about the exact network whose weights these floats are. What float64 makes of it differs, and by how much is
+known beforehand (N. J. Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed. 2002, section 3.1): a sum of n
+products, in any order, with or without fused operations, is off by at most
+
+    gamma_n * sum of the absolute terms,      gamma_n = n v / (1 - n v),   v = 2^-53.
+
+**Backwards** (D, and expressions of an encoding). Coefficients ``lam`` of a node's operand are computed as ``M' mu``,
+to within ``gamma |M|'|mu|``; that is worth ``gamma |mu|'(|M| size)``, where ``size`` is the largest magnitude that the
+operand takes *over the region* (not at the image). The bias' share is off by ``gamma |mu|'|b|``. A ReLU's or a pooling
+window's line costs a few roundings relative to ``|lam|`` times the magnitude before it, which the reader's ``|M| size``
+holds as well if ``size`` of a ReLU is that of its input. So a row is off by at most
+
+    gamma * ( |q|' size(start) + sum over affine nodes of |mu|' worth ),     worth = |M| size + |b|,
+
+with mu as it was computed: magnitudes go through one ``|M|`` at a time and do not grow with depth, while a cancellation
+between layers is seen. (``worth`` is taken at its largest over the positions of a channel, so that a pass gathers
+nothing more.) This also covers the ends of the region, which are a rounding off themselves, and the minimum over it.
+
+**Forwards** (intervals): ``gamma * (|M| size + |b|)`` for each neuron. Where every product is exactly zero, nothing was
+rounded: a pre-activation that is constant keeps a point for an interval.
+
+**Programs** (the rows of an LP, a MILP or a tree) carry what their expressions may be off by, and what D on them may
+be, as ``slack`` of a row and ``residue`` of an output (encode/program.py).
+
+gamma is taken at more than twice the number of terms: that pays for computing the account itself in floats. What it
+does not cover: results below ``FLOOR``, where products may underflow, and algorithms other than sums of products (FFT,
+Winograd, TF32), which torch does not use in float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from corgi_opt.network.graph import LayerGraph
+from corgi_opt.network.ops import Combine, Conv2d, Input, MaxPool2d, ReLU
+
+UNIT = 2.0**-53
+"""Relative error of one rounding in float64."""
+
+FLOOR = 1e-280
+"""Nothing is claimed of smaller differences: products may have underflowed on the way."""
+
+ONCE = 64
+"""Roundings that anything may take besides those of its longest sum."""
+
+
+def gamma(terms: int) -> float:
+    """The relative error of a sum of so many products, twice over."""
+    share = 2 * (terms + ONCE) * UNIT
+    return share / (1 - share)
+
+
+def below(values: Tensor) -> Tensor:
+    """Floats that are below what one rounding made these of."""
+    return torch.nextafter(values, torch.full_like(values, -torch.inf))
+
+
+class Rounding:
+    """What rounding may hide of bounds of one graph's nodes over B regions. It learns of each node when its bounds are
+    known, in the graph's order."""
+
+    def __init__(self, graph: LayerGraph) -> None:
+        self._graph = graph
+        self._size: dict[str, Tensor] = {}
+        self._worth: dict[str, Tensor] = {}
+
+    @classmethod
+    def of(cls, graph: LayerGraph, intervals: Mapping[str, tuple[Tensor, Tensor]]) -> Rounding:
+        """Of the nodes whose bounds (C, H, W), over one region, are known."""
+        found = cls(graph)
+        for name in graph.order:
+            if name in intervals:
+                found.interval(name)
+                found.learn(name, *(side[None] for side in intervals[name]))
+        return found
+
+    def interval(self, name: str) -> Tensor | None:
+        """What its interval (B, C, H, W), calculated from its operands', may be off by; None: it is exact."""
+        node, op = self._graph[name], self._graph[name].op
+        sizes = [self._size[i] for i in node.inputs]
+        if isinstance(op, Conv2d):
+            products = replace(op, weight=op.weight.abs(), bias=None).apply(sizes)
+            bias = None if op.bias is None else op.bias.abs()[:, None, None]
+            terms = op.weight[0].numel()
+        elif isinstance(op, Combine):
+            products = sizes[0].new_zeros(len(sizes[0]), *node.shape)
+            for c, size in zip(op.coefs, sizes, strict=True):
+                products = products + c.abs() * size
+            bias, terms = None if op.shift is None else op.shift.abs(), len(sizes)
+        else:
+            return None
+        whole = products if bias is None else products + bias
+        self._worth[name] = whole.amax(dim=(2, 3))
+        return torch.where(products > 0, gamma(terms) * whole, 0.0)
+
+    def learn(self, name: str, lower: Tensor, upper: Tensor) -> None:
+        """That these are proven bounds (B, C, H, W) of a node."""
+        node, op = self._graph[name], self._graph[name].op
+        if isinstance(op, ReLU):
+            # of one that is always off nothing comes on
+            before = self._size[node.inputs[0]]
+            size = torch.where(upper > 0, before, torch.zeros_like(before))
+        elif isinstance(op, MaxPool2d):
+            size = op.apply([self._size[node.inputs[0]]])
+        elif isinstance(op, (Conv2d, Combine, Input)):
+            size = torch.maximum(lower.abs(), upper.abs())
+        else:
+            size = op.apply([self._size[i] for i in node.inputs])
+        if node.pooled is not None and node.pooled.source in self._size:
+            size = torch.maximum(size, node.pooled.pool.apply([self._size[node.pooled.source]]))
+        self._size[name] = size
+
+    def at_start(self, name: str, coefs: Tensor, case: Tensor) -> Tensor:
+        """The account (R,) of rows (R, C, h, w) where they set out, about regions ``case`` (R,)."""
+        if name not in self._size:  # a node whose bounds are just being had is affine: the next step counts it
+            return coefs.new_zeros(len(coefs))
+        return self._weighed(self._size[name].amax(dim=(2, 3)), coefs, case)
+
+    def through(self, name: str, coefs: Tensor, case: Tensor) -> Tensor:
+        """The account (R,) of passing an affine node, before gamma."""
+        if name not in self._worth:
+            return coefs.new_zeros(len(coefs))
+        return self._weighed(self._worth[name], coefs, case)
+
+    @staticmethod
+    def _weighed(worth: Tensor, coefs: Tensor, case: Tensor) -> Tensor:
+        size = coefs.abs().sum(dim=(2, 3))
+        return size @ worth[0] if len(worth) == 1 else (size * worth[case]).sum(dim=1)
