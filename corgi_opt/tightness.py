@@ -12,6 +12,7 @@ from corgi_solvers import Backend
 from torch import Tensor
 
 from corgi_opt.arguments import check_rtol
+from corgi_opt.clip import Clip
 from corgi_opt.deadline import Deadline
 from corgi_opt.encode.big_m import big_m
 from corgi_opt.encode.expressions import Expressions
@@ -26,7 +27,7 @@ from corgi_opt.results import Proof, Verdict
 from corgi_opt.search.attack import Pairs, drive_apart, rank_targets, replay
 from corgi_opt.search.decide import Branched, Decider, SolvedProgram
 from corgi_opt.search.pairs import CamExpressions, PairSolver
-from corgi_opt.spec import Clip, Norm, canonical_norm
+from corgi_opt.spec import Norm, canonical_norm
 from corgi_opt.verify import check_method, check_solver, check_time_limit
 
 DRIVEN_PAIRS = 12

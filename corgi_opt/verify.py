@@ -11,6 +11,7 @@ import torch
 from corgi_solvers import Backend, ProblemError, backend
 from torch import Tensor
 
+from corgi_opt.clip import Clip
 from corgi_opt.deadline import Deadline
 from corgi_opt.errors import InputError, Interrupted, UnknownMethodError
 from corgi_opt.ladder import Ladder, Relaxation
@@ -20,7 +21,7 @@ from corgi_opt.prove import Prover, checked
 from corgi_opt.question import Question, resolve_device
 from corgi_opt.results import Verdict
 from corgi_opt.search.attack import PgdOptions, rank_targets
-from corgi_opt.spec import Clip, Norm, canonical_norm
+from corgi_opt.spec import Norm, canonical_norm
 
 METHODS = ("ibp", "corgi", "crown", "dual", "lp", "milp", "bab", "auto")
 
