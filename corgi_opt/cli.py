@@ -19,6 +19,7 @@ from rich.table import Table
 
 from corgi_opt.backends import check_solver
 from corgi_opt.cli_study import study_app
+from corgi_opt.clip import clip_from_text
 from corgi_opt.compare import Compared, compare
 from corgi_opt.demo import run_demo
 from corgi_opt.errors import CorgiError, InputError, ProofError
@@ -79,7 +80,12 @@ SolverName = Annotated[
 ]
 Class = Annotated[int | None, typer.Option("--class", help="class index; default: the predicted class")]
 NormText = Annotated[str, typer.Option("--norm", help="inf, 2 or 1")]
-ClipText = Annotated[str, typer.Option("--clip", help="the box images live in, 'low,high', or 'none'")]
+ClipText = Annotated[
+    str,
+    typer.Option(
+        "--clip", help="the box images live in: 'low,high', one for each channel 'low,high;low,high;...', or 'none'"
+    ),
+]
 Size = Annotated[int | None, typer.Option("--size", min=1, help="resize an image file to SIZE x SIZE pixels")]
 Weights = Annotated[Path | None, typer.Option("--weights", help="a .safetensors, .pt or .pth file with its state dict")]
 Seconds = Annotated[float, typer.Option("--time-limit", help="total seconds")]
@@ -125,7 +131,7 @@ def verify_command(
         keep_class=keep_class,
         solver=solver,
         norm=canonical_norm(norm),
-        clip=parse_clip(clip),
+        clip=clip_from_text(clip),
         time_limit=time_limit,
         device=device,
         seed=seed,
@@ -177,7 +183,7 @@ def radius_command(
         keep_class=keep_class,
         solver=solver,
         norm=canonical_norm(norm),
-        clip=parse_clip(clip),
+        clip=clip_from_text(clip),
         time_limit=time_limit,
         device=device,
         seed=seed,
@@ -228,7 +234,7 @@ def compare_command(
         keep_class=keep_class,
         solver=solver,
         norm=canonical_norm(norm),
-        clip=parse_clip(clip),
+        clip=clip_from_text(clip),
         time_limit=time_limit,
         device=device,
         seed=seed,
@@ -312,16 +318,6 @@ def _listed(option: str, text: str, number: Callable[[str], T]) -> list[T]:
         return [number(part) for part in text.split(",")]
     except ValueError as error:
         raise InputError(f"{option} must be a number, or several with commas between, got {text!r}") from error
-
-
-def parse_clip(text: str) -> tuple[float, float] | None:
-    if text.strip().lower() == "none":
-        return None
-    try:
-        low, high = (float(part) for part in text.split(","))
-    except ValueError as error:
-        raise InputError(f"--clip must be 'low,high' or 'none', got {text!r}") from error
-    return (low, high)
 
 
 def main() -> None:

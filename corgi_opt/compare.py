@@ -14,7 +14,8 @@ from torch import Tensor
 from corgi_opt.ambient import pinned
 from corgi_opt.arguments import check_rtol
 from corgi_opt.backends import check_solver
-from corgi_opt.drawing import clip_in_words, draw_ladder, draw_shares
+from corgi_opt.clip import Box, Clip, checked_clip, clip_in_words
+from corgi_opt.drawing import draw_ladder, draw_shares
 from corgi_opt.errors import InputError, Interrupted, TieError
 from corgi_opt.network.cam import CamNetwork
 from corgi_opt.progress import reporting
@@ -22,7 +23,7 @@ from corgi_opt.question import Question, resolve_device
 from corgi_opt.radius import LADDER_ORDER, RadiusSearch, tied
 from corgi_opt.results import Radius, Verdict, asked, asked_in_words
 from corgi_opt.search.attack import PgdOptions
-from corgi_opt.spec import Clip, Norm, canonical_norm
+from corgi_opt.spec import Norm, canonical_norm
 from corgi_opt.tightness import MarginSearch
 from corgi_opt.verify import check_method, check_time_limit
 
@@ -67,7 +68,7 @@ class Comparison:
 
     questions: tuple[Compared, ...]
     norm: Norm
-    clip: Clip
+    clip: Box | None
     rtol: float
 
     @property
@@ -221,7 +222,8 @@ def compare(
     check_time_limit(time_limit)
     for method in chosen:
         check_solver(solver, method, norm)
-    about: Any = {"class_idx": class_idx, "norm": norm, "clip": clip, "tie_tol": tie_tol}
+    box = checked_clip(clip)
+    about: Any = {"class_idx": class_idx, "norm": norm, "clip": box, "tie_tol": tie_tol}
     images = _images(x)
     cases = [(at, one, size) for at in range(len(images)) for one in ks for size in epses]
     found: list[Compared] = []
@@ -245,8 +247,8 @@ def compare(
             try:
                 found.append(_compared(search, question, at, size, chosen, time_limit))
             except _StoppedError as stop:
-                raise Interrupted(Comparison((*found, stop.so_far), norm, clip, tolerance)) from stop
-    return Comparison(tuple(found), norm, clip, tolerance)
+                raise Interrupted(Comparison((*found, stop.so_far), norm, box, tolerance)) from stop
+    return Comparison(tuple(found), norm, box, tolerance)
 
 
 def _compared(

@@ -88,10 +88,6 @@ def bare(ax: Any) -> None:
         ax.spines[side].set_visible(False)
 
 
-def clip_in_words(clip: tuple[float, float] | None) -> str:
-    return "no clip box" if clip is None else f"clip box [{clip[0]:g}, {clip[1]:g}]"
-
-
 def html_table(title: str, rows: Mapping[str, object]) -> str:
     """A small table for a notebook: names and values, numbers to six digits."""
     cells = "".join(

@@ -11,6 +11,7 @@ from corgi_solvers import write_mps
 from torch import Tensor
 
 from corgi_opt.ambient import pinned
+from corgi_opt.clip import Clip
 from corgi_opt.deadline import Deadline
 from corgi_opt.encode.big_m import big_m
 from corgi_opt.encode.expressions import Expressions
@@ -21,7 +22,7 @@ from corgi_opt.ladder import Ladder
 from corgi_opt.network.cam import CamNetwork
 from corgi_opt.question import Question, resolve_device
 from corgi_opt.search.pairs import CamExpressions
-from corgi_opt.spec import Clip, Norm, canonical_norm
+from corgi_opt.spec import Norm, canonical_norm
 from corgi_opt.verify import check_method
 
 

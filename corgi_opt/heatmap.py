@@ -19,12 +19,13 @@ from corgi_opt.bounds.crown import crown_pass
 from corgi_opt.bounds.dual import Interval, Rows
 from corgi_opt.bounds.interval import interval_bounds
 from corgi_opt.bounds.objective import cam_bounds, pair_bounds, share_inputs
+from corgi_opt.clip import Clip
 from corgi_opt.errors import BoundOrderError, UnknownMethodError
 from corgi_opt.network.cam import CamNetwork
 from corgi_opt.plots import plot_heat_map
 from corgi_opt.question import Question, resolve_device
 from corgi_opt.region import Regions
-from corgi_opt.spec import Ball, Clip, Norm, canonical_norm
+from corgi_opt.spec import Ball, Norm, canonical_norm
 
 METHODS = ("ibp", "corgi", "crown", "dual")
 

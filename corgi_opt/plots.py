@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from corgi_opt.clip import Box, Clip, as_tensors
 from corgi_opt.errors import InputError
 from corgi_opt.network.cam import CamNetwork
 from corgi_opt.question import Question
 from corgi_opt.results import Witness
-from corgi_opt.spec import Clip
 
 KINDS = ("#f7f7f7", "#ddaa33", "#004488")
 """Out, undecided, in: from light to dark, so that they stay apart in grey and for the colour-blind."""
@@ -44,7 +44,7 @@ def plot_counterexample(
     old = question.topk.top.tolist()
     figure, axes = plt.subplots(1, 5, figsize=(5.6 * PANEL, PANEL + 0.9))
     figure.set_layout_engine("constrained", h_pad=0.08)
-    low, high = _range((question.x, witness.image), clip)
+    low, high = _range((question.x, witness.image), question.clip)
     _show_image(axes[0], question.x, low, high, f"image (class {question.class_idx})")
     change, most = witness.image - question.x, witness.distance or 1.0
     _show_image(axes[1], change, -most, most, "change")
@@ -125,17 +125,19 @@ def check_picture(path: Path) -> Path:
     return path
 
 
-def _range(images: Iterable[Tensor], clip: Clip) -> tuple[float, float]:
-    """One grey scale for all images: the clip box, or what they hold where there is none."""
-    if clip is not None and bool(np.isfinite(clip).all()):
-        return clip
+def _range(images: Iterable[Tensor], clip: Box | None) -> tuple[Any, Any]:
+    """One grey scale for all images, a number or one a channel: the clip box, or what they hold where there is none."""
+    if clip is not None:
+        low, high = (end.flatten().numpy() for end in as_tensors(clip))
+        return low, high
     both = [(float(i.min()), float(i.max())) for i in images]
     return min(low for low, _ in both), max(high for _, high in both)
 
 
-def _show_image(ax: Any, image: Tensor, low: float, high: float, title: str) -> None:
+def _show_image(ax: Any, image: Tensor, low: Any, high: Any, title: str) -> None:
     pixels = image[0].permute(1, 2, 0).numpy()
-    shown = np.clip((pixels - low) / ((high - low) or 1.0), 0, 1)
+    span = np.asarray(high - low)
+    shown = np.clip((pixels - low) / np.where(span > 0, span, 1.0), 0, 1)
     ax.imshow(shown if pixels.shape[2] == 3 else shown[..., 0], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     _bare(ax, title)
 

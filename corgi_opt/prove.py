@@ -179,7 +179,7 @@ def certified(question: Question, ball: Ball, solver: Backend, device: torch.dev
 
 
 def _claim(kind: str, question: Question, ball: Ball, network: Network) -> Claim:
-    region = Region(ball.center[0].numpy(), ball.eps, ball.norm, ball.clip)
+    region = Region(ball.center[0].numpy(), ball.eps, ball.norm, ball.box)
     topk = question.topk
     top = tuple(sorted(topk.top.tolist()))
     return Claim(kind, network.sha256, region, question.class_idx, top, topk.within)  # type: ignore[arg-type]

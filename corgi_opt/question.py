@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from corgi_opt.clip import Box, Clip, as_tensors
 from corgi_opt.errors import InputError
 from corgi_opt.network.cam import CamNetwork, require_parity
-from corgi_opt.spec import Ball, Clip, Norm, TopK, canonical_norm, distance
+from corgi_opt.spec import Ball, Norm, TopK, canonical_norm, distance
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +30,7 @@ class Question:
     topk: TopK
     scale: float
     norm: Norm
-    clip: Clip
+    clip: Box | None
     predicted: int | None
 
     @classmethod
@@ -51,7 +52,7 @@ class Question:
         if not isinstance(net, CamNetwork):
             raise InputError(f"net must be a CamNetwork (co.from_torch(model, example)), got {type(net).__name__}")
         image = net.image(x)
-        Ball(image, 0.0, norm, clip)  # refuses a bad norm, box or image before any work is done
+        box = Ball(image, 0.0, norm, clip).box  # refuses a bad norm, box or image before any work is done
         require_parity(net, image)
         chosen = net.class_index(image, class_idx)
         cam = net.model_cam(image, chosen)
@@ -61,7 +62,7 @@ class Question:
         if not isinstance(keep_class, bool):
             raise InputError(f"keep_class must be True or False, got {keep_class!r}")
         predicted = net.class_index(image, None) if keep_class else None
-        return cls(net, image, chosen, cam, topk, scale, canonical_norm(norm), clip, predicted)
+        return cls(net, image, chosen, cam, topk, scale, canonical_norm(norm), box, predicted)
 
     def ball(self, eps: float) -> Ball:
         return Ball(self.x, eps, self.norm, self.clip)
@@ -78,7 +79,8 @@ class Question:
         """The eps at which the region is the whole clip box; infinity without one."""
         if self.clip is None:
             return float("inf")
-        return distance(self.norm, torch.maximum(self.x - self.clip[0], self.clip[1] - self.x))
+        low, high = as_tensors(self.clip)
+        return distance(self.norm, torch.maximum(self.x - low, high - self.x))
 
     def counts(self, x: Tensor) -> bool:
         """Whether an image (1, C, H, W) may be a counterexample: where the class is to be kept, the user's own model

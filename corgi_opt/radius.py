@@ -14,6 +14,7 @@ from torch import Tensor
 from corgi_opt.ambient import pinned
 from corgi_opt.arguments import check_rtol
 from corgi_opt.backends import check_solver, named_solver
+from corgi_opt.clip import Clip
 from corgi_opt.deadline import Deadline
 from corgi_opt.errors import BoundOrderError, Interrupted, TieError
 from corgi_opt.ladder import Ladder
@@ -25,7 +26,7 @@ from corgi_opt.question import Question, resolve_device
 from corgi_opt.results import Proof, Radius, Verdict, Witness
 from corgi_opt.search.attack import PgdOptions, attack_radius, polish, rank_targets, shrink
 from corgi_opt.search.crossing import Point, crossing, probes
-from corgi_opt.spec import Clip, Norm, canonical_norm
+from corgi_opt.spec import Norm, canonical_norm
 from corgi_opt.verify import check_method, check_time_limit, climb
 
 LADDER_ORDER = ("ibp", "corgi", "crown", "dual", "lp", "milp", "bab", "auto")

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from corgi_opt.ambient import pinned, pinned_with_grad, plain
-from corgi_opt.arguments import finite, integer, not_negative
+from corgi_opt.arguments import integer, not_negative
+from corgi_opt.clip import Box, Clip, as_tensors, checked_clip, require_inside
 from corgi_opt.errors import InputError, TieError
 
-Clip = tuple[float, float] | None
 Norm = Literal["inf", "2", "1"]
 
 _NORMS: dict[object, Norm] = {"inf": "inf", "2": "2", "1": "1", math.inf: "inf", 2: "2", 1: "1"}
@@ -39,8 +39,10 @@ class Ball:
     """The region ``{x : ||x - center||_norm <= eps}`` intersected with the clip box, if there is one.
 
     ``center`` is an image (1, C, H, W); ``norm`` is "inf", "2" or "1" (the numbers do as well) over all C*H*W inputs
-    together; eps and the box are in the units of the network's input. ``clip=None`` switches the box off. Raises
-    InputError when eps < 0 or not finite, the norm is unknown, the box is empty or the centre lies outside it.
+    together; eps and the box are in the units of the network's input. ``clip``: ``(low, high)``, each end a number or
+    one for every channel (a list, or a tensor that broadcasts to the image), is kept as plain floats;
+    ``clip=None`` switches the box off. Raises InputError when eps < 0 or not finite, the norm is unknown, the box is
+    empty or the centre lies outside it.
     """
 
     center: Tensor
@@ -61,37 +63,29 @@ class Ball:
             raise InputError("the centre holds NaN or infinite values")
         object.__setattr__(self, "center", self.center.detach().to("cpu", torch.float64, copy=True))
         object.__setattr__(self, "eps", eps)
-        if self.clip is not None:
-            object.__setattr__(self, "clip", self._checked_clip(self.clip))
+        box = checked_clip(self.clip, self.center.shape[1:])
+        if box is not None:
+            require_inside(self.center, box)
+        object.__setattr__(self, "clip", box)
 
-    def _checked_clip(self, clip: tuple[float, float]) -> tuple[float, float]:
-        try:
-            low, high = (finite("an end of clip", end) for end in clip)
-            if not low < high:
-                raise ValueError
-        except (TypeError, ValueError) as error:
-            raise InputError(f"clip must be (low, high) with low < high or None, got {clip!r}") from error
-        smallest, largest = float(self.center.min()), float(self.center.max())
-        if smallest < low or largest > high:
-            raise InputError(
-                f"the image has values in [{smallest:.6g}, {largest:.6g}], outside the clip box [{low}, {high}]; "
-                "pass clip=None, or the box of your own preprocessing"
-            )
-        return (low, high)
+    @property
+    def box(self) -> Box | None:
+        """``clip`` as plain floats: ``(low, high)``, or two tuples of one number a channel."""
+        return self.clip  # type: ignore[return-value]  # since __post_init__
 
     @property
     @pinned
     def lower(self) -> Tensor:
         """Smallest value of every input (C, H, W)."""
         low = self.center[0] - self.eps
-        return low if self.clip is None else low.clamp(min=self.clip[0])
+        return low if self.box is None else torch.maximum(low, as_tensors(self.box)[0])
 
     @property
     @pinned
     def upper(self) -> Tensor:
         """Largest value of every input (C, H, W)."""
         high = self.center[0] + self.eps
-        return high if self.clip is None else high.clamp(max=self.clip[1])
+        return high if self.box is None else torch.minimum(high, as_tensors(self.box)[1])
 
     @pinned
     def distance(self, x: Tensor) -> float:
@@ -102,8 +96,11 @@ class Ball:
     def contains(self, x: Tensor) -> bool:
         """Whether x (1, C, H, W) lies in the region, as float64 compares."""
         x = x.double()
-        in_box = self.clip is None or bool(((x >= self.clip[0]) & (x <= self.clip[1])).all())
-        return in_box and self.distance(x) <= self.eps
+        if self.box is not None:
+            low, high = as_tensors(self.box)
+            if not bool(((x >= low) & (x <= high)).all()):
+                return False
+        return self.distance(x) <= self.eps
 
     @pinned
     def project(self, x: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 from corgi_opt.ambient import pinned
 from corgi_opt.arguments import check_rtol
 from corgi_opt.backends import check_solver, named_solver
+from corgi_opt.clip import Clip
 from corgi_opt.deadline import Deadline
 from corgi_opt.encode.big_m import big_m
 from corgi_opt.encode.expressions import Expressions
@@ -28,7 +29,7 @@ from corgi_opt.results import Proof, Verdict
 from corgi_opt.search.attack import Pairs, drive_apart, rank_targets, replay
 from corgi_opt.search.decide import Branched, Decider, SolvedProgram
 from corgi_opt.search.pairs import CamExpressions, PairSolver
-from corgi_opt.spec import Clip, Norm, canonical_norm
+from corgi_opt.spec import Norm, canonical_norm
 from corgi_opt.verify import check_method, check_time_limit
 
 DRIVEN_PAIRS = 12

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from corgi_opt.ambient import pinned
 from corgi_opt.backends import check_solver, named_solver
+from corgi_opt.clip import Clip
 from corgi_opt.deadline import Deadline
 from corgi_opt.errors import InputError, Interrupted, NumericalError, UnknownMethodError
 from corgi_opt.ladder import Ladder, Relaxation
@@ -22,7 +23,7 @@ from corgi_opt.prove import Prover, checked
 from corgi_opt.question import Question, resolve_device
 from corgi_opt.results import Verdict
 from corgi_opt.search.attack import PgdOptions, rank_targets
-from corgi_opt.spec import Clip, Norm, canonical_norm
+from corgi_opt.spec import Norm, canonical_norm
 
 METHODS = ("ibp", "corgi", "crown", "dual", "lp", "milp", "bab", "auto")
 

@@ -53,14 +53,21 @@ class Small(nn.Module):
     """Livelier than Tiny, still to be enumerated: 1x3x4 -> conv2x2 -> relu -> (max pool) -> second conv -> relu.
 
     The CAM has 2x2 pixels, or 2x3 where ``residual`` (then ``features`` is ``hidden``). Weights have mixed signs of
-    order one and small biases, so that most units are alive; ``classes`` compete.
+    order one and small biases, so that most units are alive; ``classes`` compete. ``channels``: of the image.
     """
 
     def __init__(
-        self, hidden: int = 2, features: int = 2, classes: int = 3, residual: int = 0, pool: int = 0, inplace: int = 0
+        self,
+        hidden: int = 2,
+        features: int = 2,
+        classes: int = 3,
+        residual: int = 0,
+        pool: int = 0,
+        inplace: int = 0,
+        channels: int = 1,
     ) -> None:
         super().__init__()
-        self.first = nn.Conv2d(1, hidden, 2)
+        self.first = nn.Conv2d(channels, hidden, 2)
         self.pool = nn.MaxPool2d((1, 2), stride=1) if pool else nn.Identity()
         self.residual = bool(residual)
         features = hidden if residual else features

@@ -25,6 +25,7 @@ RANK = {
     "corgi_opt.errors": 0,
     "corgi_opt.ambient": 1,
     "corgi_opt.arguments": 1,
+    "corgi_opt.clip": 1,
     "corgi_opt.progress": 1,
     "corgi_opt.deadline": 1,
     "corgi_opt.drawing": 1,

@@ -359,6 +359,22 @@ def test_a_model_file_takes_no_other_modules_place(corgi, models):
     assert str(models) not in sys.path
 
 
+def test_each_channel_may_have_a_box_of_its_own(corgi, models):
+    x = 4 * image(3, 6, 6) - 2
+    np.save("x.npy", x.numpy())
+    asked = ("my_models.py:colour", "--image", "x.npy", "--k", 2, "--json")
+    box = ((-2.0, -2.5, -2.0), (2.0, 2.0, 3.0))
+    found = only_json(corgi("radius", *asked, "--method", "crown", "--clip", "-2,2;-2.5,2;-2,3"))
+    sys.path.insert(0, str(models))
+    try:
+        net = co.from_torch(__import__("my_models").colour(), x)
+    finally:
+        sys.path.remove(str(models))
+    assert found["lower"] == co.radius(net, x, k=2, method="crown", clip=box).lower > 0
+    outside = corgi("radius", *asked, "--clip", "-2,2;-2,2;-1,3")
+    assert (outside.code, outside.out) == (3, "") and "in channel 2, outside the clip box [-1.0, 3.0]" in outside.err
+
+
 # --- refusals --------------------------------------------------------------------------------------------------
 
 FILE = ("my_models.py:build", "--image", "x.npy", "--k", "2", "--eps", "0.01")
@@ -398,6 +414,8 @@ def with_image(name: str, *more: str) -> tuple[str, ...]:
         ((*FILE, "--clip", "1,0"), ["clip must be (low, high) with low < high"]),
         ((*FILE, "--clip", "0"), ["--clip must be 'low,high' or 'none', got '0'"]),
         ((*FILE, "--clip", "0,1,2"), ["--clip must be 'low,high' or 'none'"]),
+        ((*FILE, "--clip", "0,1;0,1"), ["ends of 2 channels for an image of 1"]),
+        ((*FILE, "--clip", "0,1;1,0;0,1"), ["(1.0, 0.0) in channel 1"]),
         ((*FILE, "--method", "gurobi"), ["unknown method 'gurobi'", "'milp'"]),
         ((*FILE, "--class", "9"), ["class_idx must be an int in 0..2, got 9"]),
         ((*FILE, "--time-limit", "0"), ["time_limit must be a positive number of seconds"]),

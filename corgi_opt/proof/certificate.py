@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 from corgi_opt.errors import CertificateError
 from corgi_opt.proof.bounds import Claims
 from corgi_opt.proof.network import Array
-from corgi_opt.proof.region import Norm, Region
+from corgi_opt.proof.region import Clip, Norm, Region
 from corgi_opt.proof.tree import Tree
 
-FORMAT, VERSION = "corgi-opt certificate", 1
+FORMAT, VERSION = "corgi-opt certificate", 2
+"""Of a box of its own for every channel; version 1 has one box for all, and is what is written wherever it will do."""
 
 MOST_BYTES = 1_000_000_000
 """Largest content, unpacked, that is read."""
@@ -78,13 +79,13 @@ class Certificate:
         claim, region = self.claim, self.claim.region
         text = {
             "format": FORMAT,
-            "version": VERSION,
+            "version": _version(region.clip),
             "about": ARITHMETIC,
             "kind": claim.kind,
             "sha256": claim.sha256,
             "eps": region.eps.hex(),
             "norm": region.norm,
-            "clip": None if region.clip is None else [end.hex() for end in region.clip],
+            "clip": None if region.clip is None else [_hex(end) for end in region.clip],
             "class": claim.class_idx,
             "top": list(claim.top),
             "within": claim.within,
@@ -168,19 +169,19 @@ def _array(content: bytes, dtype: str) -> NDArray[Any]:
 
 def _parsed(parts: dict[str, bytes]) -> Certificate:
     text = json.loads(parts.pop("claim.json"))
-    if text["format"] != FORMAT or text["version"] != VERSION:
+    if text["format"] != FORMAT or text["version"] not in (1, VERSION):
         said = f"{text['format']!r} version {text['version']!r}"
-        raise CertificateError(f"it is {said}; this reads {FORMAT!r} version {VERSION}")
+        raise CertificateError(f"it is {said}; this reads {FORMAT!r} up to version {VERSION}")
     kind, norm, eps = text["kind"], text["norm"], float.fromhex(text["eps"])
-    clip = None if text["clip"] is None else tuple(float.fromhex(end) for end in text["clip"])
     if kind not in ("certified", "falsified") or norm not in ("inf", "2", "1"):
         raise CertificateError(f"kind {kind!r}, norm {norm!r}")
-    if not 0 <= eps < np.inf or (clip is not None and not (len(clip) == 2 and clip[0] < clip[1])):
-        raise CertificateError(f"eps {eps!r}, clip {clip!r}")
+    if not 0 <= eps < np.inf:
+        raise CertificateError(f"eps {eps!r}")
     image = _array(parts.pop("image.npy"), "<f8")
     _require(image.ndim == 3 and bool(np.isfinite(image).all()), "the image is no finite map")
     top = tuple(_integer(p) for p in text["top"])
-    region = Region(image, eps, _norm(norm), None if clip is None else (clip[0], clip[1]))
+    region = Region(image, eps, _norm(norm), _clip(text["clip"], len(image)))
+    _require(text["version"] == _version(region.clip), "a box of another version")
     claim = Claim(kind, str(text["sha256"]), region, _integer(text["class"]), top, _integer(text["within"]))
     witness = _array(parts.pop("witness.npy"), "<f8") if kind == "falsified" else None
     claims = {}
@@ -194,6 +195,29 @@ def _parsed(parts: dict[str, bytes]) -> Certificate:
         trees.append(PixelTree(*signed, _tree(parts, number)))
     _require(not parts, "it holds parts that no certificate has")
     return Certificate(claim, claims, tuple(trees), witness)
+
+
+def _version(clip: Clip) -> int:
+    return VERSION if clip is not None and isinstance(clip[0], tuple) else 1
+
+
+def _hex(end: float | tuple[float, ...]) -> str | list[str]:
+    return [value.hex() for value in end] if isinstance(end, tuple) else end.hex()
+
+
+def _clip(said: Any, channels: int) -> Clip:
+    """Raises CertificateError for a box that is none, or not one of so many channels."""
+    if said is None:
+        return None
+    _require(isinstance(said, list) and len(said) == 2, "a box")
+    if isinstance(said[0], str):
+        low, high = (float.fromhex(end) for end in said)
+        _require(-np.inf < low < high < np.inf, "a box")
+        return low, high
+    _require(all(isinstance(end, list) and len(end) == channels for end in said), "a box")
+    lows, highs = (tuple(float.fromhex(value) for value in end) for end in said)
+    _require(all(-np.inf < a < b < np.inf for a, b in zip(lows, highs, strict=True)), "a box")
+    return lows, highs
 
 
 def _tree(parts: dict[str, bytes], number: int) -> Tree:

@@ -60,7 +60,9 @@ def _require_claim(claim: Claim, network: Network) -> None:
     region, shape = claim.region, network.nodes[0].shape
     if region.center.shape != shape:
         raise ProofError(f"its image has shape {region.center.shape}, the network's {shape}")
-    if region.clip is not None and (region.center.min() < region.clip[0] or region.center.max() > region.clip[1]):
+    if region.ends is not None and any(len(end) not in (1, shape[0]) for end in region.ends):
+        raise ProofError(f"its box is for another number of channels than {shape[0]}")
+    if not region.boxed(region.center):
         raise ProofError("its image lies outside its box")
     pixels, top = _pixels(network), claim.top
     if not 0 <= claim.class_idx < len(network.weight):
@@ -235,7 +237,7 @@ def _falsified(certificate: Certificate, network: Network, arithmetic: Arithmeti
 
 def require_inside(region: Region, image: Array) -> None:
     """Raises ProofError for an image (C, H, W) that is not in the region, in exact fractions."""
-    if region.clip is not None and (image.min() < region.clip[0] or image.max() > region.clip[1]):
+    if not region.boxed(image):
         raise ProofError("its image lies outside the box")
     moved = [
         abs(Fraction(x) - Fraction(c))

@@ -22,6 +22,10 @@ Norm = Literal["inf", "2", "1"]
 HALVINGS = 60
 
 
+Clip = tuple[float, float] | tuple[tuple[float, ...], tuple[float, ...]] | None
+"""A box's two ends, each one number or one a channel."""
+
+
 @dataclass(frozen=True, eq=False)
 class Region:
     """``||x - center||_norm <= eps`` and, unless it is None, ``clip[0] <= x <= clip[1]``; center (C, H, W)."""
@@ -29,19 +33,31 @@ class Region:
     center: Array
     eps: float
     norm: Norm
-    clip: tuple[float, float] | None
+    clip: Clip
+
+    @property
+    def ends(self) -> tuple[Array, Array] | None:
+        """The box as maps (C or 1, 1, 1)."""
+        if self.clip is None:
+            return None
+        low, high = (np.array(end, dtype=np.float64).reshape(-1, 1, 1) for end in self.clip)
+        return low, high
+
+    def boxed(self, image: Array) -> bool:
+        """Whether an image (C, H, W) is in the box, if there is one."""
+        return self.ends is None or bool(((image >= self.ends[0]) & (image <= self.ends[1])).all())
 
     @property
     def lower(self) -> Array:
         """No larger than any x of the region."""
         low = np.nextafter(self.center - self.eps, -np.inf) if self.eps > 0 else self.center
-        return low if self.clip is None else np.maximum(low, self.clip[0])
+        return low if self.ends is None else np.maximum(low, self.ends[0])
 
     @property
     def upper(self) -> Array:
         """No smaller than any x of the region."""
         high = np.nextafter(self.center + self.eps, np.inf) if self.eps > 0 else self.center
-        return high if self.clip is None else np.minimum(high, self.clip[1])
+        return high if self.ends is None else np.minimum(high, self.ends[1])
 
 
 def add_minimum(

@@ -6,12 +6,13 @@ import torch
 from torch import Tensor
 
 from corgi_opt.ambient import pinned
+from corgi_opt.clip import Clip
 from corgi_opt.errors import InputError
 from corgi_opt.network.cam import CamNetwork
 from corgi_opt.question import Question, resolve_device
 from corgi_opt.results import Witness
 from corgi_opt.search.attack import PgdOptions, pgd, rank_targets
-from corgi_opt.spec import Clip, Norm
+from corgi_opt.spec import Norm
 
 
 @pinned

@@ -9,8 +9,9 @@ from typing import Any, Literal
 
 from corgi_opt.arguments import check_rtol, integer, not_negative
 from corgi_opt.backends import check_solver
+from corgi_opt.clip import Box, as_list, checked_clip, clip_from_text
 from corgi_opt.errors import InputError
-from corgi_opt.spec import Clip, Norm, canonical_norm
+from corgi_opt.spec import Norm, canonical_norm
 from corgi_opt.verify import check_method, check_time_limit
 
 Kind = Literal["radius", "verify", "margin"]
@@ -35,7 +36,7 @@ class Ask:
     eps: float | None = None
     within: int | None = None
     norm: Norm = "inf"
-    clip: Clip = (0.0, 1.0)
+    clip: Box | None = (0.0, 1.0)
     class_idx: int | None = None
     keep_class: bool = False
     rtol: float = 0.01
@@ -58,7 +59,7 @@ class Ask:
             "within": None if self.within in (None, self.k) else integer("within", self.within, self.k, 10**9),
             "eps": None if self.eps is None else not_negative("eps", self.eps),
             "norm": norm,
-            "clip": None if self.clip is None else _box(self.clip),
+            "clip": checked_clip(self.clip),
             "class_idx": None if self.class_idx is None else integer("class_idx", self.class_idx, 0, 10**9),
             "rtol": check_rtol(self.rtol),
             "time_limit": float(self.time_limit),
@@ -74,22 +75,11 @@ class Ask:
         found = asdict(self)
         if self.kind == "verify":
             found["rtol"] = Ask.rtol
-        return found | {"clip": None if self.clip is None else list(self.clip)}
+        return found | {"clip": None if self.clip is None else [as_list(end) for end in self.clip]}
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> Ask:
-        clip = plain["clip"]
-        return cls(**{**plain, "clip": None if clip is None else tuple(clip)})
-
-
-def _box(clip: Any) -> tuple[float, float]:
-    try:
-        low, high = (float(end) for end in clip)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"clip must be [low, high] or 'none', got {clip!r}") from error
-    if not low < high:
-        raise InputError(f"clip must be [low, high] with low < high, got {clip!r}")
-    return low, high
+        return cls(**plain)
 
 
 SPREAD = ("k", "within", "eps", "method", "norm", "class_idx", "seed")
@@ -117,8 +107,6 @@ class Grid:
         for name in ("k", "method"):
             if name not in entry:
                 raise InputError(f"{where} has no {name!r}")
-        if isinstance(entry.get("clip"), str) and entry["clip"].lower() == "none":
-            entry["clip"] = None
         entry.setdefault("kind", "radius" if "eps" not in entry else "verify")
         if entry["kind"] == "radius" and "eps" in entry:
             raise InputError(f"{where}: a radius has no eps")
@@ -126,6 +114,8 @@ class Grid:
         if label:
             del entry["class_idx"]
         try:
+            if isinstance(entry.get("clip"), str):
+                entry["clip"] = clip_from_text(entry["clip"])
             return cls(tuple(Ask(**one) for one in _spread(entry)), label, models, images)
         except InputError as error:
             raise InputError(f"{where}: {error}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import multiprocessing
 from collections.abc import Iterator, Mapping
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from corgi_opt.arguments import integer, not_negative
+from corgi_opt.clip import outermost, own_channels
 from corgi_opt.errors import InputError, Interrupted, MissingPackageError, StudyError
 from corgi_opt.progress import counting
 from corgi_opt.study.answer import said_image
@@ -139,7 +141,7 @@ def task_of(cell: Cell, memory_limit: float, grace: float, device: str) -> dict[
 
 def row_of(cell: Cell, found: Mapping[str, Any]) -> Row:
     ask = cell.ask
-    low, high = (None, None) if ask.clip is None else ask.clip
+    low, high = outermost(ask.clip)
     return Row(
         **{
             "key": cell.key,
@@ -162,6 +164,7 @@ def row_of(cell: Cell, found: Mapping[str, Any]) -> Row:
             "solver": ask.solver,
             "time_limit": ask.time_limit,
             "seed": ask.seed,
+            "clip": json.dumps(ask.plain()["clip"]) if own_channels(ask.clip) else None,
             "finished": now(),
             **found,
         }

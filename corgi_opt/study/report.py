@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import resources
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from corgi_opt.clip import intervals_in_words
 from corgi_opt.errors import MissingPackageError, StoreError
 from corgi_opt.radius import LADDER_ORDER
 from corgi_opt.study.figures import all_figures
@@ -80,7 +82,7 @@ def tables(frame: Any) -> dict[str, Any]:
             "images": int(frame["image_sha256"].nunique()),
             "norms": ", ".join(sorted(set(frame["norm"]))),
             "clip boxes": ", ".join(
-                sorted({_box(*c) for c in zip(frame["clip_low"], frame["clip_high"], strict=True)})
+                sorted({_box(*c) for c in zip(frame["clip"], frame["clip_low"], frame["clip_high"], strict=True)})
             ),
             "hosts": ", ".join(sorted(set(frame["host"].dropna()))),
             "devices": ", ".join(sorted(set(frame["device"].dropna()))),
@@ -94,8 +96,10 @@ def tables(frame: Any) -> dict[str, Any]:
     }
 
 
-def _box(low: float, high: float) -> str:
-    return "none" if np.isnan(low) else f"[{low:g}, {high:g}]"
+def _box(own: str | None, low: float, high: float) -> str:
+    if isinstance(own, str):  # a column of nothing but NULL holds NaN
+        return intervals_in_words(json.loads(own))
+    return "none" if np.isnan(low) else intervals_in_words((low, high))
 
 
 def _groups(frame: Any, *axes: str) -> Iterable[tuple[Any, Any]]:

@@ -20,7 +20,8 @@ from corgi_opt.errors import InputError, MissingPackageError, StoreError
 State = Literal["done", "failed", "timeout", "crashed"]
 """An answer (unknown is one); an error was raised; its hard time limit passed; it took its process with it."""
 
-SCHEMA = 1
+SCHEMA = 2
+"""1 had no column ``clip``: such a file can be read, and is given one when it is written."""
 
 FILE = "results.sqlite"
 
@@ -32,7 +33,8 @@ class Row:
     ``lower``, ``upper``: the certified and the falsified eps of a radius, the bounds of a margin. ``corgi``: the
     paper's bound on the same. ``attack``: the smallest eps that PGD broke. ``gap``: CAM of pixel k less that of
     pixel k+1 at the image. ``seconds`` on the clock; ``peak_mb``: the process's largest resident memory meanwhile,
-    sampled. ``finished``: UTC, ISO 8601.
+    sampled. ``finished``: UTC, ISO 8601. ``clip``: where channels have boxes of their own, ``[lows, highs]`` as JSON;
+    ``clip_low`` and ``clip_high`` are the outermost then.
     """
 
     key: str
@@ -71,6 +73,7 @@ class Row:
     host: str | None = None
     versions: str | None = None
     finished: str | None = None
+    clip: str | None = None
 
 
 COLUMNS = tuple(f.name for f in fields(Row))
@@ -98,6 +101,7 @@ class Store:
 
     def __init__(self, folder: Path, connection: sqlite3.Connection, lock: Any) -> None:
         self._folder, self._connection, self._lock = folder, connection, lock
+        self._columns = ", ".join(COLUMNS)
 
     @classmethod
     def writing(cls, folder: str | Path) -> Store:
@@ -150,11 +154,18 @@ class Store:
             self._connection.execute("CREATE TABLE runs (started TEXT, name TEXT, plan TEXT)")
             self._connection.execute(f"PRAGMA user_version = {SCHEMA}")
             self._connection.execute("COMMIT")
+        elif version == 1:
+            self._connection.execute("BEGIN IMMEDIATE")
+            self._connection.execute("ALTER TABLE cells ADD COLUMN clip TEXT")
+            self._connection.execute(f"PRAGMA user_version = {SCHEMA}")
+            self._connection.execute("COMMIT")
         self._check_version()
 
     def _check_version(self) -> None:
         (version,) = self._connection.execute("PRAGMA user_version").fetchone()
-        if version != SCHEMA:
+        if version == 1:
+            self._columns = ", ".join([*COLUMNS[:-1], "NULL AS clip"])
+        elif version != SCHEMA:
             raise StoreError(f"{self._folder / FILE} has schema {version}, this version of corgi_opt reads {SCHEMA}")
 
     def began(self, name: str, plan: str) -> None:
@@ -179,7 +190,7 @@ class Store:
 
     def rows(self) -> list[Row]:
         """In the order in which they came."""
-        found = self._connection.execute(f"SELECT {', '.join(COLUMNS)} FROM cells ORDER BY rowid")
+        found = self._connection.execute(f"SELECT {self._columns} FROM cells ORDER BY rowid")
         named = (dict(zip(COLUMNS, values, strict=True)) for values in found)
         return [Row(**{**row, "keep_class": bool(row["keep_class"])}) for row in named]
 
@@ -187,7 +198,7 @@ class Store:
         """A pandas DataFrame, one row a cell, with the columns of :class:`Row`."""
         import pandas as pd
 
-        frame = pd.read_sql_query(f"SELECT {', '.join(COLUMNS)} FROM cells ORDER BY rowid", self._connection)
+        frame = pd.read_sql_query(f"SELECT {self._columns} FROM cells ORDER BY rowid", self._connection)
         numbers = [f.name for f in fields(Row) if "float" in str(f.type)]
         frame[numbers] = frame[numbers].astype("float64")  # a column of nothing but NULL has no type of its own
         return frame.astype({"keep_class": bool})

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 
+import numpy as np
 import pytest
+import torch
 
 import corgi_opt as co
 from corgi_opt.study.ask import Ask, Grid
@@ -64,3 +66,33 @@ def test_what_no_question_could_mean_is_refused_with_its_place(entry, message):
     with pytest.raises(co.InputError, match=message) as refused:
         Grid.of(entry, "questions 7")
     assert str(refused.value).startswith("questions 7")
+
+
+CHANNELS = ((-2.0, 0.1, 0.25), (2.0, 1.0, 0.75))
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        [list(CHANNELS[0]), list(CHANNELS[1])],
+        [[-2, 2], [0.1, 1], [0.25, 0.75]],
+        "-2,2;0.1,1;0.25,0.75",
+        (torch.tensor(CHANNELS[0], dtype=torch.float64).view(1, 3, 1, 1), np.array(CHANNELS[1])),
+    ],
+)
+def test_a_box_of_its_own_for_every_channel_is_one_question_however_it_is_said(said):
+    (ask,) = Grid.of({"k": 1, "method": "bab", "clip": said}, "q").asks
+    assert ask == Ask("radius", 1, "bab", clip=CHANNELS) and hash(ask) == hash(Ask("radius", 1, "bab", clip=CHANNELS))
+    assert ask.plain()["clip"] == [list(end) for end in CHANNELS]
+    assert Ask.from_plain(json.loads(json.dumps(ask.plain()))) == ask
+
+
+def test_a_box_of_numbers_has_the_key_it_always_had():
+    assert Ask("radius", 1, "bab", clip=(0, 1)).plain()["clip"] == [0.0, 1.0]
+    assert Ask("radius", 1, "bab", clip=[np.float32(0), 1]).plain() == Ask("radius", 1, "bab").plain()
+
+
+@pytest.mark.parametrize("clip", [[[0, 0], [1, 0]], [[0, 0, 0], [1, 1]], "0,1;2", [0, 1, 2], {"low": 0}])
+def test_no_box_is_refused_with_its_place(clip):
+    with pytest.raises(co.InputError, match=r"^questions 2: .*clip must be"):
+        Grid.of({"k": 1, "method": "bab", "clip": clip}, "questions 2")

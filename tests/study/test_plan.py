@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import sys
 from pathlib import Path
@@ -9,13 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from nets import Plain, image, seeded
+from nets import Plain, Small, image, seeded
 from safetensors.torch import save_file
 from studies import culprits, write_plan
 
 import corgi_opt as co
 from corgi_opt.data import digits
-from corgi_opt.study import Plan
+from corgi_opt.study import Plan, Store
+from corgi_opt.study.answer import answer
+from corgi_opt.study.engine import row_of, task_of
+from corgi_opt.study.report import tables
 
 QUESTION = [{"k": 1, "method": "crown"}]
 
@@ -218,3 +222,45 @@ def test_the_plan_in_the_docs_is_one(tmp_path):
     cells = Plan.load(write_plan(tmp_path / "p.toml", text)).cells()
     assert len(cells) == 20 * (3 * 2 + 2 + 3 * 4)
     assert {c.ask.kind for c in cells} == {"radius", "verify", "margin"}
+
+
+COLOUR = """
+import torch
+from nets import Small, image, seeded
+
+def build():
+    return seeded(Small, 3, channels=3)
+
+def images():
+    return 4 * image(3, 3, 4, seed=2) - 2
+"""
+
+
+def test_a_cell_whose_channels_have_boxes_of_their_own_is_answered_and_reported(tmp_path):
+    (tmp_path / "colour.py").write_text(COLOUR)
+    path = write_plan(
+        tmp_path / "p.toml",
+        """
+        name = "channels"
+        [models]
+        m = "colour.py:build"
+        [images]
+        t = "colour.py:images"
+        [[questions]]
+        k = 1
+        method = "crown"
+        clip = [[-2, -2, -3.5], [2, 2.5, 2]]
+        """,
+    )
+    (cell,) = Plan.load(path).cells()
+    found = answer(task_of(cell, 0.0, 60.0, "cpu"))
+    net = co.from_torch(seeded(Small, 3, channels=3), cell.image.x.float())
+    r = co.radius(net, cell.image.x, k=1, method="crown", clip=cell.ask.clip, device="cpu")
+    assert found["state"] == "done" and found["lower"] == r.lower > 0
+    row = row_of(cell, found)
+    assert (row.clip_low, row.clip_high, row.clip) == (-3.5, 2.5, "[[-2.0, -2.0, -3.5], [2.0, 2.5, 2.0]]")
+    with Store.writing(tmp_path / "out") as store:
+        store.put(row)
+        store.put(dataclasses.replace(row, key="other", clip=None, clip_low=0.0, clip_high=1.0))
+        said = tables(store.to_frame())["about"]["clip boxes"]
+    assert said == "[-2, 2] x [-2, 2.5] x [-3.5, 2], [0, 1]"

@@ -129,3 +129,25 @@ def test_what_is_no_store_is_refused(tmp_path):
         Store.reading(tmp_path / "new")
     with pytest.raises(co.InputError, match="cannot make"):
         Store.writing(tmp_path / FILE / "below")
+
+
+def of_version_1(folder) -> None:
+    """A file as it was before channels could have boxes of their own, with one answer."""
+    with Store.writing(folder) as store:
+        store.put(row("a"))
+    with sqlite3.connect(folder / FILE) as connection:
+        connection.execute("ALTER TABLE cells DROP COLUMN clip")
+        connection.execute("PRAGMA user_version = 1")
+    connection.close()
+
+
+def test_a_store_of_before_can_be_read_and_written(tmp_path):
+    of_version_1(tmp_path)
+    with Store.reading(tmp_path) as store:
+        assert store.rows() == [row("a")] and store.to_frame()["clip"].isna().all()
+    own = row("b", clip="[[0.0, 0.5], [1.0, 2.0]]", clip_high=2.0)
+    with Store.writing(tmp_path) as store:
+        store.put(own)
+        assert store.rows() == [row("a"), own]
+    with Store.reading(tmp_path) as store:
+        assert store.rows() == [row("a"), own]
