@@ -18,8 +18,6 @@ import torch.nn.functional as F
 from fuzz_stages import Call, Plumbing, Shape, WrittenInto, conv, relu, stage
 from torch import Tensor, nn
 
-Clip = tuple[Any, Any] | None
-
 MOST_PIXELS, MOST_VALUES = 24, 300
 """Of the CAM, and of any map: a case is for seconds, not minutes."""
 
@@ -145,12 +143,16 @@ class FuzzNet(nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """A model, an image (1, C, H, W) and the box it lives in: numbers, tensors that broadcast to the image, or None."""
+    """A model, an image (1, C, H, W) and the box it lives in.
+
+    ``box``: two tensors (1, C or 1, 1, 1), or None; ``clip``: the same as a caller writes it.
+    """
 
     seed: int
     model: FuzzNet
     x: Tensor
-    clip: Clip
+    box: tuple[Tensor, Tensor] | None
+    clip: Any
 
     def __str__(self) -> str:
         return (
@@ -204,7 +206,8 @@ def _try(r: random.Random, seed: int) -> Case | None:
         model.lock = threading.Lock()
     elif model.habit == "hook":
         model.body.register_forward_hook(lambda *_: None)
-    return Case(seed, model, x, _clip(r, x))
+    box = _box(r, x)
+    return Case(seed, model, x, box, _written(r, x, box))
 
 
 def _image(r: random.Random, shape: Shape) -> Tensor:
@@ -301,23 +304,37 @@ def logits_of(output: Any) -> Tensor:
     return output[0] if isinstance(output, tuple) else output
 
 
-def _clip(r: random.Random, x: Tensor) -> Clip:
-    """None, one interval for all inputs, or a box per channel or per input; x may touch it."""
-    kind = r.choice(("none", "one", "one", "one", "channel", "channel", "input"))
-    low, high = float(x.min()), float(x.max())
-    span = (high - low) or abs(high) or 1.0
+def _box(r: random.Random, x: Tensor) -> tuple[Tensor, Tensor] | None:
+    """None, one interval for all inputs, or one for each channel; x may touch it."""
+    kind = r.choice(("none", "one", "one", "channel", "channel"))
+    exact = x.double()
+    low, high = exact.amin().reshape(1, 1, 1, 1), exact.amax().reshape(1, 1, 1, 1)
+    span = float(high - low) or float(high.abs()) or 1.0
     if kind == "none":
         return None
-    if kind == "one":
-        if low >= 0 and high <= 1 and span > 1e-3:
-            return (0.0, 1.0)
-        return (low - span * r.choice((0.0, 0.1, 3.0)), high + span * r.choice((0.0, 0.1, 3.0)) + span * 1e-3)
-    exact = x.double()
-    dims = (2, 3) if kind == "channel" else ()
-    lows = exact.amin(dims, keepdim=True) if dims else exact.clone()
-    highs = exact.amax(dims, keepdim=True) if dims else exact.clone()
-    lows = lows - span * torch.rand(lows.shape, dtype=torch.float64) * r.choice((0.0, 0.2, 2.0))
-    highs = highs + span * (torch.rand(highs.shape, dtype=torch.float64) * r.choice((0.2, 2.0)) + 1e-3)
-    if r.random() < 0.5:
-        lows, highs = lows[0], highs[0]  # (C, 1, 1) or (C, H, W) broadcast as well
-    return (lows, highs)
+    if kind == "one" and float(low) >= 0 and float(high) <= 1 and span > 1e-3:
+        return torch.zeros_like(low), torch.ones_like(high)
+    if kind == "channel":
+        low, high = exact.amin((2, 3), keepdim=True), exact.amax((2, 3), keepdim=True)
+    low = low - span * r.choice((0.0, 0.2, 2.0)) * torch.rand(low.shape, dtype=torch.float64)
+    return low, high + span * (r.choice((0.0, 0.2, 2.0)) * torch.rand(high.shape, dtype=torch.float64) + 1e-3)
+
+
+def _written(r: random.Random, x: Tensor, box: tuple[Tensor, Tensor] | None) -> Any:
+    """A box in a spelling that callers use."""
+    if box is None:
+        return None
+    low, high = box
+    if low.numel() == 1 and low.shape == high.shape and r.random() < 0.8:
+        return (float(low), float(high))
+    lows, highs = low.flatten().tolist(), high.flatten().tolist()
+    kind = r.choice(("1C11", "C11", "image", "tuples", "list and tensor", "stacked", "pairs"))
+    if kind == "pairs" and len(lows) != 2:  # two would be a low and a high end
+        return list(zip(lows, highs, strict=True))
+    return {
+        "C11": lambda: (low[0], high[0]),
+        "image": lambda: (low.expand(x.shape)[0], high.expand(x.shape).clone()),
+        "tuples": lambda: (tuple(lows), tuple(highs)),
+        "list and tensor": lambda: [lows, high[0, :, 0, 0]],
+        "stacked": lambda: torch.stack([low[0], high[0]]),
+    }.get(kind, lambda: (low, high))()

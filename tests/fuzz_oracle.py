@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
-from fuzz_nets import Case, Clip, FuzzNet, logits_of, plain_copy
+from fuzz_nets import Case, FuzzNet, logits_of, plain_copy
 from torch import Tensor, nn
 
 PERTURBED = 1e-10
@@ -69,19 +70,22 @@ class Oracle:
             features = self.run(image)[0][0]
             found = float((self.weight[class_idx].abs()[:, None, None] * features.abs()).sum(0).max())
             cam = self.cam(image, class_idx)
-            for seed in range(3):
-                moved = self._perturbed(seed)
+            for seed, moved in enumerate(self._perturbed):
                 other = moved.cam(image * (1 + PERTURBED * _signs(image, seed)), class_idx)
                 found = max(found, float((other - cam).abs().max()) / PERTURBED)
         return found
 
-    def _perturbed(self, seed: int) -> Oracle:
-        other = object.__new__(Oracle)
-        other.model, other.weight = plain_copy(self.model), self.weight
-        for at, tensor in enumerate((*other.model.body.parameters(), *other.model.body.buffers())):
-            if tensor.is_floating_point():
-                tensor.mul_(1 + PERTURBED * _signs(tensor, 100 * seed + at))
-        return other
+    @cached_property
+    def _perturbed(self) -> list[Oracle]:
+        found = []
+        for seed in range(3):
+            other = object.__new__(Oracle)
+            other.model, other.weight = plain_copy(self.model), self.weight
+            for at, tensor in enumerate((*other.model.body.parameters(), *other.model.body.buffers())):
+                if tensor.is_floating_point():
+                    tensor.mul_(1 + PERTURBED * _signs(tensor, 100 * seed + at))
+            found.append(other)
+        return found
 
     def _head(self) -> tuple[Tensor, bool | None]:
         same, weight, first = True, torch.zeros(0), None
@@ -119,8 +123,9 @@ class Region:
     high: Tensor
 
     @classmethod
-    def of(cls, center: Tensor, eps: float, norm: object, clip: Clip) -> Region:
-        low, high = (-math.inf, math.inf) if clip is None else clip
+    def of(cls, center: Tensor, eps: float, norm: object, box: tuple[Any, Any] | None) -> Region:
+        """``box``: two numbers or tensors that broadcast to the image."""
+        low, high = (-math.inf, math.inf) if box is None else box
         ends = [torch.as_tensor(end, dtype=torch.float64).expand(center.shape) for end in (low, high)]
         return cls(center, float(eps), str(norm), *ends)
 

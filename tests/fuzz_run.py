@@ -152,7 +152,7 @@ class Run:
         """Calls the package; notes what it does to the caller's objects, and errors that are not its own."""
         shown = ", ".join(f"{key}={value}" for key, value in kwargs.items())
         self.doing = f"co.{name}({shown})"
-        tensors = [case.x, *(case.clip or ())]
+        tensors = [case.x, *(case.clip if case.clip is not None else ())]
         before = state_of(case.model, *tensors)
         try:
             return function(*args, **kwargs)
@@ -222,6 +222,7 @@ class Question:
         self.about |= {"class_idx": class_idx} if class_idx is not None else {}
         self.about |= {"within": within} if within is not None else {}
         self.about |= {"keep_class": True} if keep else {}
+        self.about |= {"tie_tol": 0.0} if r.random() < 0.05 else {}
 
     def ask(self) -> None:
         linear = linear_radius(self.oracle, self.asked, self.norm)
@@ -231,11 +232,11 @@ class Question:
             share = 10 ** self.r.uniform(*spread) if self.r.random() < 0.92 else self.r.choice((0.0, 1e-9, 30.0, 1e6))
             self.verify(near * share)
         other = self.r.random()
-        if other < 0.35:
+        if other < 0.25:
             self.radius()
-        elif other < 0.45:
+        elif other < 0.37:
             self.heat_map(near * 10 ** self.r.uniform(-1.5, 0.3))
-        elif other < 0.5 and "within" not in self.about and "keep_class" not in self.about:
+        elif other < 0.42 and "within" not in self.about and "keep_class" not in self.about:
             self.compare(near * 10 ** self.r.uniform(-1.0, 0.0))
 
     def method(self) -> str:
@@ -278,7 +279,7 @@ class Question:
     def judge(self, answer: co.Verdict, eps: float, method: str) -> None:
         """A verdict against an attack, and its witness replayed."""
         self.run.count(f"verify: {answer.status}", f"{method}: {answer.status}")
-        region = Region.of(self.oracle.x, eps, self.norm, self.case.clip)
+        region = Region.of(self.oracle.x, eps, self.norm, self.case.box)
         if answer.status == "falsified":
             self.replay(answer.counterexample, region)
         if answer.status == "certified":
@@ -288,15 +289,15 @@ class Question:
         elif answer.status == "unknown":
             kind = "time" if "time limit" in answer.reason else "weak" if "too weak" in answer.reason else "other"
             self.run.count(f"unknown: {kind}")
-        self.attacked(answer.margin_lower, region, answer.status == "certified")
-        self.attacked(answer.corgi_margin, region, answer.corgi_margin > 0)
+        bound = max(answer.margin_lower, answer.corgi_margin) if answer.corgi_margin == answer.corgi_margin else None
+        self.attacked(answer.margin_lower if bound is None else bound, region, answer.status == "certified")
         if not answer.margin_lower <= answer.margin_upper + ROUNDING * self.size:
             self.run.fault("bracket", f"margin in [{answer.margin_lower}, {answer.margin_upper}]")
 
     def count_certified(self, proof: object) -> None:
-        clip = self.case.clip
-        box = "none" if clip is None else "per channel" if isinstance(clip[0], Tensor) else "one"
-        self.run.count("certified", f"certified, norm {self.norm}", f"certified, clip {box}", f"certified by {proof}")
+        box = self.case.box
+        clip = "none" if box is None else "one" if box[0].numel() == 1 else "per channel"
+        self.run.count("certified", f"certified, norm {self.norm}", f"certified, clip {clip}", f"certified by {proof}")
         for name in ("within", "keep_class"):
             self.run.count(*([f"certified, {name}"] if name in self.about else []))
 
@@ -346,10 +347,18 @@ class Question:
             self.run.fault("bracket", f"CORGI's radius is larger: {found!r}")
         self.run.count("radius: " + ("tied" if tied else "closed" if found.ratio <= 1 + rtol else "open"))
         if found.counterexample is not None:
-            self.replay(found.counterexample, Region.of(self.oracle.x, found.upper, self.norm, self.case.clip))
+            self.replay(found.counterexample, Region.of(self.oracle.x, found.upper, self.norm, self.case.box))
+        if found.upper <= found.lower * (1 + rtol):
+            self.just_above(found.upper * 1.05)
         if found.lower > 0:
             self.count_certified(found.proof)
-            self.attacked(0.0, Region.of(self.oracle.x, found.lower, self.norm, self.case.clip), True)
+            self.attacked(0.0, Region.of(self.oracle.x, found.lower, self.norm, self.case.box), True)
+
+    def just_above(self, eps: float) -> None:
+        """How often our attack, alone, breaks what breaks: what it is worth on what is certified."""
+        region = Region.of(self.oracle.x, eps, self.norm, self.case.box)
+        broken = Attack(self.oracle, self.asked, region, self.run.seed, []).margin <= 0
+        self.run.count("breakable", *(["breakable and broken"] if broken else []))
 
     def compare(self, eps: float) -> None:
         methods = ["corgi", "crown", "dual", "lp", "bab"]
@@ -362,7 +371,7 @@ class Question:
         found = self.call("heat_map", **about, eps=eps, method=self.r.choice(("ibp", "corgi", "crown", "dual")))
         if found is None:
             return
-        region = Region.of(self.oracle.x, eps, self.norm, self.case.clip)
+        region = Region.of(self.oracle.x, eps, self.norm, self.case.box)
         points = [random_points(region, 40, torch.Generator().manual_seed(self.run.seed)), region.center]
         inside = torch.cat([p for batch in points for p in batch[:, None] if region.holds(p)] or [region.center])
         with torch.no_grad():
@@ -376,6 +385,25 @@ class Question:
         if bool((behind < found.best.flatten()).any() | (ahead > found.worst.flatten()).any()):
             self.run.fault("bounds", "a pixel leaves its proven ranks")
         self.run.count("heat maps")
+        self.bounds(eps, inside)
+
+    def bounds(self, eps: float, inside: Tensor) -> None:
+        """Every value of the last feature map lies in its interval, alone and in a batch of regions."""
+        method = self.r.choice(("ibp", "crown", "crown", "dual"))
+        self.run.doing = f"co.bounds(eps={eps}, norm={self.norm}, clip={self.case.clip}, method={method})"
+        try:
+            balls = [co.Ball(self.oracle.x, size, self.norm, self.case.clip) for size in (eps, eps / 2)]
+            found = co.bounds(self.net, balls, method=method)[self.net.features]
+        except Exception as error:
+            kind = "refused" if isinstance(error, co.CorgiError) else "untyped"
+            self.run.fault(kind, f"{type(error).__name__}: {error}")
+            return
+        with torch.no_grad():
+            features = self.oracle.run(inside)[0]
+        allowed = ROUNDING * float(features.abs().max()) + 1e-9 * float((found.upper[0] - found.lower[0]).max())
+        if not bool(((features >= found.lower[0] - allowed) & (features <= found.upper[0] + allowed)).all()):
+            self.run.fault("bounds", "a feature leaves its interval")
+        self.run.count("bounds")
 
     def certificate(self, answer: co.Verdict) -> None:
         """What a verdict is worth to somebody else: saved, loaded and checked against a fresh copy of the model."""
