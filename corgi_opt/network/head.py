@@ -25,7 +25,9 @@ def find_head(graph: LayerGraph) -> tuple[str, Tensor]:
     if not (isinstance(last.op, Conv2d) and tuple(last.op.weight.shape[2:]) == (1, 1) and last.shape[1:] == (1, 1)):
         raise NoCamHeadError(_no_head(graph, f"the last operation, {last.name!r}, is not a linear layer on a vector"))
     pool = graph[last.inputs[0]]
-    if not (isinstance(pool.op, Conv2d) and pool.shape[1:] == (1, 1) and _is_global_mean(graph, pool.name)):
+    while _is_global_mean(graph, pool.name) and graph[pool.inputs[0]].shape[1:] == (1, 1):
+        pool = graph[pool.inputs[0]]  # the average of one pixel is the pixel
+    if not _is_global_mean(graph, pool.name):
         raise NoCamHeadError(
             _no_head(graph, f"what feeds the last linear layer, {pool.name!r}, is not a global average pool")
         )
@@ -45,7 +47,8 @@ def _dense(conv: Conv2d) -> Tensor:
 
 def _is_global_mean(graph: LayerGraph, name: str) -> bool:
     op = graph[name].op
-    assert isinstance(op, Conv2d)
+    if not isinstance(op, Conv2d) or graph[name].shape[1:] != (1, 1):
+        return False
     channels, height, width = graph[graph[name].inputs[0]].shape
     if op.groups != channels or tuple(op.weight.shape) != (channels, 1, height, width) or op.padding != (0, 0):
         return False

@@ -109,6 +109,8 @@ BESIDE = {
     "an average that leads nowhere": lambda m, y: (m.head(y.mean((2, 3))), (2 * y).mean((2, 3)))[0],
     "one before": lambda m, y: ((3 * y).mean((2, 3)), m.head(y.mean((2, 3))))[1],
     "a norm of another map": lambda m, y: (m.head(y.mean((2, 3))), F.relu(y - 1).mean((2, 3)).norm())[0],
+    "an average of the average": lambda m, y: m.head(F.adaptive_avg_pool2d(y.mean((2, 3), keepdim=True), 1).flatten(1)),
+    "pooled once more": lambda m, y: m.head(F.avg_pool2d(F.adaptive_avg_pool2d(y, 1), 1).flatten(1)),
     "a write afterwards": lambda m, y: (m.head(y.mean((2, 3))), y.add_(1.0))[0],
     "a write before": lambda m, y: (y.mul_(2.0), m.head(y.mean((2, 3))))[1],
     "without gradients": lambda m, y: torch.no_grad()(lambda: m.head(y.detach().mean((2, 3))))(),
