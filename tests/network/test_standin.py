@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 
 import pytest
@@ -40,7 +41,7 @@ CALLS: dict[str, Callable[[co.CamNetwork, nn.Module, torch.Tensor], object]] = {
 
 
 @pytest.mark.parametrize("name", AWKWARD)
-def test_nothing_of_the_callers_changes(name):
+def test_nothing_of_the_callers_changes(name, tmp_path):
     model, x = AWKWARD[name]().eval(), X.clone()
     before = Snapshot.of(model, x)
     net = co.from_torch(model, x)
@@ -48,6 +49,17 @@ def test_nothing_of_the_callers_changes(name):
     for what, call in CALLS.items():
         call(net, model, x)
         assert Snapshot.of(model, x) == before, what
+    co.export_mps(net, x, tmp_path / "pair.mps", **ASKED)
+    co.verify(net, x, **ASKED).certificate.save(tmp_path / "a.cert")
+    co.check_certificate(tmp_path / "a.cert", model)
+    assert Snapshot.of(model, x) == before
+
+
+def test_every_public_function_that_takes_a_model_or_an_image_is_called():
+    functions = {name: f for name in co.__all__ if inspect.isfunction(f := getattr(co, name))}
+    takes = {n for n, f in functions.items() if {"x", "model", "ball"} & {*inspect.signature(f).parameters}}
+    called = {word for what in CALLS for word in (what, what.partition(",")[0])} | {"export_mps", "check_certificate"}
+    assert takes - called == {"load_weights"}, "load_weights alone is there to write to a model"
 
 
 @pytest.mark.parametrize("name", [n for n in AWKWARD if "returns" not in n and "casts" not in n])
