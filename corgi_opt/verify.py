@@ -162,7 +162,8 @@ def verify(
     and only what the checker proves anew, rounding included, is certified. Ctrl-C raises Interrupted, a
     KeyboardInterrupt whose ``partial`` is the verdict so far.
 
-    Raises InputError, UnknownMethodError, TieError; BoundOrderError if bounds contradict each other.
+    Raises InputError, UnknownMethodError, TieError; MissingPackageError where the solver is not installed;
+    BoundOrderError if bounds contradict each other.
     """
     norm = canonical_norm(norm)
     chosen, deadline, where = check_method(method, norm), check_time_limit(time_limit), resolve_device(device)

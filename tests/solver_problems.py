@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 
 import numpy as np
-from corgi_solvers import Problem, Solution
+import pytest
+from corgi_solvers import BackendBrokenError, BackendMissingError, Problem, Solution, backend
 from scipy.optimize import Bounds, LinearConstraint, linprog, milp
 
 INF = math.inf
@@ -57,6 +59,22 @@ def small_mip(rng: np.random.Generator) -> tuple[Problem, float]:
         lp = linprog(c[k:], np.vstack([A[:, k:], -A[:, k:]])[finite], sides[finite], bounds=(-1, 1))
         best = min(best, value + lp.fun) if lp.status == 0 else best
     return problem, best
+
+
+@functools.cache
+def usable(name: str) -> bool:
+    """Whether the backend of this name can be run here: licence, CBC's executable and all."""
+    try:
+        backend(name).require()
+    except (BackendBrokenError, BackendMissingError):
+        return False
+    return True
+
+
+def skip_without(name: str) -> None:
+    """PuLP 4, say, brings no CBC."""
+    if not usable(name):
+        pytest.skip(f"the solver of {name} is not installed, or has no licence")
 
 
 def scipy_minimum(p: Problem) -> tuple[int, float]:

@@ -39,7 +39,7 @@ class Model:
 
     Columns without cost or entry in a row with a side are left out, as PuLP itself would. ``columns``: the names of the
     others, in their order, which is also that of their names; ``rows``: the names of the PuLP rows in their order, and
-    the problem's row that each is of.
+    the problem's row that each is of. Integer columns are kept, by rows of their own at the end: a MIP stays one.
     """
 
     def __init__(self, problem: Problem) -> None:
@@ -50,7 +50,11 @@ class Model:
         sided = np.isfinite(problem.row_lower) | np.isfinite(problem.row_upper)
         used = problem.c != 0
         used[problem.A[sided].indices] = True
-        self._used = np.flatnonzero(used)
+        idle = problem.integrality & ~used
+        whole = problem.integrality
+        low, high = np.where(whole, np.ceil(problem.col_lower), problem.col_lower), problem.col_upper
+        self._nearest: Vector = np.minimum(np.maximum(0.0, low), np.where(whole, np.floor(high), high))
+        self._used = np.flatnonzero(used | idle)
         width = len(str(problem.n))
         self._variables = {int(j): self._variable(int(j), f"x{j:0{width}d}") for j in self._used}
         self.columns = [variable.name for variable in self._variables.values()]
@@ -62,6 +66,8 @@ class Model:
                 terms = self._sum(zip(A.indices[begin:end], A.data[begin:end], strict=True))
                 self.lp.addConstraint(sense(terms, side), name)
                 self.rows.append((name, i))
+        for j in np.flatnonzero(idle):
+            self.lp.addConstraint(self._sum([(int(j), 1.0)]) == float(self._nearest[j]), f"idle{j}")
 
     def _variable(self, j: int, name: str) -> Any:
         low, high = _finite(self.problem.col_lower[j]), _finite(self.problem.col_upper[j])
@@ -87,16 +93,14 @@ class Model:
 
     def point(self, values: Iterable[float]) -> Vector:
         """(n,) from the values of ``columns``; those left out are as near to zero as they may be."""
-        p = self.problem
-        low, high = (np.where(p.integrality, f(b), b) for f, b in ((np.ceil, p.col_lower), (np.floor, p.col_upper)))
-        x: Vector = np.minimum(np.maximum(0.0, low), high)
+        x = self._nearest.copy()
         x[self._used] = list(values)
         return x
 
     def row_dual(self, multipliers: Iterable[float]) -> Vector:
         """(m,) from the multipliers of ``rows``."""
         y = np.zeros(self.problem.m)
-        for (_, i), multiplier in zip(self.rows, multipliers, strict=True):
+        for (_, i), multiplier in zip(self.rows, multipliers, strict=False):  # those of kept columns come after
             y[i] += multiplier
         return y
 

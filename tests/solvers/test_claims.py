@@ -7,7 +7,7 @@ import time
 
 import pytest
 from corgi_solvers import Problem, Solution, Status
-from corgi_solvers.claims import Claim, vouch
+from corgi_solvers.claims import Claim, vouch, without_solver
 from solver_problems import INF
 
 LP = Problem([1.0, 1.0], 0.0, [[1.0, 1.0]], [1.0], [INF], [0.0, 0.0], [5.0, 5.0], [False, False])  # minimum 1 at y = 1
@@ -73,3 +73,12 @@ def test_residues_on_free_columns_cost_what_they_may_be_worth() -> None:
     assert judge(p, Status.OPTIMAL, [1.0], [1.0 - 1e-4]).bound == -INF
     assert judge(p, Status.LIMIT, None, [1.0 + 1e-9]).bound == -INF  # no point: no idea of the column's reach
     assert judge(p, Status.OPTIMAL, [1.0], [1.0]).bound == 1.0
+
+
+def test_rows_without_a_side_ask_for_no_solver() -> None:
+    """Whatever stands in them: each column settles for itself."""
+    p = Problem([1.0, -1.0], 2.0, [[1.0, 3.0]], [-INF], [INF], [-1.0, -1.0], [5.0, 5.0], [False, True])
+    claim = without_solver(p)
+    assert claim is not None and claim.x is not None
+    assert (claim.status, claim.x.tolist(), claim.bound) == (Status.OPTIMAL, [-1.0, 5.0], -4.0)
+    assert without_solver(Problem([1.0], 0.0, [[1.0]], [0.5], [INF], [0.0], [5.0], [False])) is None

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from corgi_solvers import (
     Backend,
-    BackendBrokenError,
     BackendMissingError,
     NormBall,
     Problem,
@@ -17,16 +16,7 @@ from corgi_solvers import (
     Status,
     backend,
 )
-from solver_problems import INF, assert_kkt, knapsack, random_lp, scipy_minimum, small_mip
-
-
-def installed(name: str) -> bool:
-    try:
-        backend(name).require()
-    except (BackendBrokenError, BackendMissingError):  # no licence, a CBC in development
-        return False
-    return True
-
+from solver_problems import INF, assert_kkt, knapsack, random_lp, scipy_minimum, skip_without, small_mip, usable
 
 BACKENDS = ["highs", "pulp:cbc", "pulp:highs", "cvxpy:clarabel", "cvxpy:scs"]
 OPTIONAL = ["pulp:scip", "pulp:gurobi", "pulp:cplex"]  # one skip each where they are not installed
@@ -35,16 +25,15 @@ LOOSE = {"cvxpy:scs"}  # a splitting method: right, but to few digits
 SHORT = {"cvxpy:scs", "pulp:scip"}  # may leave an LP's bound short of its optimum, and say LIMIT then
 
 
-@pytest.fixture(params=[*BACKENDS, *filter(installed, OPTIONAL)])
+@pytest.fixture(params=[*BACKENDS, *filter(usable, OPTIONAL)])
 def name(request: pytest.FixtureRequest) -> str:
-    if not installed(request.param):
-        pytest.skip(f"the solver of {request.param} is not installed")
+    skip_without(request.param)
     return str(request.param)
 
 
 @pytest.mark.parametrize("optional", OPTIONAL)
 def test_optional_solvers_that_are_absent_say_so(optional: str) -> None:
-    if installed(optional):
+    if backend(optional).available():
         pytest.skip("is installed: the suite covers it")
     with pytest.raises(BackendMissingError, match="pip install"):
         backend(optional).solve(lp([1.0], [[1.0]], ([0.0], [1.0]), ([0.0], [2.0])))

@@ -20,7 +20,7 @@ import pytest
 from corgi_solvers import BackendMissingError, Problem, ProblemError, Pulp, Solution, Status, cbc, child, pulp
 from corgi_solvers.pulp import read_answer
 from ending import ended
-from solver_problems import INF
+from solver_problems import INF, skip_without, usable
 
 LP = Problem([1.0, 1.0], 0.0, [[1.0, 2.0]], [1.0], [INF], [0.0, 0.0], [5.0, 5.0], [False, False])  # minimum 0.5
 MIP = Problem([1.0, 1.0], 0.0, [[2.0, 2.0]], [1.0], [INF], [0.0, 0.0], [5.0, 5.0], [True, True])  # minimum 1
@@ -170,12 +170,14 @@ def test_cbc_is_told_its_tolerances_and_gaps() -> None:
     options = dict(itertools.pairwise(words))
     assert (options["-sec"], options["-allowableGap"], options["-ratioGap"]) == ("2.5", "1e-07", "1e-08")
     assert (options["-preprocess"], options["-cuts"], options["-timeMode"]) == ("off", "off", "elapsed")
+    skip_without("pulp:cbc")
     s = Pulp(mip_abs_gap=0.25).solve(MIP)
     assert s.objective - s.bound >= 0.25  # what was allowed is off the bound
 
 
 def test_mips_that_cbc_gets_wrong_by_itself() -> None:
     """Preprocessing calls the first infeasible; with cuts the second ends "Optimal" at -211.68."""
+    skip_without("pulp:cbc")
     A = [
         [0.31668839366275753, -1.55799503151274, 0.11480049287713974, -1.5049660592453986],
         [2.1216958204180876, -2.2783911239551085, 0.7277890474981358, 1.1453311321825687],
@@ -256,10 +258,28 @@ def test_answers_are_read_exactly(tmp_path: Path) -> None:
 
 def test_the_offset_that_pulp_drops_is_in_the_bound() -> None:
     p = Problem([1.0, 1.0], 100.0, [[2.0, 2.0]], [1.0], [INF], [0.0, 0.0], [5.0, 5.0], [True, True])
-    for solver in ("cbc", "highs"):
+    for solver in (one for one in ("cbc", "highs") if usable(f"pulp:{one}")):
         s = Pulp(solver).solve(p)
         assert (s.status, s.objective) == (Status.OPTIMAL, pytest.approx(101.0))
         assert s.bound == pytest.approx(101.0, abs=1e-5)
+
+
+@pytest.mark.parametrize("solver", ["highs", "scip", "gurobi", "cplex"])
+def test_columns_that_pulp_leaves_out_are_where_they_may_be(solver: str) -> None:
+    """In no row with a side, and without cost; eleven columns, so that x10 is not before x2."""
+    skip_without(f"pulp:{solver}")
+    n = 11
+    A, c = np.zeros((3, n)), np.zeros(n)
+    A[0, [2, 10]], A[1, 5], A[2, 7] = (1.0, 2.0), 1.0, 1.0
+    c[[2, 10]] = 3.0, 5.0
+    lower, upper, whole = np.zeros(n), np.full(n, 9.0), np.zeros(n, dtype=bool)
+    lower[7], whole[7], lower[3], upper[3] = 2.5, True, -4.0, -1.0
+    p = Problem(c, 0.0, A, [4.0, 1.5, -INF], [INF, 2.0, INF], lower, upper, whole)
+    s = Pulp(solver).solve(p)
+    assert (s.status, s.objective) == (Status.OPTIMAL, pytest.approx(10.0))
+    assert s.x is not None
+    assert s.x[[2, 3, 7, 10]].tolist() == pytest.approx([0.0, -1.0, 3.0, 2.0])
+    assert 1.5 - 1e-6 <= s.x[5] <= 2.0 + 1e-6
 
 
 # -------------------------------------------------------------------------------------------------------- the rest
@@ -288,6 +308,7 @@ def test_a_missing_solver_names_its_command(monkeypatch: pytest.MonkeyPatch) -> 
 def test_declares_itself_and_pickles() -> None:
     assert (Pulp.capabilities.lp, Pulp.capabilities.mip, Pulp.capabilities.soc) == (True, True, False)
     assert pickle.loads(pickle.dumps(Pulp("scip", threads=2))) == Pulp("scip", threads=2)
+    skip_without("pulp:cbc")
     report = Pulp().solve(MIP).report
     assert report.solver == "pulp:cbc"
     assert report.version.startswith("2.")
@@ -297,6 +318,7 @@ def test_declares_itself_and_pickles() -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT to one process")
 @pytest.mark.parametrize("solver", ["cbc", "highs"])
 def test_ctrl_c_is_raised_and_leaves_no_child(solver: str) -> None:
+    skip_without(f"pulp:{solver}")
     code = f"""
         import subprocess
         import numpy as np
