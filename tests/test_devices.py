@@ -27,7 +27,7 @@ from corgi_opt.bounds.objective import pixel_rows
 from corgi_opt.encode.big_m import big_m
 from corgi_opt.encode.expressions import Expressions
 from corgi_opt.ladder import Ladder
-from corgi_opt.question import Question
+from corgi_opt.question import Question, resolve_device
 from corgi_opt.search import branch as branch_module
 from corgi_opt.search.branch import branch
 from corgi_opt.search.counting import CountSolver
@@ -291,6 +291,28 @@ def test_auto_takes_the_device_that_there_is(monkeypatch):
     with StandIn() as device:
         verdict = co.verify(net, x, eps=0.069, k=2)
     assert verdict.status == "certified" and device.calls["addmm_"] > 0
+
+
+def test_a_network_is_moved_to_the_device_once(monkeypatch):
+    """By whatever name the device is called: "cuda" is where "cuda:0" is."""
+    net, x = built(Small, (1, 3, 4), 7, pool=1, hidden=3, features=3)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with StandIn():
+        for name in ("auto", "cuda", torch.device("cuda"), "cuda:0"):
+            assert resolve_device(name) == DEVICE
+            co.verify(net, x, eps=0.069, k=2, device=name)
+    there = [(dtype, device) for dtype, device in net._moved if device.type == "cuda"]
+    assert sorted(map(str, there)) == sorted(map(str, [(torch.float32, DEVICE), (torch.float64, DEVICE)]))
+
+
+def test_a_gpu_that_is_there_and_does_not_work_is_an_error(monkeypatch):
+    net, x = network("small")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    if torch.backends.cuda.is_built():
+        pytest.skip("this build of torch has CUDA")
+    with pytest.raises(co.InputError, match=r"device 'auto' is not usable here .*; use 'cpu'"):
+        co.verify(net, x, eps=0.069, k=2)
+    assert co.verify(net, x, eps=0.069, k=2, device="cpu").status == "certified"
 
 
 def test_an_image_may_be_on_the_device():
