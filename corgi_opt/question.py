@@ -104,12 +104,11 @@ def corners(ball: Ball) -> Iterator[Tensor]:
 
 def resolve_device(device: str | torch.device) -> torch.device:
     """``"auto"``: CUDA where there is one, else the CPU. Raises InputError for an unknown or absent device."""
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    found = "cuda" if device == "auto" and torch.cuda.is_available() else "cpu"
     try:
-        chosen = torch.device(device)
-        torch.zeros(1, device=chosen).sum().item()  # "meta" makes tensors but cannot hold a value
+        made = torch.zeros(1, device=torch.device(found if device == "auto" else device))
+        made.sum().item()  # "meta" makes tensors but cannot hold a value
     except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
-        message = str(error).splitlines()[0]
-        raise InputError(f"device {device!r} is not usable here ({message}); use 'auto' or 'cpu'") from error
-    return chosen
+        message, others = str(error).splitlines()[0], "'cpu'" if device == "auto" else "'auto' or 'cpu'"
+        raise InputError(f"device {device!r} is not usable here ({message}); use {others}") from error
+    return made.device  # by its number, as its tensors say it: what is kept for a device is kept once

@@ -148,7 +148,11 @@ def outside(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Any]:
     return {name: said(call(scene)) for name, call in CALLS.items()}
 
 
-@pytest.mark.parametrize("state", STATES)
+ALIKE = ("default dtype float16", "device context", "no_grad", "enable_grad", "deterministic")
+"""States that are like another one here; what they are inside is asked of the guard itself."""
+
+
+@pytest.mark.parametrize("state", [pytest.param(s, marks=[pytest.mark.slow] * (s in ALIKE)) for s in STATES])
 def test_every_answer_is_what_it_is_outside(state, outside, tmp_path):
     scene, usual, found = Scene.at(tmp_path), observed(), {}
     with STATES[state]():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -334,3 +335,29 @@ def test_several_outputs_at_once_are_as_one_at_a_time(case, norm, planes):
     assert bool((ascended <= least_allowed(nodes, z, values[nodes.goal]) + 1e-9).all())
     roots = bounds.ascend(bounds.root(goals), 5)[1].value
     assert bool((roots <= values.amin(dim=1) + 1e-9).all())
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "Sparse CSR tensor support is in beta state. If you miss a functionality in the sparse tensor support, ...",
+        "Sparse invariant checks are implicitly disabled. Memory errors (e.g. SEGFAULT) will occur when ...",
+    ],
+)
+def test_what_torch_says_of_sparse_tensors_reaches_nobody(said, monkeypatch):
+    """torch 2.11 warns of checks that are off where they are asked for; other warnings do get through."""
+    make, checked = torch.sparse_csr_tensor, []
+
+    def warning(*args, **kwargs):
+        checked.append(kwargs["check_invariants"])
+        warnings.warn(said, UserWarning, stacklevel=2)
+        return make(*args, **kwargs)
+
+    monkeypatch.setattr(torch, "sparse_csr_tensor", warning)
+    monkeypatch.setattr(phases_module, "SPARSE", 1.0)
+    monkeypatch.setattr(phases_module, "MKL", True)
+    PhaseBounds(setting("residual", "inf")[1], None, torch.float64, CPU)
+    assert checked and all(checked)
+    said = "something else"
+    with pytest.warns(UserWarning, match="something else"):
+        PhaseBounds(setting("residual", "inf")[1], None, torch.float64, CPU)
