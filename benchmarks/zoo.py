@@ -4,8 +4,8 @@
         [--limits 30,120] [--k 5] [--method auto]
 
 DIR (default: CORGI_ZOO_DIR, or ../shared/zoo) holds architectures.py (``make(name)``), a state dict NAME.safetensors
-for each network and images.npz. A network that is refused is named with the reason. ``over crown`` below 1 is a fault: an
-exact method never says less than a weak one. Record tables in benchmarks/RESULTS.md with the date and the machine.
+for each network and images.npz. A network that is refused is named with the reason. ``over crown`` below 1 is a fault:
+an exact method never says less than a weak one. Record tables in benchmarks/RESULTS.md with the date and the machine.
 """
 
 from __future__ import annotations

@@ -398,7 +398,7 @@ def radius(
     ``upper / lower <= 1 + rtol`` unless ``reason`` says why not, for a relaxation ``lower`` is within rtol of the
     largest eps it certifies. A tied image has radius 0, with that reason.
 
-    ``time_limit`` is shared so that no method certifies less than a weaker one in the same time. The attack has a
+    ``time_limit`` is shared so that a method certifies at least what CROWN does in the same time. The attack has a
     quarter of it at first. CORGI's radius, which is recorded beside the answer, has a tenth
     (``Radius.corgi_cut_off`` says where that was not enough). CROWN's comes before the first tree or MILP unless a
     pass of it is next to nothing. An exact probe has few seconds, which double where they decide nothing.

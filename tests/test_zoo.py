@@ -13,7 +13,7 @@ def test_corgi_never_keeps_crown_waiting(zoo):
     """One verdict on the strided network: CROWN's, with CORGI's bound beside it or a word that there was no time."""
     x = zoo.image(0)
     net = co.from_torch(zoo.model("strided"), x)
-    v = co.verify(net, x, eps=2e-4, k=5, method="crown", time_limit=600.0)
+    v = co.verify(net, x, eps=2e-4, k=5, method="crown", time_limit=60.0)
     assert v.status == "certified" and v.margin_lower > 0
     assert v.corgi_margin <= v.margin_lower or v.stats["corgi_cut_off"] == 1.0
 
