@@ -17,6 +17,9 @@ from corgi_opt.proof.certificate import Certificate
 Status = Literal["certified", "falsified", "unknown"]
 Proof = Literal["checked", "float64", "solver"]
 
+CORGI_CUT_OFF = "corgi_cut_off"
+"""Key of ``stats`` where the paper's bound beside an answer was not finished in its share of the time limit."""
+
 
 @dataclass(frozen=True, eq=False)
 class Witness:
@@ -53,8 +56,9 @@ class Verdict:
     ``status``: certified (margin_lower > 0, proven), falsified (``counterexample`` replayed), or unknown (``reason``
     says why). ``k``, ``within``: each of the k brightest pixels stays among the ``within`` brightest (``within = k``:
     the set stays). ``margin_lower <= margin <= margin_upper``, in units of the CAM. ``corgi_margin``: the paper's bound
-    on the same question. ``proof``: ``"checked"`` (the checker proved it, with bounds of all rounding), or, for a
-    certified, ``"float64"`` (bounds computed in float64 with a stated safety margin) or ``"solver"`` (rests on HiGHS's
+    on the same question; NaN where it was not finished in its share of the time limit (``stats["corgi_cut_off"]`` is
+    then 1). ``proof``: ``"checked"`` (the checker proved it, with bounds of all rounding), or, for a certified,
+    ``"float64"`` (bounds computed in float64 with a stated safety margin) or ``"solver"`` (rests on HiGHS's
     word). ``method``: the stage that settled it.
     """
 
@@ -115,8 +119,9 @@ class Radius:
     """A two-sided bracket: stable at every eps <= ``lower`` (proven), broken at ``upper`` (by ``counterexample``).
 
     ``upper`` is infinity when no counterexample was found. ``corgi``: the paper's certified radius on the same
-    question; ``attack``: the smallest eps PGD alone broke. ``reason`` says how the search ended; a radius of 0 for a
-    tied image says so there.
+    question; it has a tenth of the time limit, and where that was not enough, ``corgi`` is what it had certified by
+    then (``corgi_cut_off``, also in ``stats``). ``attack``: the smallest eps PGD alone broke. ``reason`` says how the
+    search ended; a radius of 0 for a tied image says so there.
     """
 
     lower: float
@@ -140,6 +145,11 @@ class Radius:
         return _made(self.prover, "the certified radius is 0")
 
     @property
+    def corgi_cut_off(self) -> bool:
+        """Whether ``corgi`` is only a lower end of the paper's radius, for want of time."""
+        return bool(self.stats.get(CORGI_CUT_OFF, 0.0))
+
+    @property
     def ratio(self) -> float:
         """upper / lower: 1.0 means the exact radius is known."""
         return self.upper / self.lower if self.lower > 0 else float("inf")
@@ -157,7 +167,7 @@ class Radius:
             "certified up to": self.lower,
             "broken at": self.upper,
             "broken / certified": self.ratio,
-            "CORGI": self.corgi,
+            "CORGI, at least" if self.corgi_cut_off else "CORGI": self.corgi,
             "PGD alone breaks": self.attack,
             "reason": self.reason,
         }
@@ -166,7 +176,8 @@ class Radius:
     def __repr__(self) -> str:
         return (
             f"Radius([{self.lower:.6g}, {self.upper:.6g}], {asked(self.k, self.within)}, class {self.class_idx}, "
-            f"{self.method}; corgi {self.corgi:.6g}, attack {self.attack:.6g}; {self.reason})"
+            f"{self.method}; corgi {'>= ' if self.corgi_cut_off else ''}{self.corgi:.6g}, "
+            f"attack {self.attack:.6g}; {self.reason})"
         )
 
 

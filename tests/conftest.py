@@ -1,4 +1,4 @@
-"""Where the paper's network and images are, one thread per worker, and an attack on whatever is certified."""
+"""Where the paper's network and the zoo's are, one thread per worker, and an attack on whatever is certified."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from zoos import Zoo
 
 from corgi_opt.ladder import Ladder
 from corgi_opt.results import Verdict
@@ -30,6 +31,16 @@ def gtsrb() -> Path:
     if not (root / "models" / "model_gtsrb.h5").is_file():
         pytest.skip(f"the paper's network and images are not at {root} (set CORGI_GTSRB_DIR)")
     return root
+
+
+@pytest.fixture(scope="session")
+def zoo() -> Zoo:
+    """Small trained networks of the usual kinds; skips where their folder is absent."""
+    default = Path(__file__).resolve().parents[2] / "shared" / "zoo"
+    root = Path(os.environ.get("CORGI_ZOO_DIR", default))
+    if not (root / "architectures.py").is_file():
+        pytest.skip(f"the zoo's networks are not at {root} (set CORGI_ZOO_DIR)")
+    return Zoo(root)
 
 
 @pytest.fixture(autouse=True)

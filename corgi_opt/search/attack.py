@@ -293,14 +293,15 @@ def attack_radius(
     *,
     rtol: float,
     largest: float,
+    start: Witness | None = None,
 ) -> Witness | None:
     """The nearest witness that repeated PGD finds, or None up to ``largest``.
 
     Rises from the smallest linearised radius until PGD breaks, shrinks the witness along its segment to the centre,
-    and tries again just below until a try fails.
+    and tries again just below until a try fails. ``start``: a witness to go on from.
     """
     eps = min(float(targets.radii[0]), largest)
-    best: Witness | None = None
+    best = start
     while best is None:
         best = pgd(question, question.ball(eps), targets, device, options, deadline)
         if best is None and (eps >= largest or deadline.over):

@@ -1,50 +1,89 @@
-"""Where a falling function of eps crosses zero: safeguarded secant steps, several eps to a batch."""
+"""Where a falling function of eps crosses zero: safeguarded secant steps, one eps at a time.
+
+Regula falsi in the Illinois variant (Dowell and Jarratt 1971): the margin of an end that stays is halved, and a step
+that did not halve the bracket is followed by its middle.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 from typing import NamedTuple
-
-MOST_ROUNDS = 30
 
 
 class Point(NamedTuple):
-    """An eps and a margin there."""
+    """An eps and a margin there; -inf where nobody knows it."""
 
     eps: float
     margin: float
 
 
-Batch = Callable[[Sequence[float]], Sequence[float]]
-"""The margins at several eps."""
+class Crossing:
+    """Narrows ``low`` (margin > 0) and ``high`` (margin <= 0, or unknown) to within rtol of each other.
 
-
-def crossing(margins: Batch, low: Point, high: Point, rtol: float) -> tuple[Point, Point]:
-    """Narrows ``low`` (margin > 0) and ``high`` (margin <= 0) to within rtol of each other, in at most MOST_ROUNDS.
-
-    Each batch holds both sides of the secant's root, and a middle that alone would halve the bracket.
+    Whoever searches asks for an eps (:meth:`ask`) and says what the margin is there (:meth:`tell`), or that it is not
+    to be had in time (:meth:`forgo`). He may stop at any time: ``low`` is the largest eps that holds so far. ``first``:
+    the eps to begin with.
     """
-    for _ in range(MOST_ROUNDS):
-        if low.eps > 0 and high.eps <= low.eps * (1 + rtol):
-            break
-        epses = probes(low, high, rtol)
-        points = [Point(eps, margin) for eps, margin in zip(epses, margins(epses), strict=True)]
-        # margins need not fall everywhere: what counts is the largest eps that holds, and the next above that does not
-        low = max([low, *(p for p in points if p.margin > 0)], key=lambda p: p.eps)
-        high = min([high, *(p for p in points if not p.margin > 0 and p.eps > low.eps)], key=lambda p: p.eps)
-    return low, high
 
+    def __init__(self, low: Point, high: Point, rtol: float, first: float | None = None) -> None:
+        self.low, self.high, self.rtol = low, high, rtol
+        self.forgone = False
+        self._first = first
+        self._weight = 1.0  # of the margin at the end that stays
+        self._rising: bool | None = None  # whether the last step moved the lower end
+        self._halved = True  # whether it halved the bracket
 
-def probes(low: Point, high: Point, rtol: float) -> list[float]:
-    """One to three eps strictly between low and high, rising."""
-    root = secant_root(low, high)
-    if root is None:
-        return [_middle(low.eps, high.eps)]
-    wanted = [root / (1 + rtol / 3), root * (1 + rtol / 3), _middle(low.eps, high.eps)]
-    least, most = low.eps * (1 + rtol / 4), high.eps / (1 + rtol / 4)
-    inside = sorted({e for e in wanted if least < e < most})
-    return inside or [_middle(low.eps, high.eps)]
+    @property
+    def begun(self) -> bool:
+        return self.forgone or self._rising is not None
+
+    @property
+    def closed(self) -> bool:
+        return self.low.eps > 0 and self.high.eps <= self.low.eps * (1 + self.rtol)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether it is closed only from above by an eps that costs too much."""
+        return self.closed and self.forgone and self.high.margin == -math.inf
+
+    def ask(self) -> float:
+        """The next eps: strictly between the ends, but for the first."""
+        if self._first is not None:
+            return self._first
+        middle = _middle(self.low.eps, self.high.eps)
+        if self.forgone and self.high.margin == -math.inf:
+            return max(self.high.eps / 4, middle)
+        if self.high.margin == -math.inf and self.low.eps > 0:
+            return min(2 * self.low.eps, middle)  # nothing is known of what is far above, and it costs most there
+        root = self._root() if self._halved else None
+        if root is None:
+            return middle
+        # beyond the root, seen from the end that moved last: the other end is to move as well
+        at = root * (1 + self.rtol / 3) if self._rising else root / (1 + self.rtol / 3)
+        least, most = self.low.eps * (1 + 0.9 * self.rtol), self.high.eps / (1 + 0.9 * self.rtol)
+        return min(max(at, least), most) if least < most else middle
+
+    def tell(self, eps: float, margin: float) -> None:
+        """Margins need not fall everywhere: what counts is the largest eps that holds, and the next that does not."""
+        before, rising = (self.low.eps, self.high.eps), margin > 0
+        if rising:
+            self.low = max(self.low, Point(eps, margin), key=lambda p: p.eps)
+        elif self.low.eps < eps <= self.high.eps:
+            self.high = Point(eps, margin)
+        self._weight = self._weight / 2 if rising == self._rising else 1.0
+        self._halved = self._first is not None or _halved(before, (self.low.eps, self.high.eps))
+        self._first, self._rising = None, rising
+
+    def forgo(self, eps: float) -> None:
+        """The margin at ``eps`` costs too much: only smaller ones are asked for from now on."""
+        self._first, self.forgone = None, True
+        self.high = Point(min(eps, self.high.eps), -math.inf)
+
+    def _root(self) -> float | None:
+        low, high = self.low, self.high
+        if self._rising:
+            return secant_root(low, Point(high.eps, high.margin * self._weight))
+        return secant_root(Point(low.eps, low.margin * self._weight), high)
 
 
 def secant_root(low: Point, high: Point) -> float | None:
@@ -57,3 +96,10 @@ def secant_root(low: Point, high: Point) -> float | None:
 
 def _middle(low: float, high: float) -> float:
     return math.sqrt(low * high) if low > 0 else high / 4
+
+
+def _halved(before: tuple[float, float], after: tuple[float, float]) -> bool:
+    """Whether a bracket's width is half of what it was, or on a logarithmic scale, which an end at 0 has none of."""
+    if after[1] - after[0] <= (before[1] - before[0]) / 2:
+        return True
+    return before[0] > 0 and math.log(after[1] / after[0]) <= math.log(before[1] / before[0]) / 2
