@@ -47,6 +47,8 @@ def check_ready(model: nn.Module, example: Tensor) -> None:
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise InputError("the model is compiled by TorchScript; pass the nn.Module that it was made from")
     training = [name or type(model).__name__ for name, m in model.named_modules() if m.training]
     # what torch.export made has no modes: it says in its graph what batch norm and dropout do
     if training and not isinstance(model, torch.fx.GraphModule):

@@ -143,18 +143,18 @@ class _Maps(TorchFunctionMode):
         self.leaf: Tensor | None = None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        args, kwargs = tree_map(self._taken, (args, kwargs or {}))
-        if self._leaf_at is None:
+        with ExitStack() as stack:
+            if self._leaf_at is not None:  # in spite of a no_grad in the model
+                stack.enter_context(torch.inference_mode(False))
+                stack.enter_context(torch.enable_grad())
+            args, kwargs = tree_map(self._taken, (args, kwargs or {}))
             given = func(*args, **kwargs)
-        else:  # in spite of a no_grad in the model
-            with torch.inference_mode(False), torch.enable_grad():
-                given = func(*args, **kwargs)
-        return tree_map(self.see, given) if isinstance(given, (Tensor, tuple, list)) else given
+            return tree_map(self.see, given) if isinstance(given, (Tensor, tuple, list)) else given
 
     def _taken(self, value: Any) -> Any:
         """A map that no function gave, as it is now: written into, or from where torch functions are not seen."""
         known = self._known.get(id(value))
-        return value if known is not None and known[1] == value._version else self.see(value)
+        return value if known is not None and known[1] == _writes(value) else self.see(value)
 
     def see(self, value: Any) -> Any:
         if not isinstance(value, Tensor) or tuple(value.shape) != self._shape:
@@ -165,9 +165,14 @@ class _Maps(TorchFunctionMode):
             else:
                 self.leaf = value.detach().clone().requires_grad_(True)
                 value = self.leaf.clone()
-        self._known[id(value)] = (value, value._version)
+        self._known[id(value)] = (value, _writes(value))
         self.maps.append(value.detach().to("cpu", torch.float64, copy=True))
         return value
+
+
+def _writes(tensor: Tensor) -> int:
+    """How often a tensor was written to, as far as torch counts (not those of inference mode)."""
+    return -1 if tensor.is_inference() else tensor._version
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable
 
 import pytest
@@ -190,6 +191,33 @@ def test_what_is_returned_beside_the_logits_has_to_be_named():
 def test_what_is_no_row_of_scores_is_refused(returned, message):
     with pytest.raises(co.UnsupportedOpError, match=message):
         co.from_torch(Returns(returned).eval(), X)
+
+
+def test_compiled_models_are_read_as_what_was_compiled():
+    expected = co.from_torch(Base().eval(), X).cam(X, 0)
+    for compiled in (torch.compile(Base().eval()), nn.DataParallel(Base()).eval()):
+        assert torch.equal(co.from_torch(compiled, X).cam(X, 0), expected)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        traced = torch.jit.trace(Base().eval(), X)
+        with pytest.raises(co.InputError, match="TorchScript"):
+            co.from_torch(traced, X)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_modes_inside_forward_change_nothing(mode):
+    class Frozen(Base):
+        def forward(self, x):
+            with mode():
+                features = self.body(x)
+            return self.head(features.mean((2, 3)))
+
+    expected = co.from_torch(Base().eval(), X)
+    net = co.from_torch(Frozen().eval(), X)
+    assert torch.equal(net.cam(X, 0), expected.cam(X, 0)) and torch.equal(net.model_cam(X, 0), expected.cam(X, 0))
+    with mode():
+        made = Base().eval()
+    assert torch.equal(co.from_torch(made, X).cam(X, 0), expected.cam(X, 0))
 
 
 def test_weights_without_values_are_refused_and_the_hints_help():
