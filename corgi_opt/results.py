@@ -53,8 +53,8 @@ class Verdict:
     says why). ``k``, ``within``: each of the k brightest pixels stays among the ``within`` brightest (``within = k``:
     the set stays). ``margin_lower <= margin <= margin_upper``, in units of the CAM. ``corgi_margin``: the paper's bound
     on the same question. ``proof``: ``"checked"`` (the checker proved it, with bounds of all rounding), or, for a
-    certified, ``"float64"`` (bounds computed in float64 with a stated safety margin) or ``"solver"`` (rests on HiGHS's
-    word). ``method``: the stage that settled it.
+    certified, ``"float64"`` (bounds computed in float64, less what rounding may hide; LPs too) or ``"solver"`` (rests
+    on a MILP solver's word). ``method``: the stage that settled it.
     """
 
     status: Status
