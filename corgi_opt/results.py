@@ -58,8 +58,8 @@ class Verdict:
     the set stays). ``margin_lower <= margin <= margin_upper``, in units of the CAM. ``corgi_margin``: the paper's bound
     on the same question; NaN where it was not finished in its share of the time limit (``stats["corgi_cut_off"]`` is
     then 1). ``proof``: ``"checked"`` (the checker proved it, with bounds of all rounding), or, for a certified,
-    ``"float64"`` (bounds computed in float64 with a stated safety margin) or ``"solver"`` (rests on HiGHS's
-    word). ``method``: the stage that settled it.
+    ``"float64"`` (bounds computed in float64, less what rounding may hide; LPs too) or ``"solver"`` (rests on a MILP
+    solver's word). ``method``: the stage that settled it.
     """
 
     status: Status

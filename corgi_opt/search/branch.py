@@ -180,6 +180,8 @@ class _Tree:
             both = children(self.bounds, nodes, value, likely, self.threshold, self.costs)
             self._bound(both, value.repeat(2), STEPS, deadline)
         lower = min(self._lowest_open(root), self.closed)
+        if lower == math.inf:  # not every node can be empty
+            lower = -math.inf
         tree = None if self.ledger is None or not lower > self.threshold else self.ledger.leaves()
         return Searched(lower, self.upper, self.image, self.nodes, self.leaves, self.reason, tree)
 
@@ -199,7 +201,7 @@ class _Tree:
         self.nodes += len(nodes)
         nodes, bound, point = self.bounds.ascend(nodes, steps, self.threshold + CLEARLY)
         if not bool(bound.value.isfinite().all()):
-            self.reason = NOT_A_NUMBER
+            self.closed, self.reason = -math.inf, NOT_A_NUMBER  # nothing is known of these nodes
             return
         self._meet(point.variables[: self.program.inputs])
         doubt = self.bounds.doubt(nodes, bound, point)

@@ -287,6 +287,7 @@ LIARS = {
     "limit": Liar(Status.LIMIT, -math.inf),
     "interrupted": Liar(Status.INTERRUPTED, -math.inf),
     "a point alone": Liar(Status.LIMIT, -math.inf, point=True),
+    "a bound alone": Liar(Status.OPTIMAL, 1e6),
 }
 
 
@@ -304,6 +305,30 @@ def test_a_solver_that_fails_proves_nothing(case, away, liar, monkeypatch):
     assert not found.lower > threshold
     assert found.lower <= exact(case) + 1e-6
     assert found.reason
+
+
+def test_what_float32_cannot_hold_is_no_answer():
+    _, program = setting("residual")
+    huge = replace(program, constants=program.constants * 1e60, slack=program.slack * 1e60)
+    found = run(huge, 0.0)
+    assert found.reason == branch_module.NOT_A_NUMBER
+    assert not found.lower > 0
+
+
+def test_residue_is_taken_off_whatever_closes_a_node(monkeypatch):
+    """By D, and by linear programs of leaves alone; and a value within it is not searched below any further."""
+    _, program = setting("residual")
+    minimum = exact("residual")
+    for off, below in ((1e-2, 1.1e-2), (1e-2, 0.9e-2)):
+        loose = replace(program, residue=np.full_like(program.residue, off))
+        for settled in (branch_module.SETTLED, 1e9):
+            with monkeypatch.context() as patch:
+                patch.setattr(branch_module, "SETTLED", settled)
+                found = run(loose, minimum - below)
+            assert found.lower <= minimum - off + 1e-6
+            assert (found.lower > minimum - below) == (below > off)
+            assert found.reason == ""
+            assert below > off or found.upper - off <= minimum - below
 
 
 def test_a_solver_that_raises_is_heard(monkeypatch):

@@ -6,9 +6,10 @@ import functools
 import math
 import sys
 
+import numpy as np
 import pytest
 import torch
-from corgi_solvers import Highs, Status
+from corgi_solvers import Highs, Report, Solution, Status
 from encoding import PATIENT, Setting
 from nets import Pooled, image, seeded
 
@@ -19,7 +20,7 @@ from corgi_opt.encode.big_m import big_m
 from corgi_opt.encode.expressions import Expressions
 from corgi_opt.encode.triangle import triangle
 from corgi_opt.question import Question
-from corgi_opt.search.decide import SolvedProgram
+from corgi_opt.search.decide import Decided, SolvedProgram
 from corgi_opt.search.pairs import CamExpressions, PairSolver
 
 APART = [(56, 16), (56, 18), (56, 25), (56, 27), (8, 48), (8, 41)]
@@ -148,3 +149,79 @@ def test_what_is_too_large_or_too_late_proves_nothing(pair, encoding, monkeypatc
         assert (answer.lower, answer.upper, answer.image) == (-math.inf, math.inf, None)
         assert not answer.passes
         assert reason in answer.reason
+
+
+# --- deciders and solvers that fail ----------------------------------------------------------------------------
+
+
+def holds() -> tuple[int, int]:
+    """Pixels apart, the first of which stays the brighter."""
+    return next(pair for pair in APART if exact(pair) > 0)
+
+
+@pytest.mark.parametrize(
+    ("lower", "upper"), [(-math.inf, math.inf), (math.nan, math.nan), (math.nan, 0.0), (-1e9, 1e9)]
+)
+def test_a_search_that_gains_nothing_ends(lower, upper):
+    """Pixels apart are bounded in turns: none of them is asked the same again."""
+    asked = []
+
+    def decide(program, decide_at, deadline):
+        asked.append(decide_at)
+        assert len(asked) < 20
+        return Decided(lower, upper, None, 0.0, 0, "float64", "")
+
+    question, at = setting()
+    answer = PairSolver(question, at.ball, CamExpressions(question, at.expressions), decide).solve(holds(), PATIENT)
+    assert asked
+    assert not answer.lower > 0
+
+
+def test_pixels_apart_keep_their_deadline():
+    """Although each turn gains a little."""
+    gained = iter(range(10**9))
+
+    def decide(program, decide_at, deadline):
+        return Decided(-1e9 + next(gained), math.inf, None, 0.0, 0, "float64", "")
+
+    question, at = setting()
+    solver = PairSolver(question, at.ball, CamExpressions(question, at.expressions), decide)
+    i, j = holds()
+    pixels = solver.cam.pixels((i, j), PATIENT)
+    answer = solver._minimise_apart((i, j), pixels[i], -pixels[j], 0.0, Deadline(0.0))
+    assert answer.reason == "time limit"
+    assert next(gained) == 0
+
+
+@pytest.mark.parametrize("duals", ["none", "zero", "random", "nan"])
+def test_an_lp_solver_that_lies_proves_nothing_false(duals):
+    """What counts is what its multipliers prove, whatever it says that its bound is."""
+
+    class Liar:
+        def solve(self, problem, *, time_limit=math.inf, decide_at=None):
+            y = {
+                "none": None,
+                "zero": np.zeros(problem.m),
+                "random": np.random.default_rng(0).normal(size=problem.m),
+                "nan": np.full(problem.m, np.nan),
+            }[duals]
+            return Solution(Status.OPTIMAL, 1e9, 1e9, None, y, Report("liar", "0", 0.0, 0, 0, "optimal"))
+
+    question, at = setting()
+    solver = SolvedProgram(triangle, Liar())
+    for pair in TOGETHER:
+        cam = CamExpressions(question, at.expressions)
+        answer = PairSolver(question, at.ball, cam, solver).solve(pair, PATIENT)
+        assert answer.lower <= exact(pair)
+        assert answer.proof == "float64"
+
+
+def test_an_lp_proves_all_but_rounding_of_what_its_solver_says():
+    question, at = setting()
+    for pair in TOGETHER:
+        first, second = at.pixels(*pair)
+        program = at.program(first - second)
+        said = Highs().solve(triangle(program)).bound * float(program.scales[0])
+        answer = solver_of(encoding=triangle).solve(pair, PATIENT)
+        assert answer.proof == "float64"
+        assert said - 1e-7 * question.scale <= answer.lower < said + 1e-12 * question.scale
