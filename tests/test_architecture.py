@@ -33,6 +33,7 @@ RANK = {
     "corgi_opt.results": 2,
     "corgi_opt.network": 2,
     "corgi_opt.data": 2,
+    "corgi_opt.images": 2,
     "corgi_opt.sources": 3,
     "corgi_opt.question": 3,
     "corgi_opt.region": 4,
