@@ -19,6 +19,7 @@ from corgi_opt.deadline import Deadline
 from corgi_opt.encode.expressions import Expression, Expressions, combined
 from corgi_opt.margins import FLOAT64_SAFETY
 from corgi_opt.question import Question
+from corgi_opt.question import class_gaps as rows_of_gaps
 
 IN_PART = "the class is kept in part only"
 """Why an answer may be no answer."""
@@ -41,10 +42,7 @@ def class_gaps(
     """For a question that keeps the predicted class c. Raises TimeoutError."""
     net = question.net
     assert question.predicted is not None
-    others = [t for t in range(net.classes) if t != question.predicted]
-    coefs = torch.zeros(len(others), net.classes, 1, 1, dtype=torch.float64)
-    coefs[:, question.predicted] = 1.0
-    coefs[torch.arange(len(others)), others] = -1.0
+    coefs = rows_of_gaps(net.classes, question.predicted)[:, :, None, None]
     logits = _rows(coefs)
     unstable = sum(int(expressions.bounded.intervals[n].unstable.sum()) for n in net.graph.preactivations)
     if unstable <= MOST_UNITS:
