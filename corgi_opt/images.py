@@ -173,10 +173,10 @@ def _without_alpha(picture: Any, note: Note) -> Any:
 def fitted(module: nn.Module, x: Tensor, note: Note = to_stderr) -> Tensor:
     """The image (1, C, H, W) as the network takes it: grey on three channels, RGB as grey, or channels moved to the
     front, where the network refuses it as it is and takes it so; ``note`` is told. Else the image as it is."""
-    if any(m.training for m in module.modules()) or _runs(module, x):
+    if why_refused(module, x) is None:
         return x
     for what, other in _others(x):
-        if _runs(module, other):
+        if why_refused(module, other) is None:
             note(f"the network does not take an image {tuple(x.shape)}: {what}")
             return other
     return x
@@ -194,11 +194,14 @@ def _others(x: Tensor) -> list[tuple[str, Tensor]]:
     return found
 
 
-def _runs(module: nn.Module, x: Tensor) -> bool:
+def why_refused(module: nn.Module, x: Tensor) -> str | None:
+    """What the network says where it does not take an image; None where it does, or is in training mode and not run."""
+    if any(m.training for m in module.modules()):
+        return None
     parameter = next(module.parameters(), x)
     try:
         with torch.no_grad():
             module(x.clone().to(parameter.device, parameter.dtype))
-    except Exception:  # whatever a user's model raises
-        return False
-    return True
+    except Exception as error:  # whatever a user's model raises
+        return (str(error).splitlines() or [type(error).__name__])[0]
+    return None

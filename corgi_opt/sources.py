@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from corgi_opt.errors import InputError
-from corgi_opt.images import Note, fitted, read_array, read_image, to_stderr
+from corgi_opt.images import Note, fitted, read_array, read_image, to_stderr, why_refused
 from corgi_opt.network.cam import CamNetwork, from_torch
 from corgi_opt.network.weights import load_weights
 
@@ -27,11 +27,13 @@ def load(model: str, image: str, size: int | None, weights: Path | None) -> tupl
     x = load_image(image, size, bundled=model == "digits")
     module = load_model(model, weights)
     x = fitted(module, x)
-    try:
-        return from_torch(module, x), x
-    except InputError as error:
-        shape = f"the image has {x.shape[1]} channels and {x.shape[2]} x {x.shape[3]} pixels"
-        raise InputError(f"{error} ({shape}; --size N makes an image file N x N)") from error
+    why = why_refused(module, x)
+    if why is not None:
+        raise InputError(
+            f"{type(module).__name__} does not take this image: torch said {why!r}; the image has {x.shape[1]} "
+            f"channels and {x.shape[2]} x {x.shape[3]} pixels; --size N makes an image file N x N"
+        )
+    return from_torch(module, x), x
 
 
 def load_model(name: str, weights: Path | None = None) -> nn.Module:
