@@ -20,7 +20,7 @@ class Question:
 
     ``x`` (1, C, H, W) float64; ``cam`` (H, W) at x. ``scale``: the largest ``sum_c |W_c A_c|`` over the pixels at x,
     the size of the sums that a CAM value comes from; tolerances are stated relative to it. ``predicted``: the class
-    that an image must still be given to count as a counterexample; None: any.
+    that an image must still be given to count as a counterexample; None: any. Of a single logit: its sign, 1 or 0.
     """
 
     net: CamNetwork
@@ -61,7 +61,7 @@ class Question:
         topk = TopK.of(cam, k, 1e-9 * scale if tie_tol is None else tie_tol, within)
         if not isinstance(keep_class, bool):
             raise InputError(f"keep_class must be True or False, got {keep_class!r}")
-        predicted = net.class_index(image, None) if keep_class else None
+        predicted = _predicted(net, image) if keep_class else None
         return cls(net, image, chosen, cam, topk, scale, canonical_norm(norm), box, predicted)
 
     def ball(self, eps: float) -> Ball:
@@ -87,8 +87,8 @@ class Question:
         must still predict it, by no less than any other."""
         if self.predicted is None:
             return True
-        logits = self.net.model_logits(x)
-        return bool(logits[self.predicted] >= logits.max())
+        gaps = class_rows(self.net.classes, self.predicted)
+        return bool((gaps @ self.net.model_logits(x)).min() >= 0)
 
     def margin(self, x: Tensor) -> float:
         """The margin at one image (1, C, H, W), by running the user's own model in float64."""
@@ -112,3 +112,23 @@ def resolve_device(device: str | torch.device) -> torch.device:
         message, others = str(error).splitlines()[0], "'cpu'" if device == "auto" else "'auto' or 'cpu'"
         raise InputError(f"device {device!r} is not usable here ({message}); use {others}") from error
     return made.device  # by its number, as its tensors say it: what is kept for a device is kept once
+
+
+def _predicted(net: CamNetwork, image: Tensor) -> int:
+    return int(net.model_logits(image) > 0) if net.classes == 1 else net.class_index(image, None)
+
+
+def class_rows(classes: int, predicted: int) -> Tensor:
+    """Rows (G, classes), float64, whose products with the logits are all >= 0 where the predicted class is kept:
+    ``logit_c - logit_t`` for every other class t.
+
+    A single logit is that of a binary classifier: class 1 where it is positive, class 0 where not. So its sign is kept,
+    as if there were a second logit that is always 0.
+    """
+    if classes == 1:
+        return torch.full((1, 1), 1.0 if predicted == 1 else -1.0, dtype=torch.float64)
+    others = torch.tensor([t for t in range(classes) if t != predicted])
+    rows = torch.zeros(len(others), classes, dtype=torch.float64)
+    rows[:, predicted] = 1.0
+    rows[torch.arange(len(others)), others] = -1.0
+    return rows

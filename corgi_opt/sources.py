@@ -14,11 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 
-from corgi_opt.errors import InputError, MissingPackageError
+from corgi_opt.errors import InputError
+from corgi_opt.images import Note, fitted, read_array, read_image, to_stderr, why_refused
 from corgi_opt.network.cam import CamNetwork, from_torch
 from corgi_opt.network.weights import load_weights
 
@@ -27,6 +26,13 @@ def load(model: str, image: str, size: int | None, weights: Path | None) -> tupl
     """The network and the image that the command line names. Raises InputError, MissingPackageError."""
     x = load_image(image, size, bundled=model == "digits")
     module = load_model(model, weights)
+    x = fitted(module, x)
+    why = why_refused(module, x)
+    if why is not None:
+        raise InputError(
+            f"{type(module).__name__} does not take this image: torch said {why!r}; the image has {x.shape[1]} "
+            f"channels and {x.shape[2]} x {x.shape[3]} pixels; --size N makes an image file N x N"
+        )
     return from_torch(module, x), x
 
 
@@ -94,8 +100,11 @@ def _run_file(path: Path) -> Any:
     return module
 
 
-def load_image(name: str, size: int | None, *, bundled: bool) -> Tensor:
-    """The image (1, C, H, W) an --image option names. Raises InputError, MissingPackageError."""
+def load_image(name: str, size: int | None, *, bundled: bool, note: Note = to_stderr) -> Tensor:
+    """The image (1, C, H, W) an --image option names; ``note`` is told of what was done to it (images.py).
+
+    Raises InputError, MissingPackageError.
+    """
     if re.fullmatch(r"-?\d+", name):
         if not bundled:
             raise InputError("an index names a bundled image, which only the model 'digits' has; give a file")
@@ -110,39 +119,11 @@ def load_image(name: str, size: int | None, *, bundled: bool) -> Tensor:
     path = Path(name)
     if not path.is_file():
         raise InputError(f"no such image file: {name}")
-    if path.suffix == ".npy":
+    suffix = path.suffix.lower()
+    if suffix == ".npz":
+        raise InputError(f"{name} may hold several arrays; save the one that is meant with np.save as a .npy file")
+    if suffix == ".npy":
         if size is not None:
             raise InputError("--size is for image files; a .npy array is taken as it is")
-        return _read_array(path)
-    return _read_image(path, size)
-
-
-def _read_array(path: Path) -> Tensor:
-    """A .npy array (1, C, H, W), (C, H, W) or (H, W) in its own precision: a float64 counterexample stays exact."""
-    try:
-        array = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise InputError(f"{path} is not a .npy array: {error}") from error
-    if array.dtype.kind not in "fiu":
-        raise InputError(f"{path} must hold real numbers, got {array.dtype}")
-    if not 2 <= array.ndim <= 4:
-        raise InputError(f"{path} must have shape (1, C, H, W), (C, H, W) or (H, W), got {array.shape}")
-    return torch.from_numpy(array.astype(np.float64)[(None,) * (4 - array.ndim)])
-
-
-def _read_image(path: Path, size: int | None) -> Tensor:
-    try:
-        from PIL import Image as Pillow
-        from PIL import UnidentifiedImageError
-    except ImportError as error:
-        raise MissingPackageError("pillow", "reading image files", "pip install 'corgi_opt[gtsrb]'") from error
-    try:
-        with Pillow.open(path) as opened:
-            picture = opened if opened.mode in ("L", "RGB") else opened.convert("RGB")
-            if size is not None:
-                picture = picture.resize((size, size))
-            array = np.asarray(picture, dtype=np.float32) / 255
-    except (UnidentifiedImageError, OSError) as error:
-        raise InputError(f"cannot read {path} as an image: {error}") from error
-    channels_first = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
-    return torch.from_numpy(np.ascontiguousarray(channels_first))[None]
+        return read_array(path, note)
+    return read_image(path, size, note)

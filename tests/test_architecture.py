@@ -36,6 +36,7 @@ RANK = {
     "corgi_opt.data": 2,
     "corgi_opt.backends": 3,
     "corgi_opt.tolerance": 3,
+    "corgi_opt.images": 2,
     "corgi_opt.sources": 3,
     "corgi_opt.question": 4,
     "corgi_opt.region": 4,

@@ -44,6 +44,10 @@ def build(channels=1):
 def colour():
     return build(3)
 
+def fixed():
+    model = build()
+    return nn.Sequential(model.body, nn.AvgPool2d(6), nn.Flatten(), model.head).eval()
+
 def training():
     return build().train()
 
@@ -375,6 +379,29 @@ def test_each_channel_may_have_a_box_of_its_own(corgi, models):
     assert (outside.code, outside.out) == (3, "") and "in channel 2, outside the clip box [-1.0, 3.0]" in outside.err
 
 
+def test_what_was_done_to_an_image_is_said_beside_the_json(corgi, models):
+    pillow = pytest.importorskip("PIL.Image")
+    grey = (255 * image(1, 6, 6)[0, 0]).byte().numpy()
+    pillow.fromarray(np.dstack([grey, np.full_like(grey, 255)]), "LA").save("x.png")
+    asked = ("--image", "x.png", "--k", 2, "--eps", 0.001, "--json")
+    ran = corgi("verify", "my_models.py:colour", *asked)
+    assert only_json(ran)["k"] == 2
+    assert "note: x.png: its alpha channel" in ran.err and "note: the network does not take an image" in ran.err
+    plain = corgi("verify", "my_models.py:build", *asked)
+    assert only_json(plain)["k"] == 2 and plain.err.count("note:") == 1
+
+
+def test_an_image_of_another_size_is_refused_and_size_is_the_way_out(corgi, models):
+    pillow = pytest.importorskip("PIL.Image")
+    pillow.fromarray((255 * image(1, 13, 12)[0, 0]).byte().numpy()).save("x.png")
+    asked = ("my_models.py:fixed", "--image", "x.png", "--k", 2, "--eps", 0.001, "--json")
+    ran = corgi("verify", *asked)
+    assert (ran.code, ran.out) == (3, "")
+    assert "the image has 1 channels and 13 x 12 pixels; --size N makes an image file N x N" in ran.err
+    again = corgi("verify", *asked, "--size", 6)
+    assert only_json(again)["k"] == 2 and "12 x 13 pixels are made 6 x 6" in again.err
+
+
 # --- refusals --------------------------------------------------------------------------------------------------
 
 FILE = ("my_models.py:build", "--image", "x.npy", "--k", "2", "--eps", "0.01")
@@ -401,7 +428,7 @@ def with_image(name: str, *more: str) -> tuple[str, ...]:
         (with_model("my_models.py:training"), ["training mode", "call model.eval() first"]),
         (with_model("my_models.py:sigmoid"), ["body.1", "sigmoid is not supported", "retrain with ReLU"]),
         (with_model("my_models.py:headless"), ["no CAM head"]),
-        (with_model("my_models.py:colour"), ["Net", "torch said", "channels"]),
+        (("my_models.py:colour", "--image", "two.npy", *FILE[3:]), ["Net", "torch said", "the image has 2 channels"]),
         (with_image("absent.png"), ["no such image file: absent.png"]),
         (with_image("3"), ["an index names a bundled image", "give a file"]),
         (with_image("my_models.py"), ["cannot read my_models.py as an image"]),
@@ -429,6 +456,7 @@ def test_what_cannot_be_answered_is_one_clear_line_and_exit_code_3(corgi, models
     np.save("x.npy", image(1, 6, 6).numpy())
     np.save("bright.npy", 3 * image(1, 6, 6).numpy())
     np.save("line.npy", np.zeros(6))
+    np.save("two.npy", image(2, 6, 6).numpy())
     np.save("words.npy", np.array([["a", "b"]]))
     Path("text.npy").write_text("not an array")
     Path("empty.npy").write_bytes(b"")

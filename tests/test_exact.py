@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
+import torch
+from enumeration import exact_margin_keep_class
+from nets import Small, image, seeded
 from scipy.optimize import Bounds, LinearConstraint, milp
 from small_questions import SmallQuestion, questions
+from torch import nn
 
 import corgi_opt as co
+from corgi_opt.question import Question
 
 EACH = 20
 """Questions of one seed."""
@@ -122,3 +129,79 @@ def test_exported_pairs_have_the_margin_of_enumeration(tmp_path):
         assert answer.lower - 1e-6 <= least <= answer.upper + 1e-6
         compared += 1
     assert compared >= 5
+
+
+# --- a single logit: its sign is the class --------------------------------------------------------------------
+
+
+class Padded(nn.Module):
+    """A network of one logit with a second in front of it that is always 0: the same two classes, said in full."""
+
+    def __init__(self, one: nn.Module) -> None:
+        super().__init__()
+        self.first, self.second, self.relu = one.first, one.second, one.relu
+        self.head = nn.Linear(one.head.in_features, 2)
+        with torch.no_grad():
+            self.head.weight.zero_()[1:].copy_(one.head.weight)
+            self.head.bias.zero_()[1:].copy_(one.head.bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.relu(self.second(self.relu(self.first(x)))).mean((2, 3)))
+
+
+def binary(count: int) -> Iterator[tuple[nn.Module, torch.Tensor]]:
+    """Networks of one logit, just above and just below zero at their image; their brightest pixel is well ahead."""
+    seed = found = 0
+    while found < count:
+        seed += 1
+        model, x = seeded(Small, seed, classes=1), image(1, 3, 4, seed=seed).double()
+        net = co.from_torch(model, x.float())
+        cam = net.cam(x, 0).flatten().sort(descending=True).values
+        if cam[0] - cam[1] > 0.05:
+            found += 1
+            for sign in (1, -1):
+                own = copy.deepcopy(model)
+                with torch.no_grad():
+                    own.head.bias += sign * 1e-3 - float(net.logits(x))
+                yield own, x
+
+
+@pytest.mark.parametrize("norm", ["inf", "2"])
+@pytest.mark.parametrize("method", ["auto", "milp", "crown"])
+def test_a_single_logit_keeps_its_sign(method, norm):
+    if (method, norm) == ("milp", "2"):
+        return
+    told_apart = 0
+    for number, (model, x) in enumerate(binary(2), start=1):
+        net, padded = co.from_torch(model, x.float()), co.from_torch(Padded(model).eval(), x.float())
+        asked = {"k": 1, "norm": norm, "method": method, "time_limit": 60, "device": "cpu"}
+        eps = 1.05 * co.radius(net, x, k=1, class_idx=0, norm=norm, device="cpu").upper
+        answer = exact_margin_keep_class(
+            Padded(model).eval(), x, eps=eps, norm=norm, clip=(0.0, 1.0), k=1, within=None, class_idx=1
+        )
+        kept = co.verify(net, x, eps=eps, class_idx=0, keep_class=True, **asked)
+        same = co.verify(padded, x, eps=eps, class_idx=1, keep_class=True, **asked)
+        free = co.verify(net, x, eps=eps, class_idx=0, **asked)
+        assert kept.status == same.status
+        assert kept.status != "certified" or answer.lower > 0
+        if kept.counterexample is not None:
+            logit = float(net.model_logits(kept.counterexample.image))
+            assert logit >= 0 if number % 2 else logit <= 0
+        if method != "crown" and abs(answer.upper) > 1e-5:
+            assert kept.status == ("certified" if answer.stable else "falsified")
+        told_apart += kept.status != free.status
+    assert told_apart or method == "crown"
+
+
+def test_a_logit_of_zero_is_class_0():
+    model, x = next(binary(1))
+    net = co.from_torch(model, x.float())
+    with torch.no_grad():
+        model.head.weight.zero_(), model.head.bias.zero_()
+    dead = co.from_torch(model, x.float())
+    question = Question.ask(
+        net, x, k=1, class_idx=0, norm="inf", clip=None, tie_tol=None, keep_class=True
+    )
+    assert question.predicted == 1
+    zero = replace(question, net=dead, predicted=0)
+    assert zero.counts(x) and replace(zero, predicted=1).counts(x)  # a tie keeps either class, as of several logits

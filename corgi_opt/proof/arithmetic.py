@@ -27,6 +27,12 @@ class Arithmetic(ABC):
 
     tiny: float
 
+    bytes_each: int
+    """What a number takes, at most."""
+
+    at_once: int
+    """Coefficients of one node that a backward pass holds at once."""
+
     @abstractmethod
     def of(self, values: Any) -> Numbers:
         """Float64 values, exactly. Raises OverflowError for those that it has no number for."""
@@ -57,6 +63,7 @@ def keeps_denormals() -> bool:
 
 class Float64(Arithmetic):
     tiny = 2.0**-1074
+    bytes_each, at_once = 8, 2_000_000
 
     def of(self, values: Any) -> Numbers:
         return np.asarray(values, dtype=np.float64)
@@ -77,6 +84,7 @@ class Float64(Arithmetic):
 
 class Exact(Arithmetic):
     tiny = 0
+    bytes_each, at_once = 1024, 16_000  # a Fraction of integers of some thousand bits
 
     def of(self, values: Any) -> Numbers:
         floats = np.asarray(values, dtype=np.float64)

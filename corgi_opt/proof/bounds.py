@@ -28,9 +28,6 @@ from corgi_opt.proof.region import Region, add_minimum
 from corgi_opt.proof.rows import Rows, combine_map, combine_rows, conv_map, conv_rows, tap_map, tap_rows
 from corgi_opt.proof.tally import GENEROUS, Tally
 
-AT_ONCE = 2_000_000
-"""Coefficients of one node that a backward pass holds at once."""
-
 Indices = NDArray[np.int64]
 
 
@@ -171,14 +168,23 @@ class Bounds:
 
     def neurons(self, node: int, from_below: Indices, from_above: Indices) -> tuple[Array, Array]:
         """D's lower bounds of some neurons of a node, and its upper bounds of some."""
-        shape = self.network.nodes[node].shape
-        channel, y, x = np.unravel_index(np.concatenate([from_below, from_above]), shape)
-        coefs = np.zeros((len(channel), shape[0], 1, 1))
-        coefs[np.arange(len(channel)), channel] = np.where(np.arange(len(channel)) < len(from_below), 1.0, -1.0)[
-            :, None, None
-        ]
-        found = self.bound(node, Rows(self.arithmetic.of(coefs), np.stack([y, x], axis=1)))
+        flat = np.concatenate([from_below, from_above])
+        signs = np.where(np.arange(len(flat)) < len(from_below), 1.0, -1.0)
+        size = max(1, self.arithmetic.at_once // self.network.nodes[node].shape[0])
+        parts = [np.zeros(0)]
+        for start in range(0, len(flat), size):
+            some = slice(start, start + size)
+            parts.append(self.bound(node, self.neuron_rows(node, flat[some], signs[some])))
+        found = np.concatenate(parts)
         return found[: len(from_below)], -found[len(from_below) :]
+
+    def neuron_rows(self, node: int, flat: Indices, signs: Array) -> Rows:
+        """Each neuron ``flat`` (K,) of a node times its sign (K,), as a functional."""
+        shape = self.network.nodes[node].shape
+        channel, y, x = np.unravel_index(flat, shape)
+        coefs = np.zeros((len(channel), shape[0], 1, 1))
+        coefs[np.arange(len(channel)), channel] = signs[:, None, None]
+        return Rows(self.arithmetic.of(coefs), np.stack([y, x], axis=1))
 
     def _prepare(self, node: int) -> None:
         """What errors in the coefficients of an affine node's operands are worth."""
@@ -204,7 +210,7 @@ class Bounds:
     @np.errstate(all="ignore")
     def bound(self, node: int, rows: Rows) -> Array:
         """Proven lower bounds (R,), in floats, of functionals of ``node``, by D at CROWN's multipliers."""
-        size, found = max(1, AT_ONCE // self.largest(node, rows)), [np.zeros(0)]
+        size, found = max(1, self.arithmetic.at_once // self.largest(node, rows)), [np.zeros(0)]
         for start in range(0, len(rows), size):
             part = rows.part(start, size)
             tally = Tally(self.arithmetic, len(part))

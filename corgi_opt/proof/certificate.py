@@ -1,7 +1,7 @@
 """The file: a zip archive of plain arrays and one JSON text. Nothing in it is ever executed or unpickled.
 
-Whoever reads it trusts none of it: sizes are capped before anything is unpacked, and what does not look as it should is
-a CertificateError.
+Whoever reads it trusts none of it: sizes are capped before anything is unpacked (archive.py), and what does not look as
+it should is a CertificateError.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from corgi_opt.errors import CertificateError
+from corgi_opt.proof.archive import MOST_MEMBERS, TEXT, array, unpacked
 from corgi_opt.proof.bounds import Claims
 from corgi_opt.proof.network import Array
 from corgi_opt.proof.region import Clip, Norm, Region
@@ -25,11 +26,6 @@ from corgi_opt.proof.tree import Tree
 
 FORMAT, VERSION = "corgi-opt certificate", 2
 """Of a box of its own for every channel; version 1 has one box for all, and is what is written wherever it will do."""
-
-MOST_BYTES = 1_000_000_000
-"""Largest content, unpacked, that is read."""
-
-MOST_MEMBERS = 100_000
 
 ARITHMETIC = (
     "The claim is about the exact real-valued network whose weights are the float64 numbers hashed here, not about any "
@@ -72,7 +68,8 @@ class Certificate:
     witness: Array | None = None
 
     def save(self, path: str | Path) -> None:
-        """Writes the file; the same certificate always gives the same bytes."""
+        """Writes the file; the same certificate always gives the same bytes. Raises CertificateError where it would
+        have more parts than a reader takes."""
         Path(path).write_bytes(self.to_bytes())
 
     def to_bytes(self) -> bytes:
@@ -100,9 +97,11 @@ class Certificate:
         for number, proof in enumerate(self.trees):
             parts = {name: getattr(proof.tree, name) for name in TREE_ARRAYS}
             arrays |= {f"trees/{number}/{name}": part for name, part in parts.items() if part is not None}
+        if len(arrays) >= MOST_MEMBERS:
+            raise CertificateError(f"its {len(self.trees):,} trees are more than a file holds")
         buffer = io.BytesIO()
         with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-            archive.writestr(zipfile.ZipInfo("claim.json"), json.dumps(text, indent=1), zipfile.ZIP_DEFLATED)
+            archive.writestr(zipfile.ZipInfo(TEXT), json.dumps(text, indent=1), zipfile.ZIP_DEFLATED)
             for name, values in arrays.items():
                 content = io.BytesIO()
                 np.lib.format.write_array(content, np.ascontiguousarray(values), allow_pickle=False)
@@ -112,13 +111,18 @@ class Certificate:
     @classmethod
     def load(cls, path: str | Path) -> Certificate:
         """Reads a file. Raises CertificateError for one that is damaged or no certificate, OSError if there is none."""
-        return cls.from_bytes(Path(path).read_bytes())
+        with Path(path).open("rb") as stream:
+            return cls._read(stream)
 
     @classmethod
     def from_bytes(cls, content: bytes) -> Certificate:
         """Raises CertificateError."""
+        return cls._read(io.BytesIO(content))
+
+    @classmethod
+    def _read(cls, stream: BinaryIO) -> Certificate:
         try:
-            return _parsed(_unpacked(content))
+            return _parsed(unpacked(stream))
         except CertificateError:
             raise
         except Exception as error:  # zip, zlib, json and numpy each have their own; a reader must survive all of them
@@ -138,37 +142,8 @@ TREE_ARRAYS = {
 }
 
 
-def _unpacked(content: bytes) -> dict[str, bytes]:
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        members = archive.infolist()
-        if len(members) > MOST_MEMBERS or sum(m.file_size for m in members) > MOST_BYTES:
-            raise CertificateError(f"it holds more than {MOST_BYTES:,} bytes or {MOST_MEMBERS:,} parts")
-        if any(m.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for m in members):
-            raise CertificateError("it is compressed in a way that certificates are not")
-        if len({m.filename for m in members}) != len(members):
-            raise CertificateError("it names a part twice")
-        return {m.filename: archive.read(m) for m in members}
-
-
-def _array(content: bytes, dtype: str) -> NDArray[Any]:
-    stream = io.BytesIO(content)
-    if np.lib.format.read_magic(stream) != (1, 0):
-        raise CertificateError("an array of another version")
-    shape, fortran, found = np.lib.format.read_array_header_1_0(stream, max_header_size=1000)
-    rest = content[stream.tell() :]
-    count = 1
-    for length in shape:
-        count *= length
-    if found != np.dtype(dtype) or fortran or min(shape, default=1) < 0 or count * found.itemsize != len(rest):
-        raise CertificateError(f"an array of type {found} and shape {shape} where {dtype} was expected")
-    values = np.frombuffer(rest, dtype=found).reshape(shape)
-    if found.kind == "f" and np.isnan(values).any():
-        raise CertificateError("an array holds NaN")
-    return values
-
-
 def _parsed(parts: dict[str, bytes]) -> Certificate:
-    text = json.loads(parts.pop("claim.json"))
+    text = json.loads(parts.pop(TEXT))
     if text["format"] != FORMAT or text["version"] not in (1, VERSION):
         said = f"{text['format']!r} version {text['version']!r}"
         raise CertificateError(f"it is {said}; this reads {FORMAT!r} up to version {VERSION}")
@@ -177,16 +152,16 @@ def _parsed(parts: dict[str, bytes]) -> Certificate:
         raise CertificateError(f"kind {kind!r}, norm {norm!r}")
     if not 0 <= eps < np.inf:
         raise CertificateError(f"eps {eps!r}")
-    image = _array(parts.pop("image.npy"), "<f8")
+    image = array(parts.pop("image.npy"), "<f8")
     _require(image.ndim == 3 and bool(np.isfinite(image).all()), "the image is no finite map")
     top = tuple(_integer(p) for p in text["top"])
     region = Region(image, eps, _norm(norm), _clip(text["clip"], len(image)))
     _require(text["version"] == _version(region.clip), "a box of another version")
     claim = Claim(kind, str(text["sha256"]), region, _integer(text["class"]), top, _integer(text["within"]))
-    witness = _array(parts.pop("witness.npy"), "<f8") if kind == "falsified" else None
+    witness = array(parts.pop("witness.npy"), "<f8") if kind == "falsified" else None
     claims = {}
     for node in text["nodes"]:
-        found = {name: _array(parts.pop(f"claims/{_integer(node)}/{name}.npy"), t) for name, t in CLAIM_ARRAYS.items()}
+        found = {name: array(parts.pop(f"claims/{_integer(node)}/{name}.npy"), t) for name, t in CLAIM_ARRAYS.items()}
         _require(all(part.shape == (found["flat"].size,) for part in found.values()), "claims of unlike lengths")
         claims[int(node)] = Claims(**found)
     trees = []
@@ -228,12 +203,13 @@ def _tree(parts: dict[str, bytes], number: int) -> Tree:
             _require(name == "shares", f"tree {number} has no {name}")
             found[name] = None
         else:
-            found[name] = _array(content, dtype)
+            found[name] = array(content, dtype)
     units, leaves = found["node"].size, len(found["phases"])
     _require(found["node"].shape == found["flat"].shape == (units,) and found["inputs"].ndim == 1, "a tree's units")
     _require(all(found[n].shape == (leaves, units) for n in ("phases", "slopes", "mixes", "pushes")), "a tree's leaves")
-    _require(bool(np.isin(found["phases"], (-1, 0, 1)).all()), "a phase that is none")
-    _require(bool((np.abs(found["mixes"] - 0.5) <= 0.5).all()), "a share of planes outside [0, 1]")
+    _require(leaves == 1 or (leaves > 1 and units > 0), "a tree's leaves")  # of no units they take no byte in a file
+    _require(not units or -1 <= found["phases"].min() <= found["phases"].max() <= 1, "a phase that is none")
+    _require(not units or 0 <= found["mixes"].min() <= found["mixes"].max() <= 1, "a share of planes outside [0, 1]")
     if found["shares"] is not None:
         _require(found["shares"].shape == (units, found["inputs"].size + units), "a tree's planes")
     return Tree(**found)

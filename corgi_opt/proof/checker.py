@@ -7,7 +7,9 @@ values there are in intervals that do not overlap.
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -17,13 +19,17 @@ from corgi_opt.errors import ProofError
 from corgi_opt.proof.arithmetic import Arithmetic, Exact, Float64, keeps_denormals
 from corgi_opt.proof.bounds import Bounds, Indices
 from corgi_opt.proof.certificate import Certificate, Claim, PixelTree
-from corgi_opt.proof.network import Array, Network
+from corgi_opt.proof.memory import blocks
+from corgi_opt.proof.network import Array, Conv, Network
 from corgi_opt.proof.region import Region
 from corgi_opt.proof.rows import Rows
 from corgi_opt.proof.tree import Program, covers
 
 MOST_PAIRS = 4096
 """Pairs that get a bound of their own; one that leaves more open needs a certificate with trees."""
+
+MOST_EXACT = 2_000_000
+"""Weights and values of a network that fractions take."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +53,26 @@ def check(certificate: Certificate, network: Network, *, exact: bool = False) ->
     if not exact and not keeps_denormals():
         raise ProofError("this process flushes denormal numbers to zero (as torch.set_flush_denormal(True) does)")
     prove = _falsified if claim.kind == "falsified" else _certified
+    if exact:
+        _require_small(network)
     try:
         margin = prove(certificate, network, arithmetic)
     except OverflowError as error:  # no fraction is infinite
         raise ProofError(f"its numbers are too large to calculate with ({error})") from error
+    except MemoryError as error:  # what sizes the network itself asks for, on a machine that has less
+        raise ProofError(f"this machine has too little memory to check it ({error})") from error
     return Checked(claim.kind, margin, time.perf_counter() - start, exact)
+
+
+def _require_small(network: Network) -> None:
+    """Raises ProofError for a network that fractions are no way to check."""
+    held = sum(math.prod(node.shape) for node in network.nodes) + network.weight.size
+    held += sum(node.op.weight.size for node in network.nodes if isinstance(node.op, Conv))
+    if held > MOST_EXACT:
+        raise ProofError(
+            f"the network has {held:,} weights and values; fractions are for those with up to {MOST_EXACT:,}: check "
+            "it in float64, without 'exact'"
+        )
 
 
 def _require_claim(claim: Claim, network: Network) -> None:
@@ -108,7 +129,7 @@ class Margins:
         self.low, self.high = np.full(count, -np.inf), np.full(count, np.inf)
         self.low[self.top] = bounds.bound(bounds.network.features, self._pixel_rows(self.top, 1.0))
         self.high[others] = -bounds.bound(bounds.network.features, self._pixel_rows(others, -1.0))
-        self.pairs = np.full((len(self.top), count), -np.inf)
+        self._pairs: dict[int, dict[int, float]] = {}  # by the top pixel's place: rivals with a bound of their own
 
     def _pixel_rows(self, pixels: Indices, sign: float) -> Rows:
         network = self.bounds.network
@@ -130,45 +151,62 @@ class Margins:
             coefs[row, :, y, x] = sign * weight
         return Rows(self.bounds.arithmetic.of(coefs), corners)
 
-    @property
-    def lower(self) -> Array:
-        """(k, P); infinite for a top pixel against itself, minus infinity against the other top pixels."""
+    def lower(self, some: slice) -> Array:
+        """Of some top pixels (b, P); infinite for one against itself, minus infinity against the other top pixels."""
         with np.errstate(invalid="ignore"):
-            apart = np.nextafter(self.low[self.top, None] - self.high[None], -np.inf)
-        found = np.maximum(np.where(np.isnan(apart), -np.inf, apart), self.pairs)
-        found[np.arange(len(self.top)), self.top] = np.inf
+            apart = np.nextafter(self.low[self.top[some], None] - self.high[None], -np.inf)
+        found = np.where(np.isnan(apart), -np.inf, apart)
+        for row, place in enumerate(range(*some.indices(len(self.top)))):
+            for rival, value in self._pairs.get(place, {}).items():
+                found[row, rival] = max(found[row, rival], value)
+        found[np.arange(len(found)), self.top[some]] = np.inf
         return np.asarray(found)
+
+    def _blocks(self) -> Iterator[slice]:
+        return blocks(len(self.top), len(self.high))
 
     @property
     def per_pixel(self) -> Array:
         """What each top pixel has left (k,): the bound against the rival that is the ``within``-th to pass it."""
-        return np.asarray(np.sort(self.lower, axis=1)[:, self.claim.within - 1])
+        return np.concatenate([np.sort(self.lower(b), axis=1)[:, self.claim.within - 1] for b in self._blocks()])
 
     @property
     def margin(self) -> float:
         return float(self.per_pixel.min())
 
-    def open_pairs(self) -> Indices:
-        """Pairs (Q, 2) that may matter: not proven, with a top pixel that is not, and no two top pixels."""
-        open_ = ~(self.lower > 0) & ~(self.per_pixel > 0)[:, None]
-        open_[:, self.top] = False
-        row, rival = np.nonzero(open_)
-        return np.stack([self.top[row], rival], axis=1)
+    def open_pairs(self, most: int | None = None) -> Indices:
+        """Pairs (Q, 2) that may matter: not proven, with a top pixel that is not, and no two top pixels. More than
+        ``most`` are not looked for."""
+        found, count, left = [np.zeros((0, 2), dtype=np.int64)], 0, self.per_pixel
+        for block in self._blocks():
+            open_ = ~(self.lower(block) > 0) & ~(left[block] > 0)[:, None]
+            open_[:, self.top] = False
+            row, rival = np.nonzero(open_)
+            found.append(np.stack([self.top[block][row], rival], axis=1))
+            count += len(row)
+            if most is not None and count > most:
+                break
+        return np.concatenate(found)
 
     def bound_pairs(self) -> None:
         """Bounds open pairs by D, each as one functional."""
-        pairs = self.open_pairs()
+        pairs = self.open_pairs(MOST_PAIRS)
         if len(pairs) > MOST_PAIRS:
             return
-        width = self.bounds.network.nodes[self.bounds.network.features].shape[2]
+        network = self.bounds.network
+        channels, _, width = network.nodes[network.features].shape
         span = np.abs(np.stack([np.diff(pairs // width, axis=1), np.diff(pairs % width, axis=1)], axis=1))[:, :, 0]
         for size in np.unique(span, axis=0):
             group = pairs[(span == size).all(axis=1)]
-            self._take(group, self.bounds.bound(self.bounds.network.features, self._pair_rows(group)))
+            step = max(1, self.bounds.arithmetic.at_once // (channels * int(np.prod(size + 1))))
+            for start in range(0, len(group), step):
+                some = group[start : start + step]
+                self._take(some, self.bounds.bound(network.features, self._pair_rows(some)))
 
     def _take(self, pairs: Indices, values: Array) -> None:
-        row = np.array([self.claim.top.index(i) for i in pairs[:, 0].tolist()], dtype=np.int64)
-        self.pairs[row, pairs[:, 1]] = np.maximum(self.pairs[row, pairs[:, 1]], values)
+        for (i, j), value in zip(pairs.tolist(), values.tolist(), strict=True):
+            known = self._pairs.setdefault(self.claim.top.index(i), {})
+            known[j] = max(known.get(j, -math.inf), value)
 
     def add_tree(self, proof: PixelTree) -> float:
         """Takes in what a tree proves, and returns it. Raises ProofError for one that proves nothing."""
@@ -225,14 +263,19 @@ def _falsified(certificate: Certificate, network: Network, arithmetic: Arithmeti
     _require_top(claim, network, arithmetic)
     low, high = _values_at(image, claim, network, arithmetic)
     top = np.array(claim.top)
-    passed = low[None] >= high[top, None]  # (k, P): rivals that are as bright as each top pixel, or brighter
-    passed[np.arange(len(top)), top] = False
-    ahead = passed.sum(axis=1)
-    if not (ahead >= claim.within).any():
+    ahead, least = 0, math.inf
+    for block in blocks(len(top), len(low)):
+        some, own = top[block], np.arange(len(top[block]))
+        passed = low[None] >= high[some, None]  # (b, P): rivals that are as bright as each top pixel, or brighter
+        passed[own, some] = False
+        ahead = max(ahead, int(passed.sum(axis=1).max()))
+        # the within-th brightest of the others is ahead by so much at least
+        gaps = high[some, None] - low[None]
+        gaps[own, some] = np.inf
+        least = min(least, float(np.sort(gaps, axis=1)[:, claim.within - 1].min()))
+    if ahead < claim.within:
         raise ProofError(f"at its image no top pixel is proven to have {claim.within} pixels as bright as itself")
-    # the within-th brightest of the others is ahead by so much at least
-    gaps = np.sort(high[top, None] - np.where(np.arange(len(low))[None] == top[:, None], -np.inf, low[None]), axis=1)
-    return float(gaps[:, claim.within - 1].min())
+    return least
 
 
 def require_inside(region: Region, image: Array) -> None:

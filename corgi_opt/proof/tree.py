@@ -12,15 +12,18 @@ interval with that sign. Leaves say mu and p by slopes, shares of planes and pus
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 from corgi_opt.errors import ProofError
-from corgi_opt.proof.arithmetic import Arithmetic, Numbers
-from corgi_opt.proof.bounds import AT_ONCE, Bounds, Indices, add_phi, crown_slopes
+from corgi_opt.proof.arithmetic import Float64, Numbers
+from corgi_opt.proof.bounds import Bounds, Indices, add_phi, crown_slopes
+from corgi_opt.proof.memory import blocks, require_room
 from corgi_opt.proof.network import Array, Relu, Shape
 from corgi_opt.proof.region import add_minimum
 from corgi_opt.proof.rows import Rows
@@ -30,21 +33,16 @@ LEAVES_AT_ONCE = 256
 
 
 @dataclass(frozen=True, eq=False)
-class _Part:
-    """Functionals over the variables: coefficients of units (R, U), of the image as (row, flat place, value), constants
-    (R,) and what they may be off by, (R,)."""
+class _Note:
+    """Some coefficients of functionals over the image: which functional, flat place, value."""
 
-    units: Numbers
-    image: tuple[Indices, Indices, Numbers]
-    constants: Numbers
-    off_by: Array
+    row: NDArray[np.int32]
+    flat: NDArray[np.int32]
+    value: Numbers
 
-    def over(self, image: Indices, arithmetic: Arithmetic) -> Numbers:
-        """Their coefficients over ``[x at these places, relu]``."""
-        row, flat, value = self.image
-        found = arithmetic.zeros(len(self.units), len(image))
-        found[row, np.searchsorted(image, flat)] = value
-        return np.concatenate([found, self.units], axis=1)
+    @classmethod
+    def of(cls, row: Indices, flat: Indices, value: Numbers) -> _Note:
+        return cls(row.astype(np.int32), flat.astype(np.int32), value)
 
 
 def _entries(rows: Rows, shape: Shape) -> tuple[Indices, Indices, Numbers]:
@@ -53,6 +51,17 @@ def _entries(rows: Rows, shape: Shape) -> tuple[Indices, Indices, Numbers]:
     _, height, width = shape
     flat = (channel * height + rows.corners[row, 0] + y) * width + rows.corners[row, 1] + x
     return row, flat, rows.coefs[row, channel, y, x]
+
+
+@dataclass(frozen=True, eq=False)
+class _Into:
+    """Functionals over the variables as they are found: coefficients of units (R, U), constants (R,), what these may be
+    off by (R,), and notes of coefficients over the image."""
+
+    units: Numbers
+    constants: Numbers
+    off_by: Array
+    notes: list[_Note]
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,12 +110,18 @@ def covers(phases: NDArray[np.int8]) -> bool:
 
 
 class Program:
-    """The rows of a tree's units and of a functional, over ``[x, relu]``: calculated anew, with what rounding hides."""
+    """The rows of a tree's units and of a functional, over ``[x, relu]``: calculated anew, with what rounding hides.
+
+    Raises ProofError for a tree that is none, or that lists more units than there may be memory for.
+    """
 
     @np.errstate(all="ignore")  # what overflows ends as a bound of -inf
     def __init__(self, bounds: Bounds, tree: Tree, node: int, rows: Rows) -> None:
         self.bounds, self.arithmetic, self.tree = bounds, bounds.arithmetic, tree
         self.units = len(tree.node)
+        self._bytes = 0
+        # the rows over the units alone, of the functional and of units, and with the planes' slopes at least once more
+        self._keep((1 + self.units) * self.units * (2 if tree.shares is None else 3))
         self._checked_units()
         nodes = bounds.network.nodes
         self._column = {
@@ -114,26 +129,50 @@ class Program:
         }
         for unit, (at, flat) in enumerate(zip(tree.node.tolist(), tree.flat.tolist(), strict=True)):
             self._column[at][flat] = unit
-        parts = [self._taken_down(node, rows)]
-        for at in sorted(self._column):
+        ends = np.searchsorted(tree.node, [*sorted(self._column), len(nodes)])  # units are in the order of their nodes
+        self._blocks = [slice(int(a), int(b)) for a, b in pairwise(ends)]
+        zeros, count = self.arithmetic.zeros, 1 + self.units  # the functional comes first
+        into = _Into(zeros(count, self.units), zeros(count), np.zeros(count), [])
+        self._take_down(node, rows, 0, into)
+        for at, block in zip(sorted(self._column), self._blocks, strict=True):
             (source,) = nodes[at].inputs
-            channel, y, x = np.unravel_index(tree.flat[tree.node == at], nodes[source].shape)
-            coefs = np.zeros((len(channel), nodes[source].shape[0], 1, 1))
-            coefs[np.arange(len(channel)), channel] = 1.0
-            parts.append(self._taken_down(source, Rows(self.arithmetic.of(coefs), np.stack([y, x], axis=1))))
-        self.image = np.unique(np.concatenate([part.image[1] for part in parts]))
-        self.inputs = len(self.image)
-        every = np.concatenate([part.over(self.image, self.arithmetic) for part in parts])
-        constants = np.concatenate([part.constants for part in parts])
-        off_by = np.concatenate([part.off_by for part in parts])
-        # the functional comes first, then units, which are in the order of their nodes
-        (self.objective, self.rows), (self.offset, self.constants) = (np.split(m, [1]) for m in (every, constants))
-        self.off_by, self.slack = np.split(off_by, [1])
+            step = max(1, self.arithmetic.at_once // nodes[source].shape[0])
+            for start in range(block.start, block.stop, step):
+                flat = tree.flat[start : min(start + step, block.stop)]
+                taken = bounds.neuron_rows(source, flat, np.ones(len(flat)))
+                self._take_down(source, taken, 1 + start, into)
+        self._assemble(into)
         self._boxes()
-        self._blocks = [np.flatnonzero(tree.node == at) for at in sorted(self._column)]
         self.planes: Numbers | None
         self.shifts: Numbers | None
         self.planes, self.shifts = self._planes()
+        self._sizes = [self._sized(m) for m in (self.rows, self.objective, self.planes) if m is not None]
+
+    def _assemble(self, into: _Into) -> None:
+        """Makes the rows over ``[x, relu]`` of what was found."""
+        places = [np.unique(note.flat) for note in into.notes]
+        self.image = np.unique(np.concatenate([np.zeros(0, dtype=np.int64), *places]))
+        self.inputs = len(self.image)
+        self._keep(len(into.units) * self.inputs * (1 if self.tree.shares is None else 2))
+        every = self.arithmetic.zeros(len(into.units), self.inputs + self.units)
+        every[:, self.inputs :] = into.units
+        while into.notes:
+            note = into.notes.pop()
+            every[note.row, np.searchsorted(self.image, note.flat)] = note.value
+        (self.objective, self.rows), (self.offset, self.constants) = (np.split(m, [1]) for m in (every, into.constants))
+        self.off_by, self.slack = np.split(into.off_by, [1])
+
+    def _keep(self, numbers: int, extra: int = 0) -> None:
+        """Raises ProofError before the rows take more memory than a check may."""
+        self._bytes += numbers * self.arithmetic.bytes_each + extra
+        require_room(self._bytes, f"a tree of {self.units:,} units")
+
+    def _sized(self, rows: Numbers) -> Numbers:
+        """``|rows| @ magnitude`` (R,), a few rows at a time; asked for where numbers are rounded only."""
+        if not isinstance(self.arithmetic, Float64):
+            return self.arithmetic.zeros(0)
+        parts = [np.abs(rows[some]) @ self.magnitude for some in blocks(len(rows), rows.shape[1])]
+        return np.concatenate(parts or [np.zeros(0)])
 
     def _boxes(self) -> None:
         """Units' intervals, and the box and magnitudes of all variables."""
@@ -160,26 +199,24 @@ class Program:
                 raise ProofError(f"a tree's unit ({at}, {flat}) is no ReLU of this network")
         if self.units and (np.diff(tree.node * 2**40 + tree.flat) == 0).any():
             raise ProofError("a tree names a unit twice")
-        if (np.diff(tree.inputs) <= 0).any() or not _within(tree.inputs, network.nodes[0].shape):
+        count = math.prod(network.nodes[0].shape)
+        if len(tree.inputs) > count or (np.diff(tree.inputs) <= 0).any() or not _within(tree.inputs, count):
             raise ProofError("a tree's inputs are out of order, or not of the image")
 
-    def _taken_down(self, node: int, rows: Rows) -> _Part:
-        """Functionals of a node over the variables."""
-        units, notes, constants, off_by = self.arithmetic.zeros(len(rows), self.units), [], [], []
-        size = max(1, AT_ONCE // self.bounds.largest(node, rows))
+    def _take_down(self, node: int, rows: Rows, first: int, into: _Into) -> None:
+        """Functionals of a node over the variables, from row ``first`` on."""
+        size = max(1, self.arithmetic.at_once // self.bounds.largest(node, rows))
         for start in range(0, len(rows), size):
-            part, into = rows.part(start, size), units[start : start + size]
+            part = rows.part(start, size)
+            here = slice(first + start, first + start + len(part))
             tally = Tally(self.arithmetic, len(part))
-            at_image = self.bounds.descend(node, part, tally, partial(self._gate, into))
+            at_image = self.bounds.descend(node, part, tally, partial(self._gate, into.units[here]))
             if at_image is not None:
                 row, flat, value = _entries(at_image, self.bounds.network.nodes[0].shape)
-                notes.append((row + start, flat, value))
-            constants.append(tally.value)
-            off_by.append(self.arithmetic.up(tally.uncertain))
-        row, flat, value = (
-            np.concatenate([note[k] for note in notes] or [np.zeros(0, dtype=np.int64)]) for k in range(3)
-        )
-        return _Part(units, (row, flat, value), np.concatenate(constants), np.concatenate(off_by))
+                self._keep(len(value), 8 * len(value))
+                into.notes.append(_Note.of(row + here.start, flat, value))
+            into.constants[here] = tally.value
+            into.off_by[here] = self.arithmetic.up(tally.uncertain)
 
     def _gate(self, into: Numbers, at: int, rows: Rows, tally: Tally) -> Rows:
         """Active units pass coefficients on, inactive ones drop them, those of the tree have them noted. Others that
@@ -205,21 +242,28 @@ class Program:
         """
         if self.tree.shares is None:
             return None, None
-        of = self.arithmetic.of
-        shares = np.zeros((self.units, self.inputs + self.units))
-        _, at, mine = np.intersect1d(self.image, self.tree.inputs, return_indices=True)
-        shares[:, at] = self.tree.shares[:, mine]
-        shares[:, self.inputs :] = self.tree.shares[:, len(self.tree.inputs) :]
-        slopes = self.rows * of(shares)
-        off = _greatest(self, -slopes, self.arithmetic.zeros(self.units), np.zeros(self.units))
-        on = _greatest(self, self.rows - slopes, self.constants, self.slack)
-        return slopes, of(np.maximum(off, on))
+        of, tree = self.arithmetic.of, self.tree
+        assert tree.shares is not None
+        _, at, mine = np.intersect1d(self.image, tree.inputs, return_indices=True)
+        planes, shifts = self.arithmetic.zeros(*self.rows.shape), self.arithmetic.zeros(self.units)
+        for some in blocks(*self.rows.shape):
+            rows = self.rows[some]
+            shares = np.zeros(rows.shape)
+            shares[:, at] = tree.shares[some][:, mine]
+            shares[:, self.inputs :] = tree.shares[some, len(tree.inputs) :]
+            slopes = rows * of(shares)
+            none = self.arithmetic.zeros(len(rows))
+            off = _greatest(self, -slopes, none, np.zeros(len(rows)))
+            on = _greatest(self, rows - slopes, self.constants[some], self.slack[some])
+            planes[some], shifts[some] = slopes, of(np.maximum(off, on))
+        return planes, shifts
 
     def lower(self) -> Array:
         """Bounds (L,) of the functional, leaf by leaf."""
         parts = [np.zeros(0)]
-        for start in range(0, len(self.tree.phases), LEAVES_AT_ONCE):
-            parts.append(self._leaves(slice(start, start + LEAVES_AT_ONCE)))
+        size = max(1, min(LEAVES_AT_ONCE, self.arithmetic.at_once // (4 * (self.inputs + self.units + 1))))
+        for start in range(0, len(self.tree.phases), size):
+            parts.append(self._leaves(slice(start, start + size)))
         return np.concatenate(parts)
 
     @np.errstate(all="ignore")
@@ -236,7 +280,7 @@ class Program:
         lam = np.repeat(self.objective, len(phases), axis=0)
         mu, part = self.arithmetic.zeros(*phases.shape), self.arithmetic.zeros(*phases.shape)
         for block in reversed(self._blocks):
-            here = lam[:, self.inputs + block]
+            here = lam[:, self.inputs + block.start : self.inputs + block.stop]
             part[:, block] = np.where(here < 0, here * of(mixes[:, block]), here * 0)
             rest = here - part[:, block]
             line = np.where(here > 0, of(below[:, block]), of(chord[:, block]))
@@ -264,9 +308,10 @@ class Program:
         if not tally.rounds:
             return
         terms = 4 * self.units + 8  # products, and additions of blocks
-        size = np.abs(mu) @ (np.abs(self.rows) @ self.magnitude) + np.abs(self.objective) @ self.magnitude
+        of_rows, of_objective = self._sizes[:2]
+        size = np.abs(mu) @ of_rows + of_objective
         if self.planes is not None:
-            size = size + np.abs(part) @ (np.abs(self.planes) @ self.magnitude)
+            size = size + np.abs(part) @ self._sizes[2]
         gamma = self.arithmetic.gamma(terms)
         size = size + np.abs(rest) @ self.magnitude[self.inputs :]
         tally.may_be_off(gamma * GENEROUS * size)
@@ -283,5 +328,5 @@ def _greatest(program: Program, rows: Numbers, constants: Numbers, slack: Array)
     return np.asarray(-tally.lower)
 
 
-def _within(flat: Indices, shape: tuple[int, int, int]) -> bool:
-    return not len(flat) or bool(flat[0] >= 0 and flat[-1] < np.prod(shape))
+def _within(flat: Indices, count: int) -> bool:
+    return not len(flat) or bool(flat[0] >= 0 and flat[-1] < count)

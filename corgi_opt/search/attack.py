@@ -18,7 +18,7 @@ from torch import Tensor
 
 from corgi_opt.arguments import integer
 from corgi_opt.deadline import NEVER, Deadline
-from corgi_opt.question import Question
+from corgi_opt.question import Question, class_rows
 from corgi_opt.region import Regions, least
 from corgi_opt.results import Witness
 from corgi_opt.spec import Ball, Norm, distance
@@ -208,8 +208,9 @@ def _left(question: Question, targets: Targets, x: Tensor) -> tuple[Tensor, Tens
     cams = question.net.cams(x, question.class_idx)
     left = targets.left(cams)
     if question.predicted is not None:
-        logits = question.net.class_scores(x)
-        lost = (logits.amax(dim=1) - logits[:, question.predicted]) * question.cam.numel()
+        gaps = class_rows(question.net.classes, question.predicted).to(x)
+        behind = -(question.net.class_scores(x) @ gaps.T).amin(dim=1)
+        lost = behind.clamp(min=0) * question.cam.numel()
         left = left + lost
     return left, cams
 

@@ -18,7 +18,7 @@ from corgi_opt.bounds.dual import Rows
 from corgi_opt.deadline import Deadline
 from corgi_opt.encode.expressions import Expression, Expressions, combined
 from corgi_opt.network.ops import Conv2d
-from corgi_opt.question import Question
+from corgi_opt.question import Question, class_rows
 from corgi_opt.tolerance import gamma
 
 IN_PART = "the class is kept in part only"
@@ -45,10 +45,7 @@ def class_gaps(
     """For a question that keeps the predicted class c. Raises TimeoutError."""
     net = question.net
     assert question.predicted is not None
-    others = [t for t in range(net.classes) if t != question.predicted]
-    coefs = torch.zeros(len(others), net.classes, 1, 1, dtype=torch.float64)
-    coefs[:, question.predicted] = 1.0
-    coefs[torch.arange(len(others)), others] = -1.0
+    coefs = class_rows(net.classes, question.predicted)[:, :, None, None]
     logits = _rows(coefs)
     unstable = sum(int(expressions.bounded.intervals[n].unstable.sum()) for n in net.graph.preactivations)
     if unstable <= MOST_UNITS:

@@ -21,7 +21,7 @@ from corgi_opt import backends
 from corgi_opt.deadline import Deadline
 from corgi_opt.errors import CertificateError, ProofError
 from corgi_opt.ladder import Ladder
-from corgi_opt.proof import certificate as certificate_module
+from corgi_opt.proof import archive as archive_module
 from corgi_opt.proof.certificate import Certificate, Claim
 from corgi_opt.proof.checker import check
 from corgi_opt.proof.network import Conv, Input, Network, Node, Relu
@@ -297,7 +297,7 @@ def test_files_that_hold_nan_or_too_much_are_refused(monkeypatch):
         Certificate.from_bytes(replace(certificate, witness=certificate.witness * np.nan).to_bytes())
     content = replace(certificate, witness=np.zeros((1, 3000, 3000))).to_bytes()
     assert len(content) < 200_000  # a bomb: 72 MB of zeros
-    monkeypatch.setattr(certificate_module, "MOST_BYTES", 50_000_000)
+    monkeypatch.setattr(archive_module, "MOST_BYTES", 50_000_000)
     with pytest.raises(CertificateError, match="more than"):
         Certificate.from_bytes(content)
 
