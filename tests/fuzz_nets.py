@@ -154,11 +154,21 @@ class Case:
     box: tuple[Tensor, Tensor] | None
     clip: Any
 
+    @property
+    def clip_in_words(self) -> str:
+        """The box, one number or one a channel, and how it was written."""
+        if self.box is None:
+            return "None"
+        ends = ", ".join(str(end.flatten().tolist()) for end in self.box)
+        parts = self.clip if isinstance(self.clip, tuple | list) else [self.clip]
+        kinds = [tuple(p.shape) if isinstance(p, Tensor) else type(p).__name__ for p in parts]
+        return f"({ends}) as {type(self.clip).__name__} of {kinds}"
+
     def __str__(self) -> str:
         return (
             f"seed {self.seed}: {self.model}\n"
             f"{next(self.model.parameters()).dtype}, x {self.x.dtype} {tuple(self.x.shape)} in "
-            f"[{float(self.x.min()):.4g}, {float(self.x.max()):.4g}], clip {self.clip}"
+            f"[{float(self.x.min()):.4g}, {float(self.x.max()):.4g}], clip {self.clip_in_words}"
         )
 
 

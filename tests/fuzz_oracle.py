@@ -95,6 +95,7 @@ class Oracle:
                 features, logits = self.run(image.requires_grad_(True))
                 rows = [torch.autograd.grad(z, features, retain_graph=True)[0][0] for z in logits[0]]
             slopes = torch.stack(rows) * features[0, 0].numel()  # (classes, C, H, W)
+            features, logits = features.detach(), logits.detach()
             mean = slopes.mean((2, 3))
             weight = mean if step == 0 else weight
             size = float(weight.abs().max())
@@ -102,7 +103,7 @@ class Oracle:
             shift = logits[0] - torch.einsum("kc,chw->k", weight, features[0]) / features[0, 0].numel()
             terms = float((weight.abs() @ features[0].abs().mean((1, 2))).max()) + float(logits.abs().max())
             if first is None:
-                first, before = shift.detach(), terms
+                first, before = shift, terms
             same &= bool((shift - first).abs().max() <= 1e-9 * (terms + before))
         return weight.detach(), same
 

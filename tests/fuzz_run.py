@@ -150,7 +150,7 @@ class Run:
 
     def call(self, name: str, case: Case, function: Any, *args: Any, **kwargs: Any) -> Any:
         """Calls the package; notes what it does to the caller's objects, and errors that are not its own."""
-        shown = ", ".join(f"{key}={value}" for key, value in kwargs.items())
+        shown = ", ".join(f"{key}={case.clip_in_words if key == 'clip' else value!r}" for key, value in kwargs.items())
         self.doing = f"co.{name}({shown})"
         tensors = [case.x, *(case.clip if case.clip is not None else ())]
         before = state_of(case.model, *tensors)
@@ -390,7 +390,7 @@ class Question:
     def bounds(self, eps: float, inside: Tensor) -> None:
         """Every value of the last feature map lies in its interval, alone and in a batch of regions."""
         method = self.r.choice(("ibp", "crown", "crown", "dual"))
-        self.run.doing = f"co.bounds(eps={eps}, norm={self.norm}, clip={self.case.clip}, method={method})"
+        self.run.doing = f"co.bounds(eps={eps}, norm={self.norm}, clip={self.case.clip_in_words}, method={method})"
         try:
             balls = [co.Ball(self.oracle.x, size, self.norm, self.case.clip) for size in (eps, eps / 2)]
             found = co.bounds(self.net, balls, method=method)[self.net.features]
