@@ -17,7 +17,7 @@ from corgi_opt.ambient import pinned, pinned_with_grad
 from corgi_opt.arguments import integer
 from corgi_opt.errors import InputError, UnsupportedOpError
 from corgi_opt.network import parity
-from corgi_opt.network.exported import Exported, check_ready, export
+from corgi_opt.network.exported import Exported, check_ready, export, require_runs
 from corgi_opt.network.graph import LayerGraph
 from corgi_opt.network.head import find_head, find_in_model
 from corgi_opt.network.ingest import Ingested, Unsupported, ingest, refuse
@@ -190,7 +190,11 @@ class _Ready:
         check_ready(model, example)
         image = example.detach().to("cpu", torch.float64, copy=True)
         replayed = stand_in(model, torch.float64)
-        _check_scores(scores(replayed, image))
+        try:
+            _check_scores(scores(replayed, image))
+        except UnsupportedOpError:
+            require_runs(stand_in(model), example)  # or it is the image's fault
+            raise
         _check_hooks(model, replayed, image)
         exported = export(stand_in(model), example)
         return cls(replayed, image, exported, ingest(exported))

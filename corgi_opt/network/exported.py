@@ -124,9 +124,27 @@ def export(model: nn.Module, example: Tensor) -> Exported:
     return Exported(images[0], _folded(calls, constants), logits, constants)
 
 
+def require_runs(model: nn.Module, example: Tensor) -> None:
+    """Raises InputError where a stand-in cannot take an image of this shape in its own precision."""
+    try:
+        with alone(), torch.no_grad():
+            model(_as_weights(model, example))
+    except Exception as error:
+        said = (str(error).splitlines() or [""])[0][:300]
+        raise InputError(
+            f"the model does not run on an example of shape {tuple(example.shape)}; pass one image as the model takes "
+            f"it. Python said: {type(error).__name__}: {said}"
+        ) from error
+
+
+def _as_weights(model: nn.Module, example: Tensor) -> Tensor:
+    """The example in the precision of the model's first weight."""
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), example.dtype)
+    return example.detach().to("cpu", dtype, copy=True)
+
+
 def _program(model: nn.Module, example: Tensor) -> Any:
-    weights = [p for p in model.parameters() if p.is_floating_point()]
-    example = example.detach().to("cpu", weights[0].dtype if weights else example.dtype, copy=True)
+    example = _as_weights(model, example)
     with alone(), warnings.catch_warnings():
         # torch's own notices while it exports; nothing a user could act on
         warnings.simplefilter("ignore")

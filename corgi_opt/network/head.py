@@ -8,6 +8,7 @@ With the map seen in the caller's own model, two things must hold for the head t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from corgi_opt.errors import NoCamHeadError, ParityError
 from corgi_opt.network.graph import LayerGraph
 from corgi_opt.network.ops import Conv2d
-from corgi_opt.network.parity import PARITY_TOLERANCE, allowed
+from corgi_opt.network.parity import PARITY_TOLERANCE, ROUNDING, allowed
 from corgi_opt.network.replay import Replay, slopes, watch
 
 
@@ -82,13 +83,14 @@ def find_in_model(
             f"the layer graph's last feature map, {features!r}, differs from every map {shape} that the torch model "
             f"computes (by {nearest:.3g} from the nearest); please report the model: nothing was certified"
         )
-    _require_means(features, weight, [(logits, maps[same[0]]) for logits, maps in runs])
+    means = _Means.of(features, weight, [(logits, maps[same[-1]]) for logits, maps in runs])
     wanted = weight[:, :, None, None].expand(-1, *shape) / (shape[1] * shape[2])
     size = wanted.abs()
     tolerance = PARITY_TOLERANCE * size + torch.finfo(torch.float64).eps * size.amax(dim=1, keepdim=True)
-    for place in same:
+    # the last one: a ReLU that is on at all of these images leaves two alike, and the head reads the later
+    for place in reversed(same):
         if all(bool(((slopes(model, x, shape, place) - wanted).abs() <= tolerance).all()) for x in images):
-            return Replay(model, shape, place, counts.pop())
+            return Replay(model, shape, place, counts.pop(), means.require)
     raise NoCamHeadError(
         f"no CAM head: the class scores do not depend on the last feature map {features!r} {shape} as a linear layer "
         "on its global average does (their derivative by it is not the class weight over the number of pixels)"
@@ -108,14 +110,36 @@ def _equal_maps(
     return [place for place, gap in enumerate(worst) if gap <= 0], min(worst, default=float("inf"))
 
 
-def _require_means(features: str, weight: Tensor, seen: Sequence[tuple[Tensor, Tensor]]) -> None:
-    """``logits - mean of the CAM`` is the bias: the same at every image."""
-    means = [torch.einsum("kc,nchw->k", weight, a) / a[0, 0].numel() for _, a in seen]
-    left = torch.stack([logits - mean for (logits, _), mean in zip(seen, means, strict=True)])
-    size = torch.stack([torch.einsum("kc,nchw->k", weight.abs(), a.abs()) / a[0, 0].numel() for _, a in seen])
-    scale = (size + left.abs()).amax(dim=0)
-    if not bool(((left - left[0]).abs() <= PARITY_TOLERANCE * scale).all()):
-        raise NoCamHeadError(
-            f"no CAM head: the class scores are not the mean of the CAM of {features!r} plus a bias; something else "
-            "leads from the image to them"
-        )
+@dataclass(frozen=True, eq=False)
+class _Means:
+    """What class scores have beside the mean of the CAM: ``bias`` (classes,), known to within ``doubt`` (classes,)."""
+
+    weight: Tensor
+    bias: Tensor
+    doubt: Tensor
+
+    @classmethod
+    def of(cls, features: str, weight: Tensor, seen: Sequence[tuple[Tensor, Tensor]]) -> _Means:
+        """From the class scores and last feature maps of several images. Raises NoCamHeadError where they differ."""
+        left = torch.stack([logits - _mean(weight, a) for logits, a in seen])
+        size = torch.stack([_mean(weight.abs(), a.abs()) for _, a in seen]).amax(dim=0)
+        if not bool(((left - left[0]).abs() <= PARITY_TOLERANCE * (size + left.abs().amax(dim=0))).all()):
+            raise NoCamHeadError(
+                f"no CAM head: the class scores are not the mean of the CAM of {features!r} plus a bias; something "
+                "else leads from the image to them"
+            )
+        return cls(weight, left[0], PARITY_TOLERANCE * left[0].abs() + ROUNDING * size)
+
+    def require(self, logits: Tensor, features: Tensor) -> None:
+        """Raises ParityError where a feature map (1, C, H, W) is not the one that these class scores come from."""
+        off = (logits - _mean(self.weight, features) - self.bias).abs()
+        if not bool((off <= self.doubt + PARITY_TOLERANCE * _mean(self.weight.abs(), features.abs())).all()):
+            raise ParityError(
+                f"the torch model's class scores differ from the mean of its CAM by {float(off.max()):.3g} more than "
+                "when it was read; please report the model: nothing was certified"
+            )
+
+
+def _mean(weight: Tensor, features: Tensor) -> Tensor:
+    """The mean (classes,) over the pixels of every class' CAM."""
+    return torch.einsum("kc,nchw->k", weight, features) / features[0, 0].numel()

@@ -7,7 +7,7 @@ network, and a stand-in in float64 could not run them (a float32 image meets flo
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -29,13 +29,15 @@ class Replay:
     """The caller's model, and which of the maps that go by in a run is its last feature map.
 
     ``model``: a float64 stand-in. ``shape`` (C, H, W) of the map, ``place``: its number among the maps of that shape
-    in a run, ``count``: how many there are.
+    in a run, ``count``: how many there are. ``require``: raises ParityError where it cannot be the map that the class
+    scores come from.
     """
 
     model: nn.Module
     shape: tuple[int, int, int]
     place: int
     count: int
+    require: Callable[[Tensor, Tensor], None]
 
     def run(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Class scores (classes,) and last feature map (1, C, H, W) of x (1, C, H, W), in float64.
@@ -45,6 +47,7 @@ class Replay:
         logits, maps = watch(self.model, x, self.shape)
         if len(maps) != self.count:
             raise ParityError("the model took another path through its operations than when it was read")
+        self.require(logits, maps[self.place])
         return logits, maps[self.place]
 
 

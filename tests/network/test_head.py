@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -131,6 +133,31 @@ def test_what_runs_beside_the_head_changes_nothing(name):
         expected = scale * by_hand(model, model.head.weight, X)[k].detach()
         torch.testing.assert_close(net.cam(X, k), expected, rtol=1e-6, atol=1e-9)
         torch.testing.assert_close(net.model_cam(X, k), expected, rtol=1e-6, atol=1e-9)
+
+
+def test_the_map_behind_a_relu_that_is_always_on_when_it_is_read():
+    """At all images that the reading is checked on, the maps before and behind it are the same."""
+    model = seeded(Headed, tail=lambda m, y: m.head(y.mean((2, 3))))
+    with torch.no_grad():
+        model.body[2].bias.fill_(50.0)
+    net = co.from_torch(model, X)
+    far = torch.full((1, 1, 6, 6), 1e3).double() * torch.linspace(-1, 1, 36).view(1, 1, 6, 6)
+    expected = by_hand(model, model.head.weight, far)
+    assert bool((model.body(far) == 0).any())
+    for k in range(3):
+        torch.testing.assert_close(net.model_cam(far, k), expected[k].detach(), rtol=1e-6, atol=1e-9)
+
+
+def test_a_replay_that_sees_another_map_is_refused():
+    model = seeded(Headed, tail=lambda m, y: m.head(y.mean((2, 3))))
+    net = co.from_torch(model, X)
+    for place in range(net.replay.count):
+        wrong = dataclasses.replace(net.replay, place=place)
+        if place == net.replay.place:
+            wrong.run(X)
+        else:
+            with pytest.raises(co.ParityError):
+                wrong.run(X)
 
 
 @pytest.mark.parametrize(

@@ -192,6 +192,12 @@ def test_what_is_no_row_of_scores_is_refused(returned, message):
         co.from_torch(Returns(returned).eval(), X)
 
 
+@pytest.mark.parametrize("shape", [(1, 3, 5, 5), (1, 1, 0, 5)])
+def test_an_example_that_the_model_cannot_take_is_an_input_error(shape):
+    with pytest.raises(co.InputError, match="shape"):
+        co.from_torch(Base().eval(), torch.rand(shape))
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, of TorchScript
 def test_compiled_models_are_read_as_what_was_compiled():
     expected = co.from_torch(Base().eval(), X).cam(X, 0)
