@@ -79,7 +79,8 @@ def _map(values: torch.Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.float6
 class Prover:
     """Makes and checks the certificate of one answer: that nothing changes in ``ball``, or that ``witness`` shows it.
 
-    ``solver`` takes linear programs. Raises CertificateError and ProofError; MissingPackageError without the solver.
+    ``solver`` takes linear programs. Raises CertificateError where no proof is found; MissingPackageError without the
+    solver.
     """
 
     question: Question
@@ -90,7 +91,10 @@ class Prover:
     seconds: float
 
     def __call__(self) -> Certificate:
-        return self.within(Deadline(self.seconds))[0]
+        try:
+            return self.within(Deadline(self.seconds))[0]
+        except ProofError as error:
+            raise CertificateError(f"no proof was found: {error}") from error
 
     def within(self, deadline: Deadline) -> tuple[Certificate, Checked]:
         """The certificate, and what its check proved; the search for it keeps to the deadline, its check does not."""

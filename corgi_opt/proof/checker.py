@@ -263,6 +263,12 @@ def _falsified(certificate: Certificate, network: Network, arithmetic: Arithmeti
     _require_top(claim, network, arithmetic)
     low, high = _values_at(image, claim, network, arithmetic)
     top = np.array(claim.top)
+    if claim.within == len(top):
+        # the set changes as soon as one pixel outside equals one inside, however those inside stand to each other
+        least = float(high[top].min() - np.delete(low, top).max())
+        if not least <= 0:
+            raise ProofError("at its image no pixel outside is proven to be as bright as one of the top pixels")
+        return least
     ahead, least = 0, math.inf
     for block in blocks(len(top), len(low)):
         some, own = top[block], np.arange(len(top[block]))
