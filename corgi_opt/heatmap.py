@@ -100,7 +100,7 @@ def heat_map(
     """What is proven of every CAM pixel of x (1, C, H, W) over all images within eps; arguments as in ``verify``.
 
     ``method``: "ibp", "corgi", "crown" or "dual"; the last two are met with CORGI's bound, and pixels whose intervals
-    overlap are bounded as pairs too. Raises InputError, UnknownMethodError.
+    overlap are bounded as pairs too. Raises InputError, UnknownMethodError; NumericalError where values overflow.
     """
     if not isinstance(method, str) or method not in METHODS:
         raise UnknownMethodError(method, METHODS)
