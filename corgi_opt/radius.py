@@ -280,7 +280,7 @@ class RadiusSearch:
                 low = self._proven(probe.eps, verdict)
                 closing.certified()
             elif verdict.counterexample is not None:
-                self._draw_near(verdict.counterexample)
+                self._draw_near(verdict.counterexample, deadline)
                 closing.broken()
             else:
                 closing.undecided(probe, f"undecided at eps={probe.eps:.6g}: {verdict.reason}", not share.over)
@@ -306,11 +306,11 @@ class RadiusSearch:
         self._best = max(self._best, found, key=lambda c: c.eps)
         return found
 
-    def _draw_near(self, witness: Witness) -> None:
+    def _draw_near(self, witness: Witness, deadline: Deadline) -> None:
         """Takes a solver's witness for the nearest one, and PGD from it to nearer ones."""
         step = 2 * self.rtol
         best = shrink(self.question, witness)
-        while step > self.rtol / 8:
+        while step > self.rtol / 8 and not deadline.over:
             ball = self.question.ball(best.distance / (1 + step))
             closer = polish(self.question, ball, best.image, best.pair)
             if closer is None:
