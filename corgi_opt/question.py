@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from corgi_opt.clip import Box, Clip, as_tensors
-from corgi_opt.errors import InputError
+from corgi_opt.errors import InputError, NumericalError
 from corgi_opt.network.cam import CamNetwork, require_parity
 from corgi_opt.spec import Ball, Norm, TopK, canonical_norm, distance
 
@@ -70,8 +71,9 @@ class Question:
     def checked_ball(self, eps: float) -> Ball:
         """The same, when corners of it have been run through the user's model. Raises ParityError."""
         ball = self.ball(eps)
-        for x in corners(ball) if eps > 0 else ():
-            require_parity(self.net, x)
+        with suppress(NumericalError):  # bounds overflow there too, and say so
+            for x in corners(ball) if eps > 0 else ():
+                require_parity(self.net, x)
         return ball
 
     @property

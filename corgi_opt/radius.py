@@ -17,7 +17,7 @@ from corgi_opt.arguments import check_rtol
 from corgi_opt.backends import check_solver, named_solver
 from corgi_opt.clip import Clip
 from corgi_opt.deadline import Deadline
-from corgi_opt.errors import BoundOrderError, Interrupted, TieError
+from corgi_opt.errors import BoundOrderError, Interrupted, NumericalError, TieError
 from corgi_opt.ladder import EXACT as DECIDING
 from corgi_opt.ladder import Ladder
 from corgi_opt.network.cam import CamNetwork
@@ -294,7 +294,7 @@ class RadiusSearch:
 
     def _decided(self, method: str, probe: Probe, deadline: Deadline) -> tuple[Verdict, Deadline]:
         """An exact verdict, and the share of time that it had beside its CROWN pass."""
-        with suppress(TimeoutError):  # which the verdict will say
+        with suppress(TimeoutError, NumericalError):  # which the verdict will say
             ladder = self._ladder(probe.eps)
             self._corgi_first(ladder, deadline)
             ladder.bound("crown", deadline)
@@ -338,7 +338,7 @@ class RadiusSearch:
         if self.nearest is not None and ladder.ball.contains(self.nearest.image) and method not in EXACT:
             ladder.found(self.nearest)
         if method not in ("ibp", *EXACT):
-            with suppress(TimeoutError):  # which the verdict will say
+            with suppress(TimeoutError, NumericalError):  # which the verdict will say
                 self._corgi_first(ladder, deadline)
         return climb(ladder, method, None, self._solver_of(method), deadline)
 

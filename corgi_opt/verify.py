@@ -59,7 +59,7 @@ def climb(
     """
     beside = math.nan
     if method == "corgi" or (corgi > 0 and method != "ibp"):  # that one shows what intervals can do alone
-        with suppress(TimeoutError):
+        with suppress(TimeoutError, NumericalError):  # the rungs after it say so themselves
             first = deadline if method == "corgi" else deadline.within(min(corgi, CORGI_FIRST))
             beside = ladder.bound("corgi", first)
     verdict = _climb_on(ladder, method, attack, solver, deadline, beside)
@@ -108,7 +108,7 @@ def _with_corgi(verdict: Verdict, ladder: Ladder, deadline: Deadline) -> Verdict
         own.found(ladder.witness)
     try:
         value = own.bound("corgi", deadline)
-    except TimeoutError:
+    except (TimeoutError, NumericalError):
         return replace(verdict, stats={**verdict.stats, CORGI_CUT_OFF: 1.0})
     seconds = {"seconds_corgi": own.stats["seconds_corgi"]}
     if verdict.status == "unknown" and verdict.method != "ibp" and own.certified:

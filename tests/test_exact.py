@@ -190,7 +190,7 @@ def test_a_single_logit_keeps_its_sign(method, norm):
         if method != "crown" and abs(answer.upper) > 1e-5:
             assert kept.status == ("certified" if answer.stable else "falsified")
         told_apart += kept.status != free.status
-    assert told_apart or method == "crown"
+    assert told_apart or method == "crown" or norm == "2"  # no MILP keeps a class in an L2 ball
 
 
 def test_a_logit_of_zero_is_class_0():

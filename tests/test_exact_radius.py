@@ -101,8 +101,9 @@ def reweighted(model: OneInput) -> co.CamNetwork:
             nodes.append(node)
         return LayerGraph(nodes, old.output)
 
+    replay = replace(TEMPLATE.replay, model=reference, require=lambda logits, features: None)
     return co.CamNetwork(
-        graph(TEMPLATE.graph), graph(TEMPLATE.pooled), TEMPLATE.features, reference.head.weight, reference
+        graph(TEMPLATE.graph), graph(TEMPLATE.pooled), TEMPLATE.features, reference.head.weight, replay
     )
 
 

@@ -16,7 +16,7 @@ from nets import Pooled, image, seeded
 import corgi_opt as co
 from corgi_opt import backends, deadline
 
-SOON = 10
+SOON = 30
 """Looks at the clock after time is over: every loop on the way out may take one."""
 
 QUESTION = {"k": 2, "class_idx": 0, "method": "milp", "device": "cpu"}

@@ -342,7 +342,7 @@ def test_bad_example(example, words):
 
 
 def test_an_example_that_the_model_does_not_take():
-    with refuses(co.UnsupportedOpError, "Plain", "torch said", "channels"):
+    with refuses(co.InputError, "does not run on an example of shape (1, 3, 6, 6)", "Python said", "channels"):
         co.from_torch(seeded(Plain, 2), image(3, 6, 6))
 
 

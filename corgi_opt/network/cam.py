@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from corgi_opt.ambient import pinned, pinned_with_grad
 from corgi_opt.arguments import integer
-from corgi_opt.errors import InputError, UnsupportedOpError
+from corgi_opt.errors import InputError, NoCamHeadError, UnsupportedOpError
 from corgi_opt.network import parity
 from corgi_opt.network.exported import Exported, check_ready, export, require_runs
 from corgi_opt.network.graph import LayerGraph
@@ -213,7 +213,12 @@ class _Ready:
 
 
 def _check_scores(logits: Tensor) -> None:
-    """Raises UnsupportedOpError for what are no scores of one image."""
+    """Raises UnsupportedOpError for what are no scores of one image, NoCamHeadError for maps of them."""
+    if logits.ndim == 4 and logits.shape[0] == 1 and logits.numel() != logits.shape[1]:
+        raise NoCamHeadError(
+            "no CAM head: the network must end in spatial features -> global average -> linear, and return one row of "
+            f"class scores. It ends in maps {tuple(logits.shape)}"
+        )
     if logits.ndim < 2 or logits.shape[0] != 1 or logits.numel() != logits.shape[1] or not logits.is_floating_point():
         raise UnsupportedOpError(
             "output",

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from corgi_opt.errors import NoCamHeadError, ParityError
+from corgi_opt.errors import NoCamHeadError, NumericalError, ParityError
 from corgi_opt.network.graph import LayerGraph
 from corgi_opt.network.ops import Conv2d
 from corgi_opt.network.parity import PARITY_TOLERANCE, ROUNDING, allowed
@@ -26,7 +26,7 @@ def find_head(graph: LayerGraph) -> tuple[str, Tensor]:
     if not (isinstance(last.op, Conv2d) and tuple(last.op.weight.shape[2:]) == (1, 1) and last.shape[1:] == (1, 1)):
         raise NoCamHeadError(_no_head(graph, f"the last operation, {last.name!r}, is not a linear layer on a vector"))
     pool = graph[last.inputs[0]]
-    while _is_global_mean(graph, pool.name) and graph[pool.inputs[0]].shape[1:] == (1, 1):
+    while _is_global_mean(graph, pool.name) and _is_global_mean(graph, pool.inputs[0]):
         pool = graph[pool.inputs[0]]  # the average of one pixel is the pixel
     if not _is_global_mean(graph, pool.name):
         raise NoCamHeadError(
@@ -131,7 +131,10 @@ class _Means:
         return cls(weight, left[0], PARITY_TOLERANCE * left[0].abs() + ROUNDING * size)
 
     def require(self, logits: Tensor, features: Tensor) -> None:
-        """Raises ParityError where a feature map (1, C, H, W) is not the one that these class scores come from."""
+        """Raises ParityError where a feature map (1, C, H, W) is not the one that these class scores come from,
+        NumericalError where they are no numbers."""
+        if not bool(logits.isfinite().all() and features.isfinite().all()):
+            raise NumericalError("the model overflows float64 at an image of the region; nothing can be said there")
         off = (logits - _mean(self.weight, features) - self.bias).abs()
         if not bool((off <= self.doubt + PARITY_TOLERANCE * _mean(self.weight.abs(), features.abs())).all()):
             raise ParityError(

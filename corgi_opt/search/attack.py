@@ -18,6 +18,7 @@ from torch import Tensor
 
 from corgi_opt.arguments import integer
 from corgi_opt.deadline import NEVER, Deadline
+from corgi_opt.errors import NumericalError
 from corgi_opt.question import Question, class_rows
 from corgi_opt.region import Regions, least
 from corgi_opt.results import Witness
@@ -230,7 +231,10 @@ def replay(question: Question, ball: Ball, image: Tensor) -> Witness | None:
     x = ball.project(image.detach().cpu().double())
     if not ball.contains(x):
         return None
-    cam = question.net.model_cam(x, question.class_idx)
+    try:
+        cam = question.net.model_cam(x, question.class_idx)
+    except NumericalError:  # an overflow is no answer of the exact network
+        return None
     margin = float(question.topk.margin(cam[None])[0])
     if not margin <= 0 or not question.counts(x):
         return None

@@ -125,9 +125,9 @@ def few_at_once(most: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """A device on which a pass over more rows than this runs out of memory. Returns how many each pass had."""
     passes, backward = [], DUAL.backward
 
-    def limited(graph: Any, node: str, rows: Rows, relaxations: Any) -> Any:
+    def limited(graph: Any, node: str, rows: Rows, *more: Any) -> Any:
         passes.append(len(rows))
-        return backward(graph, node, rows, relaxations) if len(rows) <= most else full()
+        return backward(graph, node, rows, *more) if len(rows) <= most else full()
 
     for module in ("corgi_opt.bounds.dual", "corgi_opt.encode.expressions"):
         monkeypatch.setattr(sys.modules[module], "backward", limited)
