@@ -148,8 +148,11 @@ def outside(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Any]:
     return {name: said(call(scene)) for name, call in CALLS.items()}
 
 
-ALIKE = ("default dtype float16", "device context", "no_grad", "enable_grad", "deterministic")
-"""States that are like another one here; what they are inside is asked of the guard itself."""
+ALIKE = (
+    *("default dtype float16", "device context", "no_grad", "enable_grad", "deterministic"),
+    *("coarse products", "numpy raises", "anomaly detection", "flushed denormals", "a dispatch mode"),
+)
+"""States that are like another one here, or part of "several at once"; the guard itself is asked about each."""
 
 
 @pytest.mark.parametrize("state", [pytest.param(s, marks=[pytest.mark.slow] * (s in ALIKE)) for s in STATES])

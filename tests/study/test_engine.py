@@ -236,7 +236,11 @@ GUARD = 'if __name__ == "__main__":'
 
 
 @pytest.mark.parametrize(
-    "unguarded", [STARTS, f"def main():\n    {STARTS}\n\nmain()"], ids=["at the top", "in a function"]
+    "unguarded",
+    [
+        pytest.param(STARTS, id="at the top"),
+        pytest.param(f"def main():\n    {STARTS}\n\nmain()", id="in a function", marks=pytest.mark.slow),
+    ],
 )
 def test_a_script_without_a_main_guard_is_told_of_it_and_works_with_it(tmp_path, unguarded):
     def ran(code: str) -> subprocess.CompletedProcess[str]:
