@@ -152,7 +152,7 @@ ALIKE = (
     *("default dtype float16", "device context", "no_grad", "enable_grad", "deterministic"),
     *("coarse products", "numpy raises", "anomaly detection", "flushed denormals", "a dispatch mode"),
 )
-"""States that are like another one here, or part of "several at once"; the guard itself is asked about each."""
+"""States that are like another one here, or rare; what each of them is inside is asked of the guard itself."""
 
 
 @pytest.mark.parametrize("state", [pytest.param(s, marks=[pytest.mark.slow] * (s in ALIKE)) for s in STATES])
