@@ -24,7 +24,7 @@ from corgi_opt.network.ingest import Ingested, Unsupported, ingest, refuse
 from corgi_opt.network.lowering import fold_affine, normal_form
 from corgi_opt.network.ops import Shape
 from corgi_opt.network.replay import Replay, scores
-from corgi_opt.network.standin import forward_hooks, stand_in
+from corgi_opt.network.standin import changing_hooks, stand_in
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,7 +195,7 @@ class _Ready:
         except UnsupportedOpError:
             require_runs(stand_in(model), example)  # or it is the image's fault
             raise
-        _check_hooks(model, replayed, image)
+        _check_hooks(model, image)
         exported = export(stand_in(model), example)
         return cls(replayed, image, exported, ingest(exported))
 
@@ -228,12 +228,12 @@ def _check_scores(logits: Tensor) -> None:
         )
 
 
-def _check_hooks(model: nn.Module, replayed: nn.Module, x: Tensor) -> None:
+def _check_hooks(model: nn.Module, x: Tensor) -> None:
     """Raises InputError where hooks, which a stand-in leaves out, are part of what the model computes."""
-    hooked = list(forward_hooks(model))
-    if hooked and not torch.equal(scores(stand_in(model, torch.float64, hooks=True), x), scores(replayed, x)):
+    changing = changing_hooks(model, lambda made: scores(made, x))
+    if changing:
         raise InputError(
-            f"the forward hook on {hooked[0]!r} changes what the model computes, and hooks are left out here; remove "
+            f"the forward hook on {changing[0]!r} changes what the model computes, and hooks are left out here; remove "
             "it (its handle's remove()) or do the same in forward"
         )
 

@@ -12,7 +12,7 @@ import functools
 import sys
 import types
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
+from torch.utils._pytree import tree_leaves
 
 _FRESH = nn.Module().__dict__
 _HOOKS = frozenset(name for name in _FRESH if "hook" in name)
@@ -29,24 +30,30 @@ _MAKES_A_WEIGHT = (WeightNorm, SpectralNorm, BasePruningMethod)
 _SHARED_PACKAGES = sys.stdlib_module_names | {"torch", "numpy"}
 
 
-def stand_in(model: nn.Module, dtype: torch.dtype | None = None, *, hooks: bool = False) -> nn.Module:
-    """A model that computes what ``model`` does, on the CPU; floating tensors in ``dtype`` (None: their own).
-
-    ``hooks``: with the caller's forward hooks, speaking to copies of what they hold. Nothing of theirs is written.
-    """
-    copier = _Copier(None, hooks)
+def stand_in(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
+    """A model that computes what ``model`` does, on the CPU; floating tensors in ``dtype`` (None: their own)."""
+    copier = _Copier(None)
     made: nn.Module = copier(_uncompiled(model))
     for module, hook in copier.weights:  # in the precision that the caller's model has them in
         hook(module, ())
-    return made if dtype is None else _Copier(dtype, hooks)(made)
+    return made if dtype is None else _Copier(dtype)(made)
 
 
-def forward_hooks(model: nn.Module) -> Iterator[str]:
-    """The paths of modules with forward hooks that a stand-in leaves out."""
-    for path, module in _uncompiled(model).named_modules():
-        hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
-        if any(not isinstance(hook, _MAKES_A_WEIGHT) for hook in hooks):
-            yield path or type(module).__name__
+def changing_hooks(model: nn.Module, run: Callable[[nn.Module], object]) -> list[str]:
+    """The paths of modules whose forward hooks, which a stand-in leaves out, replace values or write into them.
+
+    ``run`` runs a float64 stand-in that has the hooks, speaking to copies of what they hold.
+    """
+    watched: list[_Watched] = []
+    copier = _Copier(torch.float64, watched)
+    made: nn.Module = copier(_uncompiled(model))
+    if not watched:
+        return []
+    for module, hook in copier.weights:
+        hook(module, ())
+    run(made)
+    paths = {id(module): path or type(module).__name__ for path, module in made.named_modules()}
+    return [paths.get(id(w.module), type(w.module).__name__) for w in watched if w.changes]
 
 
 def _uncompiled(model: nn.Module) -> nn.Module:
@@ -55,11 +62,29 @@ def _uncompiled(model: nn.Module) -> nn.Module:
     return model if inner is None else inner
 
 
-class _Copier:
-    """Copies values, each once; what it does not know is shared."""
+class _Watched:
+    """A forward hook or pre-hook of ``module``; ``changes``: whether it ever gave another value or wrote into one."""
 
-    def __init__(self, dtype: torch.dtype | None, hooks: bool) -> None:
-        self._dtype, self._hooks = dtype, hooks
+    def __init__(self, hook: Callable[..., Any], module: nn.Module) -> None:
+        self._hook, self.module, self.changes = hook, module, False
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        before = [t._version for t in tensors]
+        given = self._hook(*args, **kwargs)
+        same = given is None or given is args[-1]  # the output, or for a pre-hook the inputs
+        self.changes = self.changes or not same or before != [t._version for t in tensors]
+        return given
+
+
+class _Copier:
+    """Copies values, each once; what it does not know is shared.
+
+    ``watched``: takes the caller's forward hooks, which are left out without it.
+    """
+
+    def __init__(self, dtype: torch.dtype | None, watched: list[_Watched] | None = None) -> None:
+        self._dtype, self._watched = dtype, watched
         self._made: dict[int, Any] = {}
         self._sources: list[Any] = []  # alive, so that no id stands for two
         self._foreign = 0
@@ -82,7 +107,7 @@ class _Copier:
         made: nn.Module = self._keep(module, object.__new__(type(module)))
         for name, value in module.__dict__.items():
             if name in _HOOKS:
-                made.__dict__[name] = self._kept_hooks(name, value)
+                made.__dict__[name] = self._kept_hooks(made, name, value)
             elif not isinstance(value, FakeTensor):  # what some other trace left behind holds nothing
                 made.__dict__[name] = self(value)
         for hook in module._forward_pre_hooks.values():
@@ -90,12 +115,16 @@ class _Copier:
                 self.weights.append((made, hook))
         return made
 
-    def _kept_hooks(self, name: str, hooks: Any) -> Any:
+    def _kept_hooks(self, module: nn.Module, name: str, hooks: Any) -> Any:
         if not isinstance(hooks, dict):
             return None
-        wanted = self._hooks and name in _FORWARD_HOOKS
-        left = {k: self(h) for k, h in hooks.items() if wanted and not isinstance(h, _MAKES_A_WEIGHT)}
-        return type(hooks)(left)
+        kept = type(hooks)()
+        if self._watched is not None and name in _FORWARD_HOOKS:
+            # some of these dicts say of a hook how it is to be called
+            own = {k: h for k, h in hooks.items() if not isinstance(h, _MAKES_A_WEIGHT)}
+            kept.update({k: _Watched(self(h), module) if callable(h) else h for k, h in own.items()})
+            self._watched.extend(h for h in kept.values() if isinstance(h, _Watched))
+        return kept
 
     def _tensor(self, tensor: Tensor) -> Tensor:
         dtype = self._dtype if self._dtype is not None and tensor.is_floating_point() else tensor.dtype

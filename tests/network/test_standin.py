@@ -114,12 +114,31 @@ def test_a_model_that_writes_into_its_input_is_its_own_function():
         assert a.counterexample is None or a.counterexample.distance <= eps
 
 
-def test_a_hook_that_changes_values_is_refused_and_the_hint_helps():
+CHANGING = {
+    "another value": lambda m: m.register_forward_hook(lambda m, i, o: 2 * o),
+    "none at this image": lambda m: m.register_forward_hook(lambda m, i, o: o.clamp(max=1e6)),
+    "its input": lambda m: m[1].register_forward_hook(lambda m, i, o: i[0]),
+    "in place": lambda m: m.register_forward_hook(lambda m, i, o: (o.clamp_(max=1e6), None)[1]),
+    "of its inputs": lambda m: m.register_forward_pre_hook(lambda m, i: (i[0] * 1.0,)),
+    "with keywords": lambda m: m.register_forward_hook(lambda m, i, k, o: o + 0, with_kwargs=True),
+}
+
+
+@pytest.mark.parametrize("name", CHANGING)
+def test_a_hook_that_changes_values_is_refused_and_the_hint_helps(name):
     model = Base().eval()
-    handle = model.body.register_forward_hook(lambda m, i, o: 2 * o)
+    handle = CHANGING[name](model.body)
     with pytest.raises(co.InputError, match="hook on 'body' changes what the model computes"):
         co.from_torch(model, X)
     handle.remove()
+    co.from_torch(model, X)
+
+
+def test_hooks_that_give_back_what_they_got_only_look():
+    model = Base().eval()
+    model.body.register_forward_hook(lambda m, i, o: o)
+    model.body.register_forward_pre_hook(lambda m, i: i)
+    model.head.register_forward_hook(lambda m, i, k, o: None, with_kwargs=True)
     co.from_torch(model, X)
 
 
