@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+from ending import hear_ctrl_c
 from zoos import Zoo
 
 from corgi_opt.ladder import Ladder
 from corgi_opt.results import Verdict
 from corgi_opt.search.attack import PgdOptions, pgd, rank_targets
 
+hear_ctrl_c()
 torch.set_num_threads(1)  # tests run side by side (-n 2)
 
 
