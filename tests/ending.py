@@ -13,7 +13,8 @@ PATIENCE = 300.0
 
 
 def hear_ctrl_c() -> None:
-    """SIGINT is KeyboardInterrupt here and in children, also where a shell runs tests in the background and ignores it."""
+    """SIGINT is KeyboardInterrupt here and in children, also where a shell runs tests in the background (and ignores it
+    for them)."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
