@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import threading
 import types
@@ -17,6 +18,7 @@ import torch.nn.utils.prune as prune
 from torch import Tensor, nn
 
 OPEN_FILE = open(__file__)  # noqa: SIM115 (open as long as the tests run)
+atexit.register(OPEN_FILE.close)
 
 
 class Base(nn.Module):
