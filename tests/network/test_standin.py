@@ -40,7 +40,13 @@ CALLS: dict[str, Callable[[co.CamNetwork, nn.Module, torch.Tensor], object]] = {
 }
 
 
-@pytest.mark.parametrize("name", AWKWARD)
+ALIKE = ("lock", "generator", "to half", "float16", "pruned", "spectral", "tuple", "dataclass")
+"""Words of models that are like another one here."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * any(word in n for word in ALIKE)) for n in AWKWARD]
+)
 def test_nothing_of_the_callers_changes(name, tmp_path):
     model, x = AWKWARD[name]().eval(), X.clone()
     before = Snapshot.of(model, x)
