@@ -208,7 +208,6 @@ def test_what_is_returned_beside_the_logits_has_to_be_named():
         (lambda y, f: None, "returns NoneType"),
         (lambda y, f: y[0], "flatten"),
         (lambda y, f: y.argmax(1, keepdim=True), "int64"),
-        (lambda y, f: f, "one row of class scores"),
         (lambda y, f: torch.ones(1, 2), "does not depend on the image"),
         (lambda y, f: (1, "text"), "returns tuple"),
     ],
@@ -247,6 +246,11 @@ def test_modes_inside_forward_change_nothing(mode):
     with mode():
         made = Base().eval()
     assert torch.equal(co.from_torch(made, X).cam(X, 0), expected.cam(X, 0))
+
+
+def test_maps_of_scores_are_no_head():
+    with pytest.raises(co.NoCamHeadError, match="ends in maps"):
+        co.from_torch(Returns(lambda y, f: f).eval(), X)
 
 
 def test_weights_without_values_are_refused_and_the_hints_help():

@@ -114,7 +114,9 @@ def test_a_margin_is_no_more_than_the_exact_one():
     for case in of_kind("certified"):
         assert check(case.certificate, case.network).margin <= case.asked.answer().upper + 1e-12
     for case in of_kind("falsified"):
-        assert check(case.certificate, case.network).margin >= case.asked.answer().lower - 1e-12
+        # within=k is the set itself, whose margin is that of a pair
+        asked = replace(case.asked, within=None) if case.asked.within == case.asked.k else case.asked
+        assert check(case.certificate, case.network).margin >= asked.answer().lower - 1e-12
 
 
 def test_another_network_is_refused():
