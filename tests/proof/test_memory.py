@@ -33,9 +33,14 @@ SAID = {
     "units in fractions": ("ProofError", "a tree of 700 units would take"),
 }
 
+ALWAYS = ("units", "shape without content", "a part that is large", "units in fractions")
+"""Forged files that are tried in every run, each in a process of its own; the others with -m slow."""
+
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the limit is set on what Linux counts")
-@pytest.mark.parametrize("name", [*FORGED, *EXACT])
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n not in ALWAYS)) for n in (*FORGED, *EXACT)]
+)
 def test_a_forged_file_is_refused_within_a_gibibyte(name, tmp_path):
     paths = [str(Path(__file__).parents[2]), *sys.path]
     done = subprocess.run(
