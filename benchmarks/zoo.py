@@ -11,46 +11,21 @@ an exact method never says less than a weak one. Record tables in benchmarks/RES
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
 import platform
+import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 import corgi_opt as co
 
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))  # they read the same folder
+from zoos import Zoo
+
 DEFAULT = Path(os.environ.get("CORGI_ZOO_DIR", Path(__file__).resolve().parents[2] / "shared" / "zoo"))
-
-
-@dataclass(frozen=True)
-class Zoo:
-    """The folder of the networks and images."""
-
-    root: Path
-
-    @property
-    def names(self) -> list[str]:
-        return sorted(path.stem for path in self.root.glob("*.safetensors"))
-
-    def model(self, name: str) -> nn.Module:
-        spec = importlib.util.spec_from_file_location("zoo_architectures", self.root / "architectures.py")
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        model: nn.Module = module.make(name.removesuffix("-adv"))
-        model.load_state_dict(load_file(self.root / f"{name}.safetensors"))
-        return model.eval()
-
-    def image(self, index: int) -> Tensor:
-        """(1, 3, H, W) in [0, 1]."""
-        pixels = np.load(self.root / "images.npz")["x"][index]
-        return torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
 
 
 def radii(net: co.CamNetwork, x: Tensor, name: str, index: int, limit: float, args: argparse.Namespace) -> float:

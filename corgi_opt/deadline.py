@@ -26,7 +26,9 @@ class Deadline:
 
     def within(self, seconds: float) -> Deadline:
         """A shorter one that is part of this."""
-        return Deadline(min(self.left, seconds))
+        part = Deadline(seconds)
+        part._end = min(part._end, self._end)
+        return part
 
 
 NEVER = Deadline(float("inf"))

@@ -45,13 +45,6 @@ class Known:
     left: Tensor
     intervals: Mapping[str, Interval] | None
 
-    def to(self, dtype: torch.dtype) -> Known:
-        """The same with the nodes' bounds in another precision."""
-        if self.intervals is None:
-            return self
-        intervals = {n: Interval(*(side.to(dtype) for side in b)) for n, b in self.intervals.items()}
-        return Known(self.lower, self.left, intervals)
-
 
 class Margins:
     """Lower bounds ``lower`` (B, k, R) of ``CAM_i - CAM_j`` for top pixel i (in the order of ``question.topk.top``)

@@ -263,7 +263,7 @@ class RadiusSearch:
         pairwise = self.question.topk.allowed == 0
         crown = self._crossing("crown", self._upper() / (1 + NEAR * self.rtol))
         low, cheap = self._known_below(method), False
-        if pairwise and not crown.begun and not crown.closed:
+        if pairwise and not crown.begun and not crown.closed and not deadline.over:
             start, allowed = time.monotonic(), CHEAP * deadline.left
             low = max(low, self._step("crown", crown, deadline), key=lambda c: c.eps)
             cheap = not crown.forgone and time.monotonic() - start <= allowed
