@@ -85,8 +85,8 @@ BuilderT = TypeVar("BuilderT", bound=Builder)
 BUILDERS: dict[str, Builder] = {}
 """By operation and overload, as in ``conv2d.default``."""
 
-SAME_VALUES = frozenset({"memory_format", "layout", "device", "pin_memory", "non_blocking", "copy"})
-"""Arguments that say where and how values lie, not what they are."""
+SAME_VALUES = frozenset({"memory_format", "layout", "device", "pin_memory", "non_blocking", "copy", "cudnn_enabled"})
+"""Arguments that say where and how values lie or are computed, not what they are."""
 
 
 def covers(*overloads: str) -> Callable[[BuilderT], BuilderT]:
@@ -176,7 +176,7 @@ def _conv2d(
     return t.add(fx, _label(fx), op, (t.map(x),))
 
 
-@covers("_native_batch_norm_legit_no_training.default")
+@covers("batch_norm.default", "_native_batch_norm_legit_no_training.default")
 def _batch_norm(
     t: Translation,
     fx: Any,
@@ -188,7 +188,10 @@ def _batch_norm(
     running_var: Any,
     momentum: Any,  # of the statistics, which stand still
     eps: Any,
+    training: Any = False,
 ) -> str:
+    if training:
+        raise NotCoveredError("Batch norm must be in eval mode with running statistics.")
     m, v = t.constant(running_mean), t.constant(running_var)
     if m is None or v is None:
         raise NotCoveredError("Batch norm without running statistics depends on the batch; track them and use eval().")

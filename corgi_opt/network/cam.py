@@ -20,7 +20,7 @@ from corgi_opt.network import parity
 from corgi_opt.network.exported import Exported, check_ready, export, require_runs
 from corgi_opt.network.graph import LayerGraph
 from corgi_opt.network.head import find_head, find_in_model
-from corgi_opt.network.ingest import Ingested, Unsupported, ingest, refuse
+from corgi_opt.network.ingest import Ingested, Unsupported, ingest, known, refuse
 from corgi_opt.network.lowering import fold_affine, normal_form
 from corgi_opt.network.ops import Shape
 from corgi_opt.network.replay import Replay, scores
@@ -196,7 +196,7 @@ class _Ready:
             require_runs(stand_in(model), example)  # or it is the image's fault
             raise
         _check_hooks(model, image)
-        exported = export(stand_in(model), example)
+        exported = export(stand_in(model), example, known)
         return cls(replayed, image, exported, ingest(exported))
 
     def built(self, ingested: Ingested) -> CamNetwork:

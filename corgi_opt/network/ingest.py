@@ -41,6 +41,11 @@ class Ingested:
     names: Mapping[Any, str]
 
 
+def known(target: Any) -> bool:
+    """Does the table have this operation?"""
+    return overload(target) in BUILDERS
+
+
 def ingest(exported: Exported) -> Ingested | tuple[Unsupported, ...]:
     """The network, or everything that has no builder or is used in a way that none covers."""
     t, problems = Translation(exported.constants), list[Unsupported]()
@@ -69,7 +74,7 @@ def _translated(t: Translation, fx: Any, depends: bool) -> Unsupported | None:
             return None
         return Unsupported(_place(fx), f"output {part} of {overload(source.target)}", "Only its first output is known.")
     name = overload(fx.target)
-    if name not in BUILDERS:
+    if not known(fx.target):
         return Unsupported(_place(fx), _short(name), _hint(_short(name)))
     if depends:
         return None
@@ -108,7 +113,6 @@ _ADVICE = {
     **dict.fromkeys(("sigmoid", "tanh", "gelu", "silu", "elu", "mish", "softplus", "hardswish"), _SMOOTH),
     **dict.fromkeys(("softmax", "_softmax", "log_softmax", "_log_softmax"), _MONOTONE),
     **dict.fromkeys(("native_layer_norm", "layer_norm", "native_group_norm", "group_norm"), _VARIANCE),
-    "batch_norm": "Batch norm must be in eval mode with running statistics.",
     "_native_batch_norm_legit": "Batch norm must be in eval mode with running statistics.",
     "native_dropout": (
         "It drops values in eval mode too, at random: pass training=self.training to F.dropout, or use nn.Dropout."
