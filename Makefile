@@ -39,7 +39,7 @@ ifneq ($(filter tests/solvers,$(NEWEST_TESTS)),)
 endif
 
 slow: $(VENV)/.installed
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow $(TESTS)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

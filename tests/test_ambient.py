@@ -17,6 +17,7 @@ import pytest
 import torch
 from ambient_states import STATES, default_dtype, observed
 from nets import Small, image, seeded
+from patience import mostly_slow
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -155,7 +156,7 @@ ALIKE = (
 """States that are like another one here, or rare; what each of them is inside is asked of the guard itself."""
 
 
-@pytest.mark.parametrize("state", [pytest.param(s, marks=[pytest.mark.slow] * (s in ALIKE)) for s in STATES])
+@pytest.mark.parametrize("state", mostly_slow(STATES, STATES.keys() - set(ALIKE)))
 def test_every_answer_is_what_it_is_outside(state, outside, tmp_path):
     scene, usual, found = Scene.at(tmp_path), observed(), {}
     with STATES[state]():

@@ -9,6 +9,7 @@ from itertools import pairwise
 import pytest
 import torch
 from nets import Pooled, image, seeded
+from patience import mostly_slow
 from small_questions import SmallQuestion, questions
 from test_exact import check
 
@@ -22,7 +23,7 @@ from corgi_opt.verify import climb
 EACH = 8
 """Questions of one seed, norm and kind: about 50 by default, 500 more with -m slow."""
 
-SEEDS = [pytest.param(seed, marks=[pytest.mark.slow] if seed > 1000 else []) for seed in range(1000, 1022)]
+SEEDS = mostly_slow(range(1000, 1022), [1000])
 
 every_norm = pytest.mark.parametrize("norm", ["inf", "1", "2"])
 

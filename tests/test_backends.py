@@ -33,7 +33,7 @@ CALLS = {
 every_call = pytest.mark.parametrize("call", CALLS.values(), ids=list(CALLS))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def asked() -> tuple[co.CamNetwork, torch.Tensor]:
     x = image(1, 6, 6)
     return co.from_torch(seeded(Plain, 2), x), x

@@ -82,7 +82,7 @@ def fuzz(seed: int, count: int, decades: float, solved: bool) -> int:
 
 @pytest.mark.parametrize("decades", [0.0, 3.0])
 def test_no_method_claims_more_than_is_true(decades):
-    assert fuzz(int(decades), 25, decades, solved=False) > 10
+    assert fuzz(int(decades), 12, decades, solved=False) > 4
 
 
 def test_no_exact_method_claims_more_than_is_true():
@@ -134,7 +134,7 @@ class Cancelling(nn.Module):
 def test_what_cancels_is_not_taken_at_its_size_at_the_image(rectified):
     """At these eps the terms of a CAM are 1e14 times the CAM; only the corners have to be looked at."""
     certified = 0
-    for seed in range(12):
+    for seed in range(5):
         torch.manual_seed(seed)
         model, x = Cancelling(1e-6, rectified).eval(), torch.rand(1, 1, 1, 2, dtype=torch.float64)
         net = co.from_torch(model, x)

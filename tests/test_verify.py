@@ -12,6 +12,7 @@ import torch
 from corgi_solvers import Highs
 from nets import Deep, Plain, Pooled, Tiny, image, seeded
 from oracles import brute_force_margin, plain_milp_margin
+from patience import mostly_slow
 
 import corgi_opt as co
 from corgi_opt import backends
@@ -20,11 +21,6 @@ from corgi_opt.results import Verdict
 EXPRESSIONS = sys.modules["corgi_opt.encode.expressions"]
 MARGINS = sys.modules["corgi_opt.margins"]
 METHODS = ("ibp", "corgi", "crown", "lp", "milp")
-
-
-def some_of(count: int) -> list[object]:
-    """Two always, the others with ``-m slow``."""
-    return [pytest.param(i, marks=[pytest.mark.slow] if i >= 2 else []) for i in range(count)]
 
 
 @cache
@@ -43,7 +39,7 @@ def tiny_questions(count: int):
     raise AssertionError("too few live networks")
 
 
-@pytest.mark.parametrize("index", some_of(6))
+@pytest.mark.parametrize("index", mostly_slow(range(6), range(2)))
 @pytest.mark.parametrize("clip", [None, (0.0, 1.0)])
 def test_milp_radius_equals_brute_force(index, clip):
     net, model, x = tiny_questions(6)[index]
@@ -61,7 +57,7 @@ def test_milp_radius_equals_brute_force(index, clip):
     assert at[1] <= 1e-9
 
 
-@pytest.mark.parametrize("index", some_of(6))
+@pytest.mark.parametrize("index", mostly_slow(range(6), range(2)))
 def test_verdicts_bracket_the_brute_force_margin(index):
     net, model, x = tiny_questions(6)[index]
     c = int(net.logits(x).argmax())
@@ -76,7 +72,7 @@ def test_verdicts_bracket_the_brute_force_margin(index):
         assert v.status == ("certified" if exact > 0 else "falsified")
 
 
-@pytest.mark.parametrize("seed", some_of(5))
+@pytest.mark.parametrize("seed", mostly_slow(range(5), range(2)))
 @pytest.mark.parametrize(("kernel", "stride"), [(2, 2), (2, 1)])
 def test_pooled_networks_agree_with_the_textbook_milp(seed, kernel, stride):
     """The normal form, cones and elimination against scipy on ReLU-then-pool with a binary per candidate."""
@@ -101,22 +97,27 @@ def test_pooled_networks_agree_with_the_textbook_milp(seed, kernel, stride):
         assert v.status == ("certified" if exact > 1e-5 else "falsified" if exact < -1e-5 else v.status)
 
 
+NETWORKS = [(Plain, (1, 6, 6)), (Deep, (1, 8, 6)), (Pooled, (1, 8, 8))]
+
+
 @pytest.mark.parametrize(
-    ("model", "kwargs", "shape"), [(Plain, {}, (1, 6, 6)), (Deep, {}, (1, 8, 6)), (Pooled, {}, (1, 8, 8))]
+    ("model", "shape", "seed"),
+    mostly_slow(
+        [(model, shape, seed) for model, shape in NETWORKS for seed in range(2)], [(*NETWORKS[0], 0), (*NETWORKS[2], 1)]
+    ),
 )
-def test_stronger_methods_certify_what_weaker_ones_do(model, kwargs, shape):
-    for seed in range(2):
-        x = image(*shape, seed=seed + 30)
-        net = co.from_torch(seeded(model, seed, **kwargs), x)
-        for k in (1, 3):
-            for eps in (0.001, 0.01, 0.05):
-                verdicts = [co.verify(net, x, eps=eps, k=k, method=m) for m in METHODS]
-                margins = [v.margin_lower for v in verdicts if v.counterexample is None]
-                assert all(a <= b + 1e-7 for a, b in pairwise(margins))
-                certified = [v.status == "certified" for v in verdicts]
-                assert certified == sorted(certified)
-                for v in verdicts:
-                    check_promise(net, x, eps, v)
+def test_stronger_methods_certify_what_weaker_ones_do(model, shape, seed):
+    x = image(*shape, seed=seed + 30)
+    net = co.from_torch(seeded(model, seed), x)
+    for k in (1, 3):
+        for eps in (0.001, 0.01, 0.05):
+            verdicts = [co.verify(net, x, eps=eps, k=k, method=m) for m in METHODS]
+            margins = [v.margin_lower for v in verdicts if v.counterexample is None]
+            assert all(a <= b + 1e-7 for a, b in pairwise(margins))
+            certified = [v.status == "certified" for v in verdicts]
+            assert certified == sorted(certified)
+            for v in verdicts:
+                check_promise(net, x, eps, v)
 
 
 def check_promise(net, x: torch.Tensor, eps: float, v: Verdict) -> None:

@@ -87,6 +87,7 @@ def assert_pictures(cells: list[nbformat.NotebookNode], *calls: str) -> None:
         assert len(picture) > 5000  # more than a blank sheet
 
 
+@pytest.mark.slow
 def test_bound_tightness_shows_ladders_a_map_and_a_study(tmp_path):
     cells = run_through("02_bound_tightness.ipynb", tmp_path)
     ladder = shown_by(cells, "ladder = co.compare(", "text/html")
@@ -99,6 +100,7 @@ def test_bound_tightness_shows_ladders_a_map_and_a_study(tmp_path):
 
 
 @pytest.mark.gtsrb
+@pytest.mark.slow
 def test_the_papers_network_is_closed_and_proven(gtsrb, tmp_path, monkeypatch):
     monkeypatch.setenv("CORGI_GTSRB_DIR", str(gtsrb.resolve()))
     cells = run_through("03_paper_gtsrb.ipynb", tmp_path)

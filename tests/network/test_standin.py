@@ -10,6 +10,7 @@ import torch
 import torch.nn.modules.module as module_hooks
 from awkward import AWKWARD, Base, Returns, Snapshot
 from nets import image
+from patience import mostly_slow
 from torch import nn
 
 import corgi_opt as co
@@ -45,7 +46,7 @@ ALIKE = ("lock", "generator", "to half", "float16", "pruned", "spectral", "tuple
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[pytest.mark.slow] * any(word in n for word in ALIKE)) for n in AWKWARD]
+    "name", mostly_slow(AWKWARD, [n for n in AWKWARD if not any(word in n for word in ALIKE)])
 )
 def test_nothing_of_the_callers_changes(name, tmp_path):
     model, x = AWKWARD[name]().eval(), X.clone()

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from corgi_solvers import Highs, Problem, Solution, Status
+from patience import mostly_slow
 from small_questions import SmallQuestion, questions
 from torch import nn
 
@@ -30,7 +31,7 @@ from corgi_opt.prove import Prover, certified, plain_network
 from corgi_opt.question import Question
 from corgi_opt.search import branch as branch_module
 
-COUNT = 90
+COUNT = 60
 
 
 @dataclass(frozen=True, eq=False)
@@ -446,7 +447,10 @@ class Liar:
         return replace(found, bound=1e6, row_dual=duals[self.change])
 
 
-@pytest.mark.parametrize("change", ["negated", "shuffled", "NaN", "empty", "huge", "stale", "raises"])
+CHANGES = ("negated", "shuffled", "NaN", "empty", "huge", "stale", "raises")
+
+
+@pytest.mark.parametrize("change", mostly_slow(CHANGES, ["negated", "NaN", "raises"]))
 def test_a_solver_that_lies_proves_nothing(change, monkeypatch):
     monkeypatch.setattr(branch_module, "SETTLED", 1e9)  # so that every node is left to the solver,
     monkeypatch.setattr(branch_module._Tree, "_meet", lambda tree, images: None)  # and no counterexample is met
@@ -499,7 +503,7 @@ def test_no_backend_talks_the_checker_into_a_certificate(status, change, monkeyp
 
     Without, a MILP rests on the backend's word (proof="solver"), as it says.
     """
-    unstable = [c for c in cases() if c.stable is False and c.asked.norm != "2"][:5]
+    unstable = [c for c in cases() if c.stable is False and c.asked.norm != "2"][:2]
     # verdicts that are yet to be checked may be wrong here
     monkeypatch.setattr(sys.modules["corgi_opt.verify"], "settle", what_is_certified_is_attacked)
     fake = Fake(status, change)

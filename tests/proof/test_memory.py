@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from forged import EXACT, FORGED, certificate, network, of_units, tree
+from patience import mostly_slow
 
 from corgi_opt.errors import CertificateError, ProofError
 from corgi_opt.proof import archive, memory
@@ -38,9 +39,7 @@ ALWAYS = ("units", "shape without content", "a part that is large", "units in fr
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the limit is set on what Linux counts")
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n not in ALWAYS)) for n in (*FORGED, *EXACT)]
-)
+@pytest.mark.parametrize("name", mostly_slow((*FORGED, *EXACT), ALWAYS))
 def test_a_forged_file_is_refused_within_a_gibibyte(name, tmp_path):
     paths = [str(Path(__file__).parents[2]), *sys.path]
     done = subprocess.run(

@@ -112,6 +112,7 @@ def test_running_again_does_nothing_and_starts_no_worker(studied, monkeypatch):
     assert found.left == 0 and found.states == {"done": 9, "failed": 1}
 
 
+@pytest.mark.slow
 def test_a_cluster_that_was_there_before_gives_the_same_answers(studied, tmp_path):
     folder, path, _ = studied
     with socket.socket() as probe:
@@ -151,6 +152,7 @@ def test_failed_cells_are_tried_again_when_asked(studied, tmp_path):
     assert len(rows) == 10 and rows[-1].model == "wrong"  # put again, last
 
 
+@pytest.mark.slow
 def test_what_was_stopped_goes_on_to_the_same_answers(studied, tmp_path):
     """Ctrl-C, then SIGKILL, then to the end. (Fifty kills: test_kills.py.)"""
     folder, path, _ = studied
