@@ -79,7 +79,8 @@ def test_what_is_checked_is_true_and_most_that_is_true_is_checked():
     counted = [c for c in cases() if c.asked.within is None]
     # rivals that have to be counted leave no proof
     assert sum(c.verdict.proof == "checked" for c in counted) >= 0.97 * sum(c.stable is not None for c in counted)
-    assert min(len(of_kind("certified")), len(of_kind("falsified")), len(of_kind("certified", trees=True))) >= 12
+    assert min(len(of_kind("certified")), len(of_kind("falsified"))) >= 20
+    assert len(of_kind("certified", trees=True)) >= 8
 
 
 def test_files_come_back_as_they_were(tmp_path: Path):
