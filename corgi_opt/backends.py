@@ -8,10 +8,8 @@ from contextlib import contextmanager
 from corgi_solvers import Backend, BackendBrokenError, BackendMissingError, ProblemError, backend
 
 from corgi_opt.errors import InputError, MissingPackageError
+from corgi_opt.methods import TABLE
 from corgi_opt.spec import Norm
-
-SOLVING = ("lp", "milp", "bab", "auto")
-"""Methods that ask a solver."""
 
 
 def check_solver(solver: str | None, method: str, norm: Norm) -> Backend:
@@ -23,7 +21,7 @@ def check_solver(solver: str | None, method: str, norm: Norm) -> Backend:
     does not work; MissingPackageError for one that is not installed, or too old.
     """
     chosen = named_solver(solver, method, norm)
-    if solver is not None or method in SOLVING:
+    if solver is not None or TABLE[method].asks != "nothing":
         with missing_for(f"solver {_name(solver, norm)!r}"):
             chosen.require()
     return chosen
@@ -38,11 +36,12 @@ def named_solver(solver: str | None, method: str, norm: Norm) -> Backend:
         chosen = backend(name)
     except ProblemError as error:
         raise InputError(str(error)) from error
+    asks = TABLE[method].asks
     lacks = [
         what
         for what, wanted, able in (
-            ("MILPs", method == "milp", chosen.capabilities.mip),
-            ("second-order cones (norm '2')", norm == "2" and method in ("lp", "bab", "auto"), chosen.capabilities.soc),
+            ("MILPs", asks == "milp", chosen.capabilities.mip),
+            ("second-order cones (norm '2')", norm == "2" and asks == "lp", chosen.capabilities.soc),
         )
         if wanted and not able
     ]

@@ -23,6 +23,7 @@ from corgi_opt.clip import clip_from_text
 from corgi_opt.compare import Compared, compare
 from corgi_opt.demo import run_demo
 from corgi_opt.errors import CorgiError, InputError, ProofError
+from corgi_opt.methods import TABLE
 from corgi_opt.output import console, emit, plain, say
 from corgi_opt.plots import check_picture
 from corgi_opt.prove import check_certificate
@@ -94,6 +95,7 @@ Seed = Annotated[int, typer.Option("--seed", help="seed of the attack's random s
 CertificateFile = Annotated[
     Path | None, typer.Option("--certificate", help="write the proof here; only what it proves is certified")
 ]
+Method = Annotated[str, typer.Option("--method", help=", ".join(TABLE))]
 Json = Annotated[bool, typer.Option("--json", help="print one machine-readable object instead")]
 
 
@@ -103,7 +105,7 @@ def verify_command(
     image: Image,
     eps: Annotated[float, typer.Option("--eps", help="distance in the norm, in units of the input")],
     k: K,
-    method: Annotated[str, typer.Option("--method", help="ibp, corgi, crown, dual, lp, milp, bab or auto")] = "auto",
+    method: Method = "auto",
     within: Within = None,
     keep_class: KeepClass = False,
     class_idx: Class = None,
@@ -155,7 +157,7 @@ def radius_command(
     model: Model,
     image: Image,
     k: K,
-    method: Annotated[str, typer.Option("--method", help="ibp, corgi, crown, dual, lp, milp, bab or auto")] = "auto",
+    method: Method = "auto",
     rtol: Annotated[float, typer.Option("--rtol", help="relative resolution of the bracket")] = 0.01,
     within: Within = None,
     keep_class: KeepClass = False,
@@ -202,7 +204,7 @@ def compare_command(
     image: Image,
     ks: Annotated[str, typer.Option("--k", help="how many brightest CAM pixels; several: 1,3,5")],
     epses: Annotated[str | None, typer.Option("--eps", help="margins at one or several eps, instead of radii")] = None,
-    methods: Annotated[str | None, typer.Option("--methods", help="comma-separated; default: all for the norm")] = None,
+    methods: Annotated[str | None, typer.Option("--methods", help="comma-separated; default: corgi, crown, dual, lp and bab (or auto)")] = None,
     rtol: Annotated[float, typer.Option("--rtol", help="relative resolution of each radius")] = 0.01,
     within: Within = None,
     keep_class: KeepClass = False,

@@ -17,15 +17,16 @@ from corgi_opt.backends import check_solver
 from corgi_opt.clip import Box, Clip, checked_clip, clip_in_words
 from corgi_opt.drawing import draw_ladder, draw_shares
 from corgi_opt.errors import InputError, Interrupted, TieError
+from corgi_opt.methods import check_method, weakest_first
 from corgi_opt.network.cam import CamNetwork
 from corgi_opt.progress import reporting
 from corgi_opt.question import Question, resolve_device
-from corgi_opt.radius import LADDER_ORDER, RadiusSearch, tied
+from corgi_opt.radius import RadiusSearch, tied
 from corgi_opt.results import Radius, Verdict, asked, asked_in_words
 from corgi_opt.search.attack import PgdOptions
 from corgi_opt.spec import Norm, canonical_norm
 from corgi_opt.tightness import MarginSearch
-from corgi_opt.verify import check_method, check_time_limit
+from corgi_opt.verify import check_time_limit
 
 Answer: TypeAlias = Radius | Verdict
 Search: TypeAlias = RadiusSearch | MarginSearch
@@ -138,7 +139,7 @@ def _ladder(comparison: Comparison, ax: Any) -> Any:
 def _shares(comparison: Comparison, ax: Any) -> Any:
     """Every bound as a share of what the attack leaves; of margins, where the attack leaves any."""
     questions = comparison.questions
-    methods = [m for m in LADDER_ORDER if any(m in q.answers for q in questions)]
+    methods = weakest_first(name for q in questions for name in q.answers)
     ax = draw_shares({m: [_share(q, m) for q in questions if m in q.answers] for m in methods}, ax)
     radii = questions[0].eps is None
     what = "certified eps / falsified eps" if radii else "margin proven / margin met"
@@ -217,7 +218,7 @@ def compare(
         raise InputError(f"methods must be a non-empty sequence of names or None, got {methods!r}")
     if eps is not None and (keep_class or within is not None):
         raise InputError("margins at fixed eps are those of the top-k set: neither within nor keep_class goes with eps")
-    chosen = sorted({check_method(m, norm) for m in methods}, key=LADDER_ORDER.index)
+    chosen = weakest_first(check_method(m, norm).name for m in methods)
     where, tolerance = resolve_device(device), check_rtol(rtol)
     check_time_limit(time_limit)
     for method in chosen:

@@ -1,7 +1,7 @@
 """Every error this package raises on purpose: each says what is wrong, where, and what to do about it.
 
-All derive from :class:`CorgiError`; each also derives from the built-in exception a caller would expect,
-so ``except ValueError`` keeps working.
+All derive from :class:`CorgiError` and from the built-in exception a caller would expect, so ``except ValueError`` keeps
+working. :class:`Interrupted` (Ctrl-C) is no error, and a KeyboardInterrupt only.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class InputError(CorgiError, ValueError):
 class UnknownMethodError(InputError):
     """The requested method does not exist."""
 
-    def __init__(self, method: str, known: Sequence[str]) -> None:
+    def __init__(self, method: object, known: Sequence[str]) -> None:
         self.method, self.known = method, tuple(known)
         super().__init__(f"unknown method {method!r}; choose one of {', '.join(map(repr, known))}")
 

@@ -19,11 +19,11 @@ from corgi_opt.encode.program import TooLargeError, compile_program
 from corgi_opt.encode.triangle import triangle
 from corgi_opt.errors import InputError
 from corgi_opt.ladder import Ladder
+from corgi_opt.methods import check_method
 from corgi_opt.network.cam import CamNetwork
 from corgi_opt.question import Question, resolve_device
 from corgi_opt.search.pairs import CamExpressions
 from corgi_opt.spec import Norm, canonical_norm
-from corgi_opt.verify import check_method
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def export_mps(
     for norm "2", whose region is no linear program.
     """
     norm = canonical_norm(norm)
-    if check_method(method, norm) not in ("lp", "milp") or norm == "2":
+    if check_method(method, norm).name not in ("lp", "milp") or norm == "2":
         raise InputError(f"an MPS file holds an 'lp' or 'milp' for norm 'inf' or '1', not {method!r} for norm {norm!r}")
     question = Question.ask(net, x, k=k, class_idx=class_idx, norm=norm, clip=clip, tie_tol=tie_tol)
     ladder = Ladder(question, eps, resolve_device(device))

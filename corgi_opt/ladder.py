@@ -1,10 +1,9 @@
-"""All rungs for one question at one eps: relaxations, then LP or MILP for only the pairs that are left."""
+"""All rungs for one question at one eps: relaxations, then LP, MILP or branch and bound for the pairs left."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Literal
 
 import torch
 from corgi_solvers import Backend
@@ -17,6 +16,7 @@ from corgi_opt.encode.expressions import Expressions
 from corgi_opt.encode.triangle import triangle
 from corgi_opt.errors import BoundOrderError
 from corgi_opt.margins import Margins, timed
+from corgi_opt.methods import TABLE
 from corgi_opt.progress import Report, silent
 from corgi_opt.question import Question
 from corgi_opt.results import Proof, Witness
@@ -25,11 +25,6 @@ from corgi_opt.search.branch import TOO_CLOSE
 from corgi_opt.search.counting import CountSolver
 from corgi_opt.search.decide import Branched, Decider, SolvedProgram
 from corgi_opt.search.pairs import CamExpressions, PairAnswer, PairSolver
-
-Relaxation = Literal["ibp", "corgi", "crown", "dual"]
-
-EXACT = ("milp", "bab")
-"""The rungs that decide pairs, up to float tolerance."""
 
 PAIR_SECONDS = 2.0
 """What a pair may take at least, where some are allowed to pass: one that takes long most likely does."""
@@ -105,12 +100,14 @@ class Ladder:
 
     # --- the rungs -------------------------------------------------------------------------------------------
 
-    def bound(self, name: Relaxation, deadline: Deadline = NEVER) -> float:
+    def bound(self, name: str, deadline: Deadline = NEVER) -> float:
         """Runs a relaxation on the pairs that are open; returns the best proven margin over those.
 
         Raises TimeoutError; what was proven by then stays.
         """
-        found = float(getattr(self.margins, name)(deadline)[0])
+        rung = TABLE[name].bound
+        assert rung is not None  # a relaxation
+        found = float(rung(self.margins, deadline)[0])
         self._check_order()
         return found
 
@@ -196,7 +193,7 @@ class Ladder:
             if every_one and not float(self.lower[entry]) > 0:
                 i, j = self.pair(entry)
                 return f"{name} leaves pixels {i} and {j} undecided{_because(name, answer)}"
-        return "" if self.certified or name in EXACT else f"{name} leaves {len(self.undecided)} pairs undecided"
+        return "" if self.certified or TABLE[name].exact else f"{name} leaves {len(self.undecided)} pairs undecided"
 
     def _count(self, relaxed: Relaxed, solver: CountSolver, deadline: Deadline) -> str:
         """Whether so many rivals can pass one top pixel at once, for each top pixel that its pairs leave open."""
@@ -232,7 +229,8 @@ class Ladder:
             )
         # a bound may hold for images that keep the class, an incumbent be another
         any_class = self.question.predicted is None
-        if any_class and name in EXACT and answer.image is not None and answer.upper < float(self.lower[entry]) - slack:
+        beaten = answer.upper < float(self.lower[entry]) - slack
+        if any_class and TABLE[name].exact and answer.image is not None and beaten:
             raise BoundOrderError(
                 f"{name} found {answer.upper:.9g} for pair {self.pair(entry)} below a proven bound "
                 f"{float(self.lower[entry]):.9g}"

@@ -18,8 +18,8 @@ from corgi_opt.backends import check_solver, named_solver
 from corgi_opt.clip import Clip
 from corgi_opt.deadline import Deadline
 from corgi_opt.errors import BoundOrderError, Interrupted, NumericalError, TieError
-from corgi_opt.ladder import EXACT as DECIDING
 from corgi_opt.ladder import Ladder
+from corgi_opt.methods import TABLE, check_method, settled_by, up_to, weakest_first
 from corgi_opt.network.cam import CamNetwork
 from corgi_opt.progress import Report, reporting, silent
 from corgi_opt.prove import Prover
@@ -29,22 +29,7 @@ from corgi_opt.search.attack import PgdOptions, attack_radius, polish, rank_targ
 from corgi_opt.search.closing import NEAR, Closing, Probe
 from corgi_opt.search.crossing import Crossing, Point
 from corgi_opt.spec import Norm, canonical_norm
-from corgi_opt.verify import ATTACK_SHARE, CORGI_FIRST, CORGI_SHARE, check_method, check_time_limit, climb
-
-LADDER_ORDER = ("ibp", "corgi", "crown", "dual", "lp", "milp", "bab", "auto")
-"""Each certifies at least what the ones before it do; a stronger search starts where a weaker one ended."""
-
-EXACT = (*DECIDING, "auto")
-"""Methods whose brackets close."""
-
-FIRST = {
-    "dual": ("crown",),
-    "lp": ("crown", "dual"),
-}
-"""Weaker radii that a method takes before its own: what they would have certified in the same time is never lost.
-
-Exact methods take CROWN's when they need it (:meth:`RadiusSearch._closing`), and all begin with intervals and CORGI.
-"""
+from corgi_opt.verify import ATTACK_SHARE, CORGI_FIRST, CORGI_SHARE, check_time_limit, climb
 
 MOST_PROBES = 60
 
@@ -125,7 +110,7 @@ class RadiusSearch:
         try:
             self.attack(deadline.within(ATTACK_SHARE * limit))
             self.certified("ibp", deadline.within(deadline.left / 2))  # next to nothing, but there in no time
-            for name in sorted({"corgi", *FIRST.get(method, ()), method}, key=LADDER_ORDER.index):
+            for name in weakest_first({"corgi", method, *_first(method)}):
                 beside = name == "corgi" and method != "corgi"
                 self.certified(name, deadline.within(CORGI_SHARE * limit) if beside else deadline)
             if self._attack_cut and not deadline.over:
@@ -137,8 +122,6 @@ class RadiusSearch:
 
     def _bracket(self, method: str, found: Certified) -> Radius:
         corgi = self._certified.get("corgi")
-        if method == "auto":
-            method = "milp" if found.proof == "solver" else "bab"
         upper = self.nearest.distance if self.nearest is not None else float("inf")
         stats = {f"seconds_{name}": s for name, s in self.seconds.items()}
         return Radius(
@@ -147,7 +130,7 @@ class RadiusSearch:
             k=self.question.topk.k,
             within=self.question.topk.within,
             class_idx=self.question.class_idx,
-            method=method,
+            method=settled_by(method, found.proof),
             corgi=float("nan") if corgi is None else corgi.eps,
             attack=float("nan") if self._attacked is None else self._attacked,
             proof=found.proof if found.eps > 0 else None,
@@ -190,7 +173,7 @@ class RadiusSearch:
         before = self._certified.get(method)
         if before is None or (before.cut and not deadline.over):
             with self._timed(method):
-                find = self._closing if method in EXACT else self._limit
+                find = self._closing if TABLE[method].exact else self._limit
                 self._certified[method] = find(method, deadline)
         return self._certified[method]
 
@@ -228,7 +211,7 @@ class RadiusSearch:
         if method not in self._crossings or (method in self._certified and self._crossings[method].forgone):
             high = Point(self._upper(), -math.inf)
             # what the one before left is near, and its ladders leave few pairs open
-            at = None if method in FIRST else first
+            at = None if _first(method) else first
             if at is not None:
                 low = Point(low.eps, self.question.topk.gap)  # a weaker margin says nothing here
                 if self._attack_cut and self.nearest is None:
@@ -327,20 +310,19 @@ class RadiusSearch:
 
     def _known_below(self, method: str) -> Certified:
         """What this method and those below it have certified already; eps 0 is certified by the image itself."""
-        weaker = LADDER_ORDER[: LADDER_ORDER.index(method) + 1]
         start = Certified(0.0, self.question.topk.gap, "float64", "")
-        known = [c for m, c in self._certified.items() if m in weaker]
+        known = [c for m, c in self._certified.items() if m in up_to(method)]
         best = max([start, *known], key=lambda c: c.eps)
         return Certified(best.eps, best.margin, best.proof, "")
 
     def _probe(self, method: str, eps: float, deadline: Deadline) -> Verdict:
         ladder = Ladder(self.question, eps, self.device) if method == "ibp" else self._ladder(eps)
-        if self.nearest is not None and ladder.ball.contains(self.nearest.image) and method not in EXACT:
+        if self.nearest is not None and ladder.ball.contains(self.nearest.image) and not TABLE[method].exact:
             ladder.found(self.nearest)
-        if method not in ("ibp", *EXACT):
+        if method != "ibp" and not TABLE[method].exact:
             with suppress(TimeoutError, NumericalError):  # which the verdict will say
                 self._corgi_first(ladder, deadline)
-        return climb(ladder, method, None, self._solver_of(method), deadline)
+        return climb(ladder, TABLE[method], None, self._solver_of(method), deadline)
 
     def _corgi_first(self, ladder: Ladder, deadline: Deadline) -> None:
         """Where it is quick: what it settles, others need not look at."""
@@ -376,6 +358,16 @@ class RadiusSearch:
         return f"{method} certifies no further (resolved to rtol={self.rtol:g}); the gap to the attack is its looseness"
 
 
+def _first(method: str) -> list[str]:
+    """Radii that a relaxation takes before its own: what they would have certified in the same time is never lost.
+
+    Exact methods take CROWN's when they need it (:meth:`RadiusSearch._closing`), and all begin with intervals and
+    CORGI.
+    """
+    row = TABLE[method]
+    return [] if row.exact or row.quick else [name for name in up_to(method)[:-1] if not TABLE[name].quick]
+
+
 @pinned
 def radius(
     net: CamNetwork,
@@ -408,7 +400,8 @@ def radius(
     pass of it is next to nothing. An exact probe has few seconds, which double where they decide nothing.
     """
     norm = canonical_norm(norm)
-    chosen, deadline, where = check_method(method, norm), check_time_limit(time_limit), resolve_device(device)
+    chosen = check_method(method, norm).name
+    deadline, where = check_time_limit(time_limit), resolve_device(device)
     tolerance = check_rtol(rtol)
     backend = check_solver(solver, chosen, norm)
     try:

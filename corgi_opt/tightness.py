@@ -22,6 +22,7 @@ from corgi_opt.encode.expressions import Expressions
 from corgi_opt.encode.triangle import triangle
 from corgi_opt.errors import BoundOrderError, Interrupted, NumericalError
 from corgi_opt.margins import Margins
+from corgi_opt.methods import TABLE, check_method
 from corgi_opt.network.cam import CamNetwork
 from corgi_opt.progress import Report, reporting, silent
 from corgi_opt.prove import Prover
@@ -31,7 +32,7 @@ from corgi_opt.search.attack import Pairs, drive_apart, rank_targets, replay
 from corgi_opt.search.decide import Branched, Decider, SolvedProgram
 from corgi_opt.search.pairs import CamExpressions, PairSolver
 from corgi_opt.spec import Norm, canonical_norm
-from corgi_opt.verify import ATTACK_SHARE, CORGI_SHARE, check_method, check_time_limit
+from corgi_opt.verify import ATTACK_SHARE, CORGI_SHARE, check_time_limit
 
 DRIVEN_PAIRS = 12
 """Pairs that PGD drives apart, the most likely ones first."""
@@ -103,10 +104,11 @@ class MarginSearch:
                 self._margins.ibp(deadline)
                 return ""
             self._beside(method, deadline)
-            if method in ("crown", "dual"):
-                getattr(self._margins, method)(deadline)
-            elif method != "corgi":
+            bound = TABLE[method].bound
+            if bound is None:
                 return self._solved(method, deadline)
+            if method != "corgi":
+                bound(self._margins, deadline)
             return ""
         finally:
             self.seconds[method] = time.monotonic() - start
@@ -129,7 +131,7 @@ class MarginSearch:
         assert margins is not None
         margins.crown(deadline)
         assert margins.relaxed is not None  # crown has computed it
-        exact, solver = method != "lp", self._solver_of(method)
+        exact, solver = TABLE[method].exact, self._solver_of(method)
         # phases say what the planes of pooling windows do, exactly
         known = margins.relaxed.only(0)
         bounded = replace(known, planes={}) if exact else known
@@ -244,7 +246,8 @@ def tight_margin(
     draws nothing. Raises as :func:`corgi_opt.verify`.
     """
     norm = canonical_norm(norm)
-    chosen, deadline, where = check_method(method, norm), check_time_limit(time_limit), resolve_device(device)
+    chosen = check_method(method, norm).name
+    deadline, where = check_time_limit(time_limit), resolve_device(device)
     tolerance, backend = check_rtol(rtol), check_solver(solver, chosen, norm)
     question = Question.ask(net, x, k=k, class_idx=class_idx, norm=norm, clip=clip, tie_tol=tie_tol)
     with reporting(progress, "margin") as report:

@@ -1,6 +1,6 @@
-"""The verdict for one eps: CORGI, attack, CROWN, then dual ascent, LP or MILP for only the pairs that are left.
+"""The verdict for one eps: CORGI, attack, CROWN, then dual ascent, LP, MILP or branch and bound for the pairs left.
 
-The paper's bound comes first where it is quick, else last, for what it is worth to know: nothing waits for it long.
+The paper's bound comes first where it is quick. Else it comes last, to stand beside the answer.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from corgi_opt.ambient import pinned
 from corgi_opt.backends import check_solver, named_solver
 from corgi_opt.clip import Clip
 from corgi_opt.deadline import Deadline
-from corgi_opt.errors import InputError, Interrupted, NumericalError, UnknownMethodError
-from corgi_opt.ladder import Ladder, Relaxation
+from corgi_opt.errors import InputError, Interrupted, NumericalError
+from corgi_opt.ladder import Ladder
+from corgi_opt.methods import Method, check_method, settled_by
 from corgi_opt.network.cam import CamNetwork
 from corgi_opt.progress import reporting
 from corgi_opt.prove import Prover, checked
@@ -29,9 +30,6 @@ from corgi_opt.question import Question, resolve_device
 from corgi_opt.results import CORGI_CUT_OFF, Verdict
 from corgi_opt.search.attack import PgdOptions, rank_targets
 from corgi_opt.spec import Norm, canonical_norm
-
-METHODS = ("ibp", "corgi", "crown", "dual", "lp", "milp", "bab", "auto")
-
 
 ATTACK_SHARE = 0.25
 """Of the time limit: what PGD may take before anything dearer than CORGI is proven."""
@@ -45,7 +43,7 @@ CORGI_FIRST = 1.0
 
 def climb(
     ladder: Ladder,
-    method: str,
+    method: Method,
     attack: Callable[[], object] | None,
     solver: Backend,
     deadline: Deadline,
@@ -58,9 +56,9 @@ def climb(
     deadline that passes in a bound leaves what is proven by then.
     """
     beside = math.nan
-    if method == "corgi" or (corgi > 0 and method != "ibp"):  # that one shows what intervals can do alone
+    if method.name == "corgi" or (corgi > 0 and method.name != "ibp"):  # that one shows what intervals can do alone
         with suppress(TimeoutError, NumericalError):  # the rungs after it say so themselves
-            first = deadline if method == "corgi" else deadline.within(min(corgi, CORGI_FIRST))
+            first = deadline if method.name == "corgi" else deadline.within(min(corgi, CORGI_FIRST))
             beside = ladder.bound("corgi", first)
     verdict = _climb_on(ladder, method, attack, solver, deadline, beside)
     if corgi > 0 and math.isnan(beside):
@@ -70,7 +68,7 @@ def climb(
 
 def _climb_on(
     ladder: Ladder,
-    method: str,
+    method: Method,
     attack: Callable[[], object] | None,
     solver: Backend,
     deadline: Deadline,
@@ -78,23 +76,21 @@ def _climb_on(
 ) -> Verdict:
     """The rungs after the paper's bound."""
     try:
-        if method == "ibp":
-            ladder.bound("ibp", deadline)
-        elif method == "corgi":
-            ladder.bound("corgi", deadline)  # again, where it was cut off
+        if method.quick:
+            ladder.bound(method.name, deadline)  # the paper's again, where it was cut off
         if ladder.certified:
-            return settle(ladder, "ibp" if method == "ibp" else "corgi", "", corgi)
+            return settle(ladder, method.name if method.quick else "corgi", "", corgi)
         if attack is not None:
             attack()
             if ladder.witness is not None:
                 return settle(ladder, "attack", "", corgi)
-        if method in ("ibp", "corgi"):
-            return settle(ladder, method, f"{method} is too weak here", corgi)
+        if method.quick:
+            return settle(ladder, method.name, f"{method.name} is too weak here", corgi)
         return _bounded_and_solved(ladder, method, solver, deadline, corgi)
     except TimeoutError:
-        return settle(ladder, method, "time limit reached in the bounds", corgi)
+        return settle(ladder, method.name, "time limit reached in the bounds", corgi)
     except NumericalError as error:
-        return settle(ladder, method, str(error), corgi)
+        return settle(ladder, method.name, str(error), corgi)
 
 
 def _with_corgi(verdict: Verdict, ladder: Ladder, deadline: Deadline) -> Verdict:
@@ -116,22 +112,16 @@ def _with_corgi(verdict: Verdict, ladder: Ladder, deadline: Deadline) -> Verdict
     return replace(verdict, corgi_margin=value, stats={**verdict.stats, **seconds})
 
 
-def _bounded_and_solved(ladder: Ladder, method: str, solver: Backend, deadline: Deadline, corgi: float) -> Verdict:
-    """From CROWN on."""
-    relaxations: tuple[Relaxation, ...] = ("crown", "dual") if method == "dual" else ("crown",)
-    for name in relaxations:
+def _bounded_and_solved(ladder: Ladder, method: Method, solver: Backend, deadline: Deadline, corgi: float) -> Verdict:
+    """The bounds that a method stands on, its own, and the pairs that it solves."""
+    for name in (*method.after, *([method.name] if method.bound else [])):
         ladder.bound(name, deadline)
         if ladder.certified:
             return settle(ladder, name, "", corgi)
-    if method in relaxations:
-        return settle(ladder, method, f"{method} leaves {len(ladder.undecided)} pairs undecided", corgi)
-    if method == "lp":
-        return settle(ladder, method, ladder.lp(solver, deadline), corgi)
-    if method == "milp":
-        return settle(ladder, method, ladder.milp(solver, deadline), corgi)
-    counts = method == "auto" and solver.capabilities.mip and ladder.ball.norm != "2"
-    reason = ladder.bab(solver, solver if counts else None, deadline)
-    return settle(ladder, "milp" if ladder.proof == "solver" else "bab", reason, corgi)
+    if method.solve is None:
+        return settle(ladder, method.name, f"{method.name} leaves {len(ladder.undecided)} pairs undecided", corgi)
+    reason = method.solve(ladder, solver, deadline)
+    return settle(ladder, settled_by(method.name, ladder.proof), reason, corgi)
 
 
 def settle(ladder: Ladder, method: str, reason: str, corgi: float) -> Verdict:
@@ -160,18 +150,6 @@ def settle(ladder: Ladder, method: str, reason: str, corgi: float) -> Verdict:
         reason=reason,
         stats=dict(ladder.stats),
     )
-
-
-def check_method(method: str, norm: Norm) -> str:
-    """The method, if it exists and answers this norm.
-
-    Raises UnknownMethodError; InputError for a method that does not answer this norm.
-    """
-    if not isinstance(method, str) or method not in METHODS:
-        raise UnknownMethodError(method, METHODS)
-    if norm == "2" and method == "milp":
-        raise InputError("no MILP answers norm '2' (HiGHS takes no cone); method='bab' is exact there too")
-    return method
 
 
 def check_time_limit(time_limit: float) -> Deadline:
@@ -225,7 +203,7 @@ def verify(
     """
     norm = canonical_norm(norm)
     chosen, deadline, where = check_method(method, norm), check_time_limit(time_limit), resolve_device(device)
-    backend_ = check_solver(solver, chosen, norm)
+    backend_ = check_solver(solver, chosen.name, norm)
     if proof not in ("float64", "checked"):
         raise InputError(f"proof must be 'float64' or 'checked', got {proof!r}")
     if proof == "checked":
@@ -248,4 +226,4 @@ def verify(
             prover = Prover(question, ladder.ball, verdict.counterexample, leaves, where, float(time_limit))
             return checked(verdict, prover, deadline) if proof == "checked" else replace(verdict, prover=prover)
         except KeyboardInterrupt as stop:
-            raise Interrupted(settle(ladder, chosen, "interrupted", float("nan"))) from stop
+            raise Interrupted(settle(ladder, chosen.name, "interrupted", float("nan"))) from stop

@@ -47,7 +47,7 @@ def zoo() -> Zoo:
 
 @pytest.fixture(autouse=True)
 def what_is_certified_is_attacked(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Verdict]:
-    """Every verdict that certifies, in any test, is attacked afterwards, from more starts than before.
+    """What ``verify`` certifies, in any test, is attacked afterwards, from more starts than before.
 
     Returns the package's own ``settle``, for a test in which verdicts may be wrong.
     """

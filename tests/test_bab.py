@@ -17,6 +17,7 @@ import corgi_opt as co
 from corgi_opt.backends import check_solver
 from corgi_opt.deadline import Deadline
 from corgi_opt.ladder import Ladder
+from corgi_opt.methods import TABLE
 from corgi_opt.question import Question
 from corgi_opt.verify import climb
 
@@ -47,7 +48,7 @@ def unattacked(net: co.CamNetwork, question: SmallQuestion) -> co.Verdict:
     """As by ``radius``, which knows what PGD finds: counterexamples are those of branch and bound."""
     asked = {n: v for n, v in question.arguments.items() if n != "eps"}
     ladder = Ladder(Question.ask(net, question.x, tie_tol=None, **asked), question.eps, torch.device("cpu"))
-    return climb(ladder, "bab", None, check_solver(None, "bab", question.norm), Deadline(600))
+    return climb(ladder, TABLE["bab"], None, check_solver(None, "bab", question.norm), Deadline(600))
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -187,7 +187,7 @@ def test_no_milp_answers_l2(norm):
         lambda: co.radius(net, x, k=2, norm=norm, method="milp"),
         lambda: co.compare(net, x, k=2, norm=norm, methods=["crown", "milp"]),
     ):
-        with pytest.raises(co.InputError, match=r"no MILP answers norm '2'.*'bab' is exact"):
+        with pytest.raises(co.InputError, match=r"'milp' answers norm 'inf' and '1', not '2'.*'bab' is exact"):
             call()
 
 

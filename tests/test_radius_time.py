@@ -17,8 +17,9 @@ from nets import Pooled, image, seeded
 
 import corgi_opt as co
 from corgi_opt.deadline import Deadline
+from corgi_opt.methods import TABLE, Method, up_to
 from corgi_opt.question import Question
-from corgi_opt.radius import LADDER_ORDER, MOST_LADDERS, RadiusSearch
+from corgi_opt.radius import MOST_LADDERS, RadiusSearch
 
 RTOL = 0.01
 RELAXED = ("ibp", "corgi", "crown", "dual", "lp")
@@ -72,8 +73,8 @@ class World:
             return start
         return SimpleNamespace(distance=1.0, image="witness")
 
-    def climb(self, ladder: FakeLadder, method: str, attack: None, solver: Any, deadline: Deadline) -> Any:
-        lower, status, reason = -1.0, "unknown", "too weak"
+    def climb(self, ladder: FakeLadder, row: Method, attack: None, solver: Any, deadline: Deadline) -> Any:
+        method, lower, status, reason = row.name, -1.0, "unknown", "too weak"
         try:
             if method in RELAXED:
                 for name in ("crown", "dual", "lp"):
@@ -271,27 +272,27 @@ def test_no_method_says_less_than_a_weaker_one_in_the_same_time(ask, costs, tree
     def radii(seconds: float) -> dict[str, float]:
         return {
             method: ask(World(COSTS[costs], tree=TREES[tree], attack=attack), method, seconds).lower
-            for method in LADDER_ORDER
+            for method in TABLE
         }
 
     found, less = radii(limit), radii(limit / 2)
-    for n, method in enumerate(LADDER_ORDER):
+    for method in TABLE:
         assert found[method] > 0
-        for weaker in LADDER_ORDER[:n]:
+        for weaker in up_to(method)[:-1]:
             if weaker in ("ibp", "crown"):
                 assert found[method] >= found[weaker] / (1 + RTOL), (method, weaker)
             elif weaker not in ("milp", "bab", "auto"):
                 assert found[method] >= less[weaker] / (1 + RTOL), (method, weaker)
 
 
-@pytest.mark.parametrize("method", LADDER_ORDER)
+@pytest.mark.parametrize("method", TABLE)
 def test_nothing_that_was_certified_is_lost_whenever_time_is_over(ask, method):
     """Limits from next to none to plenty: what any probe up to then certified is what is answered, or more."""
     limits = [0.3 * 1.3**n for n in range(28)]
     for limit in limits:
         world = deep()
         r = ask(world, method, limit)
-        assert r.lower == world.certified(*LADDER_ORDER[: LADDER_ORDER.index(method) + 1]) < r.upper
+        assert r.lower == world.certified(*up_to(method)) < r.upper
         assert world.now <= limit + 0.02
         assert r.lower > 0
 

@@ -1,13 +1,12 @@
-"""Rewrites everything into affine + ReLU: batch norm, leaky ReLU, average and max pooling.
+"""Rewrites into affine + ReLU: batch norm, average and max pooling. (The builders do it for a leaky ReLU.)
 
 * batch norm (eval) is a per-channel affine map, folded into the convolution before it where there is one;
-* ``leaky(x) = s x + (1-s) relu(x)``;
 * average pooling is a depthwise convolution (with a per-position scale where padding is not counted);
 * ``max(a, b) = a + relu(b - a)``: a pooling window is a balanced tree of these, columns first and then rows
   (overlapping windows then share their columns' maxima);
 * ``maxpool(relu(x)) = relu(maxpool(x))``: one ReLU per window in place of one per candidate.
 
-Adding a piecewise-linear layer is one rule here and nothing elsewhere.
+Adding a piecewise-linear layer is a builder, and a rule here where it is not one line; nothing elsewhere.
 """
 
 from __future__ import annotations

@@ -11,8 +11,9 @@ from corgi_opt.arguments import check_rtol, integer, not_negative
 from corgi_opt.backends import check_solver
 from corgi_opt.clip import Box, as_list, checked_clip, clip_from_text
 from corgi_opt.errors import InputError
+from corgi_opt.methods import check_method
 from corgi_opt.spec import Norm, canonical_norm
-from corgi_opt.verify import check_method, check_time_limit
+from corgi_opt.verify import check_time_limit
 
 Kind = Literal["radius", "verify", "margin"]
 KINDS = ("radius", "verify", "margin")
@@ -50,7 +51,7 @@ class Ask:
         if (self.eps is None) != (self.kind == "radius"):
             raise InputError(f"a question of kind {self.kind!r} takes {'no' if self.kind == 'radius' else 'an'} eps")
         norm = canonical_norm(self.norm)
-        check_solver(self.solver, check_method(self.method, norm), norm)
+        check_solver(self.solver, check_method(self.method, norm).name, norm)
         check_time_limit(self.time_limit)
         if not isinstance(self.keep_class, bool):
             raise InputError(f"keep_class must be true or false, got {self.keep_class!r}")

@@ -1,7 +1,6 @@
 """The figures of a study, each from the table of its cells; None where the study does not ask for what it shows.
 
-Every method has a colour, a line style and a marker of its own, so that it can be told in print and by the
-colour-blind. What is broken is dashed and purple throughout.
+Every method is drawn as the table of methods says. What is broken is dashed and purple throughout.
 """
 
 from __future__ import annotations
@@ -12,24 +11,7 @@ from typing import Any
 import numpy as np
 
 from corgi_opt.drawing import BROKEN, bare
-from corgi_opt.radius import LADDER_ORDER
-
-COLOURS = {
-    "ibp": "#bbbbbb",
-    "corgi": "#ccbb44",
-    "crown": "#66ccee",
-    "dual": "#228833",
-    "lp": "#ee6677",
-    "milp": "#332288",
-    "bab": "#4477aa",
-    "auto": "#000000",
-}
-"""Paul Tol's bright scheme."""
-
-STYLES = dict(
-    zip(COLOURS, (":", (0, (1, 1)), "-.", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (8, 2)), "-", "-"), strict=True)
-)
-MARKERS = dict(zip(COLOURS, ("x", "v", "o", "^", "s", "P", "D", "*"), strict=True))
+from corgi_opt.methods import TABLE, weakest_first
 
 SIZE = (6.4, 4.0)
 
@@ -56,7 +38,8 @@ def _axes() -> tuple[Any, Any]:
 
 def _line(ax: Any, x: Any, y: Any, method: str, **more: Any) -> None:
     step = max(1, len(x) // MOST_MARKERS)
-    style = {"color": COLOURS[method], "linestyle": STYLES[method], "marker": MARKERS[method], "markevery": step}
+    look = TABLE[method].look
+    style = {"color": look.colour, "linestyle": look.line, "marker": look.marker, "markevery": step}
     ax.plot(x, y, label=method, linewidth=1.8, markersize=5, **{**style, **more})
 
 
@@ -65,8 +48,7 @@ def _broken(ax: Any, x: Any, y: Any, label: str, **more: Any) -> None:
 
 
 def _methods(frame: Any) -> list[str]:
-    found = set(frame["method"])
-    return [m for m in LADDER_ORDER if m in found]
+    return weakest_first(frame["method"])
 
 
 def _radii(frame: Any) -> Any:
@@ -143,8 +125,8 @@ def ratio_histogram(frame: Any) -> Any:
         values = radii[radii["method"] == method]["ratio"].clip(lower=1.0)
         counts, _ = np.histogram(values, edges)
         label = f"{method}, median {values.median():.3g}"
-        style = {"color": COLOURS[method], "linestyle": STYLES[method], "linewidth": 1.8}
-        ax.stairs(counts, edges, label=label, **style)
+        look = TABLE[method].look
+        ax.stairs(counts, edges, label=label, color=look.colour, linestyle=look.line, linewidth=1.8)
     ax.set_xscale("log")
     ax.set(xlabel="falsified eps / certified eps", ylabel="questions")
     from matplotlib.ticker import ScalarFormatter
@@ -181,9 +163,9 @@ def radius_by_gap(frame: Any) -> Any:
     figure, ax = _axes()
     methods = _methods(radii)
     for method in dict.fromkeys([methods[0], methods[-1]]):
-        part = radii[radii["method"] == method]
+        part, look = radii[radii["method"] == method], TABLE[method].look
         ax.plot(
-            part["gap"], part["lower"], MARKERS[method], color=COLOURS[method], markersize=4, alpha=0.7, label=method
+            part["gap"], part["lower"], look.marker, color=look.colour, markersize=4, alpha=0.7, label=method
         )
     ax.plot(
         radii["gap"],

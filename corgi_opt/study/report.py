@@ -14,7 +14,7 @@ import numpy as np
 
 from corgi_opt.clip import intervals_in_words
 from corgi_opt.errors import MissingPackageError, StoreError
-from corgi_opt.radius import LADDER_ORDER
+from corgi_opt.methods import TABLE
 from corgi_opt.study.figures import all_figures
 from corgi_opt.study.store import Store, now
 
@@ -106,7 +106,7 @@ def _groups(frame: Any, *axes: str) -> Iterable[tuple[Any, Any]]:
     if frame.empty:
         return []
     found = frame.groupby([*axes, "method"], dropna=False)
-    return sorted(found, key=lambda item: (*item[0][:-1], LADDER_ORDER.index(item[0][-1])))
+    return sorted(found, key=lambda item: (*item[0][:-1], list(TABLE).index(item[0][-1])))
 
 
 def _radius_rows(radii: Any) -> Iterable[dict[str, str]]:

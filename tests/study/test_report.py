@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 
 import corgi_opt as co
+from corgi_opt.methods import TABLE
 from corgi_opt.study import Plan, Store, write_report
 from corgi_opt.study.engine import row_of
-from corgi_opt.study.figures import COLOURS, FIGURES, MARKERS, STYLES, all_figures
+from corgi_opt.study.figures import FIGURES, all_figures
 
 mpl.use("Agg")  # before pyplot: no display is needed
 from matplotlib import image as mpl_image
@@ -166,9 +167,8 @@ def test_a_study_without_what_a_figure_shows_has_no_such_figure(frame):
 
 
 def test_methods_can_be_told_in_print():
-    for looks in (COLOURS, MARKERS):
-        assert len(set(looks.values())) == len(looks)
-    assert len({(str(STYLES[m]), MARKERS[m]) for m in STYLES}) == len(STYLES)
+    looks = [method.look for method in TABLE.values()]
+    assert len({look.colour for look in looks}) == len({look.marker for look in looks}) == len(looks)
 
 
 def test_there_is_nothing_to_report_before_an_answer(tmp_path):

@@ -1,0 +1,137 @@
+"""The one table of methods, weakest first: what each is worth, what it needs, and how it is run.
+
+A bound method is a file that computes it and a row here; everything that names methods reads this table. A row imports
+nothing of what it runs: who climbs hands it the margins, or the ladder, that it works on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from corgi_opt.errors import InputError, UnknownMethodError
+from corgi_opt.spec import Norm
+
+if TYPE_CHECKING:
+    from corgi_solvers import Backend
+    from torch import Tensor
+
+    from corgi_opt.deadline import Deadline
+    from corgi_opt.ladder import Ladder
+    from corgi_opt.margins import Margins
+    from corgi_opt.results import Proof
+
+Asks = Literal["nothing", "lp", "milp"]
+"""What a method has a solver do: linear programs, or mixed-integer ones too."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a method is drawn: colour, line and marker, each its own, so that it can be told in print."""
+
+    colour: str
+    line: Any
+    marker: str
+
+
+@dataclass(frozen=True)
+class Method:
+    """``bound`` bounds pairs (a relaxation); ``solve`` takes those that are left one by one, and says why it stopped.
+
+    ``exact``: it decides a pair, up to float tolerance, so brackets close. ``quick``: the attack waits for it.
+    ``after``: the bounds that come before it. ``norms``: those it answers.
+    """
+
+    name: str
+    look: Look
+    bound: Callable[[Margins, Deadline], Tensor] | None = None
+    solve: Callable[[Ladder, Backend, Deadline], str] | None = None
+    asks: Asks = "nothing"
+    exact: bool = False
+    quick: bool = False
+    after: tuple[str, ...] = ()
+    norms: tuple[Norm, ...] = ("inf", "2", "1")
+
+
+def _auto(ladder: Ladder, solver: Backend, deadline: Deadline) -> str:
+    """Branch and bound, and MILPs where only they answer: rivals that are counted, a class that is kept."""
+    answered = solver.capabilities.mip and ladder.ball.norm in TABLE["milp"].norms
+    return ladder.bab(solver, solver if answered else None, deadline)
+
+
+TABLE: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Method("ibp", Look("#bbbbbb", ":", "x"), bound=lambda m, d: m.ibp(d), quick=True),
+        Method("corgi", Look("#ccbb44", (0, (1, 1)), "v"), bound=lambda m, d: m.corgi(d), quick=True),
+        Method("crown", Look("#66ccee", "-.", "o"), bound=lambda m, d: m.crown(d)),
+        Method("dual", Look("#228833", (0, (5, 1)), "^"), bound=lambda m, d: m.dual(d), after=("crown",)),
+        Method(
+            "lp", Look("#ee6677", (0, (3, 1, 1, 1)), "s"), solve=lambda r, s, d: r.lp(s, d), asks="lp", after=("crown",)
+        ),
+        Method(
+            "milp",
+            Look("#332288", (0, (8, 2)), "P"),
+            solve=lambda r, s, d: r.milp(s, d),
+            asks="milp",
+            exact=True,
+            after=("crown",),
+            norms=("inf", "1"),
+        ),
+        Method(
+            "bab",
+            Look("#4477aa", "-", "D"),
+            solve=lambda r, s, d: r.bab(s, None, d),
+            asks="lp",
+            exact=True,
+            after=("crown",),
+        ),
+        Method("auto", Look("#000000", "-", "*"), solve=_auto, asks="lp", exact=True, after=("crown",)),
+    )
+}
+"""By name. Each certifies at least what the ones before it do; a stronger search starts where a weaker one ended.
+
+The colours are Paul Tol's bright scheme.
+"""
+
+
+def add(method: Method, before: str) -> None:
+    """Puts a method of one's own into the table, just below a stronger one (by name)."""
+    rows = list(TABLE.values())
+    rows.insert(list(TABLE).index(before), method)
+    TABLE.clear()
+    TABLE.update((row.name, row) for row in rows)
+
+
+def weakest_first(names: Iterable[str]) -> list[str]:
+    """Names of methods in the order of the table, each once."""
+    wanted = set(names)
+    return [name for name in TABLE if name in wanted]
+
+
+def up_to(name: str) -> list[str]:
+    """A method and all weaker ones, weakest first."""
+    names = list(TABLE)
+    return names[: names.index(name) + 1]
+
+
+def settled_by(name: str, proof: Proof | None) -> str:
+    """Whom an answer of ``auto`` is owed to."""
+    if name != "auto":
+        return name
+    return "milp" if proof == "solver" else "bab"
+
+
+def check_method(method: object, norm: Norm) -> Method:
+    """The row of a method that answers this norm.
+
+    Raises UnknownMethodError; InputError for a method that does not answer this norm.
+    """
+    if not isinstance(method, str) or method not in TABLE:
+        raise UnknownMethodError(method, list(TABLE))
+    row = TABLE[method]
+    if norm not in row.norms:
+        answered = " and ".join(map(repr, row.norms))
+        raise InputError(f"method {method!r} answers norm {answered}, not {norm!r}; method='bab' is exact there too")
+    return row
