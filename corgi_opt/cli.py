@@ -96,6 +96,7 @@ CertificateFile = Annotated[
     Path | None, typer.Option("--certificate", help="write the proof here; only what it proves is certified")
 ]
 Method = Annotated[str, typer.Option("--method", help=", ".join(TABLE))]
+COMPARED = "comma-separated; default: corgi, crown, dual, lp, and bab or auto"
 Json = Annotated[bool, typer.Option("--json", help="print one machine-readable object instead")]
 
 
@@ -204,7 +205,7 @@ def compare_command(
     image: Image,
     ks: Annotated[str, typer.Option("--k", help="how many brightest CAM pixels; several: 1,3,5")],
     epses: Annotated[str | None, typer.Option("--eps", help="margins at one or several eps, instead of radii")] = None,
-    methods: Annotated[str | None, typer.Option("--methods", help="comma-separated; default: corgi, crown, dual, lp and bab (or auto)")] = None,
+    methods: Annotated[str | None, typer.Option("--methods", help=COMPARED)] = None,
     rtol: Annotated[float, typer.Option("--rtol", help="relative resolution of each radius")] = 0.01,
     within: Within = None,
     keep_class: KeepClass = False,

@@ -1,7 +1,7 @@
 """Every error this package raises on purpose: each says what is wrong, where, and what to do about it.
 
-All derive from :class:`CorgiError` and from the built-in exception a caller would expect, so ``except ValueError`` keeps
-working. :class:`Interrupted` (Ctrl-C) is no error, and a KeyboardInterrupt only.
+All derive from :class:`CorgiError` and from the built-in exception a caller would expect, so ``except ValueError``
+keeps working. :class:`Interrupted` (Ctrl-C) is no error, and a KeyboardInterrupt only.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from corgi_opt.network.ops import Input, MaxPool2d, Op, ReLU, Shape
 
 @dataclass(frozen=True)
 class Pooled:
-    """Says that a node is the maximum of ``source`` over the windows of ``pool`` (intervals and CROWN may then bound the window as one)."""
+    """Says that a node is the maximum of ``source`` over the windows of ``pool``: a window may be bounded as one."""
 
     source: str
     pool: MaxPool2d
