@@ -15,6 +15,7 @@ from corgi_opt.ambient import pinned
 from corgi_opt.arguments import check_rtol
 from corgi_opt.backends import check_solver
 from corgi_opt.clip import Box, Clip, checked_clip, clip_in_words
+from corgi_opt.deadline import check_time_limit
 from corgi_opt.drawing import draw_ladder, draw_shares
 from corgi_opt.errors import InputError, Interrupted, TieError
 from corgi_opt.methods import check_method, weakest_first
@@ -26,7 +27,6 @@ from corgi_opt.results import Radius, Verdict, asked, asked_in_words
 from corgi_opt.search.attack import PgdOptions
 from corgi_opt.spec import Norm, canonical_norm
 from corgi_opt.tightness import MarginSearch
-from corgi_opt.verify import check_time_limit
 
 Answer: TypeAlias = Radius | Verdict
 Search: TypeAlias = RadiusSearch | MarginSearch

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import time
+from numbers import Real
+
+from corgi_opt.errors import InputError
 
 
 class Deadline:
@@ -29,6 +32,13 @@ class Deadline:
         part = Deadline(seconds)
         part._end = min(part._end, self._end)
         return part
+
+
+def check_time_limit(time_limit: object) -> Deadline:
+    """The budget that a caller gives, in seconds, from now on. Raises InputError."""
+    if isinstance(time_limit, bool) or not isinstance(time_limit, Real) or not float(time_limit) > 0:
+        raise InputError(f"time_limit must be a positive number of seconds, got {time_limit!r}")
+    return Deadline(float(time_limit))
 
 
 NEVER = Deadline(float("inf"))

@@ -7,7 +7,6 @@ CROWN proves of neurons, pixels and pairs, then a tree by branch and bound for e
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -88,11 +87,10 @@ class Prover:
     witness: Witness | None
     solver: Backend
     device: torch.device
-    seconds: float
 
-    def __call__(self) -> Certificate:
+    def __call__(self, deadline: Deadline) -> Certificate:
         try:
-            return self.within(Deadline(self.seconds))[0]
+            return self.within(deadline)[0]
         except ProofError as error:
             raise CertificateError(f"no proof was found: {error}") from error
 
@@ -116,11 +114,7 @@ def checked(verdict: Verdict, prover: Prover, deadline: Deadline) -> Verdict:
             verdict, status="unknown" if verdict.status == "certified" else verdict.status, reason=reason, proof=None
         )
     margin = found.margin if verdict.status == "certified" else verdict.margin_lower
-    return replace(verdict, proof="checked", margin_lower=margin, prover=partial(_kept, certificate))
-
-
-def _kept(certificate: Certificate) -> Certificate:
-    return certificate
+    return replace(verdict, proof="checked", margin_lower=margin, proven=certificate)
 
 
 @pinned

@@ -16,7 +16,7 @@ from corgi_opt.ambient import pinned
 from corgi_opt.arguments import check_rtol
 from corgi_opt.backends import check_solver, named_solver
 from corgi_opt.clip import Clip
-from corgi_opt.deadline import Deadline
+from corgi_opt.deadline import Deadline, check_time_limit
 from corgi_opt.errors import BoundOrderError, Interrupted, NumericalError, TieError
 from corgi_opt.ladder import Ladder
 from corgi_opt.methods import TABLE, check_method, settled_by, up_to, weakest_first
@@ -29,7 +29,7 @@ from corgi_opt.search.attack import PgdOptions, attack_radius, polish, rank_targ
 from corgi_opt.search.closing import NEAR, Closing, Probe
 from corgi_opt.search.crossing import Crossing, Point
 from corgi_opt.spec import Norm, canonical_norm
-from corgi_opt.verify import ATTACK_SHARE, CORGI_FIRST, CORGI_SHARE, check_time_limit, climb
+from corgi_opt.verify import ATTACK_SHARE, CORGI_FIRST, CORGI_SHARE, climb
 
 MOST_PROBES = 60
 
@@ -44,9 +44,6 @@ CHEAP = 0.02
 
 FEWEST_SECONDS, SECONDS_SHARE = 0.5, 1 / 32
 """What an exact probe has at first, beside its CROWN pass: so many seconds, or this share of what is left."""
-
-PROVING_SECONDS = 600.0
-"""For who asks for the certificate of a radius."""
 
 FAR = 1.25
 """Ratio of attack to CROWN radius from which an exact search starts in the middle: a probe too far up takes long."""
@@ -143,7 +140,7 @@ class RadiusSearch:
     def _prover(self, eps: float) -> Prover:
         norm = self.question.norm
         leaves = named_solver(None, "bab", norm)
-        return Prover(self.question, self.question.ball(eps), None, leaves, self.device, PROVING_SECONDS)
+        return Prover(self.question, self.question.ball(eps), None, leaves, self.device)
 
     def attack(self, deadline: Deadline) -> float:
         """The smallest eps that PGD alone breaks (infinity when it breaks none up to the largest eps tried).

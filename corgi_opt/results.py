@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, Literal
 
 from torch import Tensor
 
 from corgi_opt.ambient import pinned
+from corgi_opt.deadline import Deadline, check_time_limit
 from corgi_opt.drawing import draw_ladder, html_table
 from corgi_opt.errors import CertificateError
 from corgi_opt.proof.certificate import Certificate
 
 Status = Literal["certified", "falsified", "unknown"]
 Proof = Literal["checked", "float64", "solver"]
+
+Prover = Callable[[Deadline], Certificate]
+"""Searches for the proof of an answer."""
 
 CORGI_CUT_OFF = "corgi_cut_off"
 """Key of ``stats`` where the paper's bound beside an answer was not finished in its share of the time limit."""
@@ -75,17 +78,26 @@ class Verdict:
     method: str
     reason: str
     stats: Mapping[str, float] = field(default_factory=dict)
-    prover: Callable[[], Certificate] | None = field(default=None, repr=False)
+    prover: Prover | None = field(default=None, repr=False)
+    proven: Certificate | None = field(default=None, repr=False)
 
-    @cached_property
-    @pinned
+    @property
     def certificate(self) -> Certificate:
-        """The proof as a file that ``co.check_certificate`` and ``corgi-opt check`` take; made when first asked for.
+        """The proof that was made with ``proof="checked"``. Raises CertificateError where there is none yet."""
+        if self.proven is None:
+            raise CertificateError("no certificate is made yet; .prove(time_limit=...) makes one")
+        return self.proven
 
-        Raises CertificateError where there is nothing to prove, or no proof is found (rivals that had to be counted and
-        classes that had to be kept rest on MILPs, which leave none).
+    @pinned
+    def prove(self, *, time_limit: float = 300.0) -> Certificate:
+        """The proof as a file that ``co.check_certificate`` and ``corgi-opt check`` take, checked once.
+
+        The search for it has ``time_limit`` seconds. Raises InputError; CertificateError where there is nothing to
+        prove, or no proof is found (rivals that had to be counted and classes that had to be kept rest on MILPs, which
+        leave none); MissingPackageError without the solver.
         """
-        return _made(self.prover, f"the verdict is {self.status}")
+        limit = check_time_limit(time_limit)
+        return self.proven or _proven(self.prover, limit, f"the verdict is {self.status}")
 
     def plot(self, ax: Any = None) -> Any:
         """What is proven of the margin, CORGI's bound beside it, and the smallest margin met. Returns the Axes."""
@@ -136,13 +148,12 @@ class Radius:
     counterexample: Witness | None
     reason: str
     stats: Mapping[str, float] = field(default_factory=dict)
-    prover: Callable[[], Certificate] | None = field(default=None, repr=False)
+    prover: Prover | None = field(default=None, repr=False)
 
-    @cached_property
     @pinned
-    def certificate(self) -> Certificate:
-        """The proof that nothing changes at ``lower``, as :attr:`Verdict.certificate`. Raises CertificateError."""
-        return _made(self.prover, "the certified radius is 0")
+    def prove(self, *, time_limit: float = 300.0) -> Certificate:
+        """The proof that nothing changes at ``lower``, as :meth:`Verdict.prove`. Raises what that raises."""
+        return _proven(self.prover, check_time_limit(time_limit), "the certified radius is 0")
 
     @property
     def corgi_cut_off(self) -> bool:
@@ -181,10 +192,10 @@ class Radius:
         )
 
 
-def _made(prover: Callable[[], Certificate] | None, why_not: str) -> Certificate:
+def _proven(prover: Prover | None, deadline: Deadline, why_not: str) -> Certificate:
     if prover is None:
         raise CertificateError(f"there is nothing to prove: {why_not}")
-    return prover()
+    return prover(deadline)
 
 
 def asked(k: int, within: int) -> str:

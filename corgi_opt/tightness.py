@@ -16,7 +16,7 @@ from corgi_opt.ambient import pinned
 from corgi_opt.arguments import check_rtol
 from corgi_opt.backends import check_solver, named_solver
 from corgi_opt.clip import Clip
-from corgi_opt.deadline import Deadline
+from corgi_opt.deadline import Deadline, check_time_limit
 from corgi_opt.encode.big_m import big_m
 from corgi_opt.encode.expressions import Expressions
 from corgi_opt.encode.triangle import triangle
@@ -32,13 +32,10 @@ from corgi_opt.search.attack import Pairs, drive_apart, rank_targets, replay
 from corgi_opt.search.decide import Branched, Decider, SolvedProgram
 from corgi_opt.search.pairs import CamExpressions, PairSolver
 from corgi_opt.spec import Norm, canonical_norm
-from corgi_opt.verify import ATTACK_SHARE, CORGI_SHARE, check_time_limit
+from corgi_opt.verify import ATTACK_SHARE, CORGI_SHARE
 
 DRIVEN_PAIRS = 12
 """Pairs that PGD drives apart, the most likely ones first."""
-
-PROVING_SECONDS = 300.0
-"""For who asks for a certificate."""
 
 
 class MarginSearch:
@@ -201,7 +198,7 @@ class MarginSearch:
         prover = None
         if status != "unknown":
             leaves = named_solver(None, "bab", self.question.norm)
-            prover = Prover(self.question, self.ball, witness, leaves, self.device, PROVING_SECONDS)
+            prover = Prover(self.question, self.ball, witness, leaves, self.device)
         return Verdict(
             status=status,  # type: ignore[arg-type]
             eps=self.ball.eps,

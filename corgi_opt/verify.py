@@ -9,7 +9,6 @@ import math
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from numbers import Real
 from typing import Literal
 
 import torch
@@ -19,7 +18,7 @@ from torch import Tensor
 from corgi_opt.ambient import pinned
 from corgi_opt.backends import check_solver, named_solver
 from corgi_opt.clip import Clip
-from corgi_opt.deadline import Deadline
+from corgi_opt.deadline import Deadline, check_time_limit
 from corgi_opt.errors import InputError, Interrupted, NumericalError
 from corgi_opt.ladder import Ladder
 from corgi_opt.methods import Method, check_method, settled_by
@@ -152,12 +151,6 @@ def settle(ladder: Ladder, method: str, reason: str, corgi: float) -> Verdict:
     )
 
 
-def check_time_limit(time_limit: float) -> Deadline:
-    if isinstance(time_limit, bool) or not isinstance(time_limit, Real) or not time_limit > 0:
-        raise InputError(f"time_limit must be a positive number of seconds, got {time_limit!r}")
-    return Deadline(float(time_limit))
-
-
 @pinned
 def verify(
     net: CamNetwork,
@@ -223,7 +216,7 @@ def verify(
             if verdict.status == "unknown":
                 return verdict
             leaves = named_solver(None, "bab", norm)
-            prover = Prover(question, ladder.ball, verdict.counterexample, leaves, where, float(time_limit))
+            prover = Prover(question, ladder.ball, verdict.counterexample, leaves, where)
             return checked(verdict, prover, deadline) if proof == "checked" else replace(verdict, prover=prover)
         except KeyboardInterrupt as stop:
             raise Interrupted(settle(ladder, chosen.name, "interrupted", float("nan"))) from stop

@@ -67,7 +67,7 @@ class Scene:
 def checked(s: Scene) -> Any:
     """A lazily made certificate, its file and what the check of it proves."""
     path = s.folder / "a.cert"
-    co.verify(s.net, s.x, eps=EPS, k=K).certificate.save(path)
+    co.verify(s.net, s.x, eps=EPS, k=K).prove().save(path)
     return path.read_bytes(), co.check_certificate(path, s.model)
 
 
@@ -81,7 +81,7 @@ CALLS: dict[str, Callable[[Scene], Any]] = {
     "verify in L1": lambda s: co.verify(s.net, s.x, eps=0.2, k=K, norm="1", method="bab"),
     "verify in L2": lambda s: co.verify(s.net, s.x, eps=0.15, k=K, norm="2", method="bab"),
     "verify checked": lambda s: co.verify(s.net, s.x, eps=EPS, k=K, proof="checked"),
-    "radius": lambda s: (lambda r: (r, r.certificate))(co.radius(s.net, s.x, k=K, method="crown", rtol=0.05)),
+    "radius": lambda s: (lambda r: (r, r.prove()))(co.radius(s.net, s.x, k=K, method="crown", rtol=0.05)),
     "compare": lambda s: co.compare(s.net, s.x, k=K, methods=["corgi"], rtol=0.05).questions,
     "compare margins": lambda s: co.compare(s.net, s.x, k=K, eps=EPS, methods=["corgi"]).questions,
     "tight_margin": lambda s: tight_margin(s.net, s.x, eps=EPS, k=K, method="lp"),

@@ -266,7 +266,7 @@ def test_a_proof_is_checked_without_torch_scipy_or_a_solver(tmp_path):
     x = torch.linspace(0, 1, 64).view(1, 1, 8, 8)
     net = co.from_torch(seeded(Pooled), x)
     r = co.radius(net, x, k=1)
-    r.certificate.save(tmp_path / "a.cert")
+    r.prove().save(tmp_path / "a.cert")
     (tmp_path / "network").write_bytes(pickle.dumps(plain_network(net)))
     code = (
         "import sys, types, pickle\n"

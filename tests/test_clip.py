@@ -316,7 +316,7 @@ def proven(seed: int, norm: str) -> tuple[co.CamNetwork, Certificate]:
     model, x, box = drawn(seed)
     net = co.from_torch(model, x.float())
     r = co.radius(net, x, k=1, class_idx=0, norm=norm, clip=box, rtol=0.05, device="cpu")
-    return net, r.certificate
+    return net, r.prove()
 
 
 @pytest.mark.parametrize("norm", ["inf", "1", "2"])
@@ -341,7 +341,7 @@ def test_a_falsified_certificates_image_is_in_its_channels_box():
     net = co.from_torch(model, x.float())
     v = co.verify(net, x, eps=1.0, k=1, class_idx=0, clip=box, device="cpu")
     assert v.status == "falsified"
-    certificate = v.certificate
+    certificate = v.prove()
     assert check(certificate, plain_network(net)).kind == "falsified"
     image = certificate.witness
     for channel in range(3):
@@ -366,7 +366,7 @@ def test_a_box_of_other_channels_is_refused():
 
 def test_one_box_for_all_channels_is_written_as_before():
     net, x = small(), inside(3)
-    certificate = co.radius(net, x, k=1, class_idx=0, clip=(-2, 2), rtol=0.1, device="cpu").certificate
+    certificate = co.radius(net, x, k=1, class_idx=0, clip=(-2, 2), rtol=0.1, device="cpu").prove()
     import io
     import zipfile
 

@@ -78,7 +78,7 @@ def test_the_verdict_is_that_of_verify_and_has_a_certificate(tmp_path):
     for eps, status in ((0.9 * r.lower, "certified"), (1.1 * r.upper, "falsified")):
         found = tight_margin(net, x, eps=eps, k=2)
         assert found.status == status == co.verify(net, x, eps=eps, k=2).status
-        found.certificate.save(tmp_path / "a.cert")
+        found.prove().save(tmp_path / "a.cert")
         assert co.check_certificate(tmp_path / "a.cert", seeded(Pooled)).kind == status
 
 

@@ -18,7 +18,7 @@ from small_questions import SmallQuestion, questions
 from torch import nn
 
 import corgi_opt as co
-from corgi_opt import backends
+from corgi_opt import backends, prove
 from corgi_opt.deadline import Deadline
 from corgi_opt.errors import CertificateError, ProofError
 from corgi_opt.ladder import Ladder
@@ -462,9 +462,9 @@ def test_a_solver_that_lies_proves_nothing(change, monkeypatch):
         liar = Liar(change)
         arguments = {n: v for n, v in case.asked.arguments.items() if n != "eps"}
         question = Question.ask(case.net, case.asked.x, tie_tol=None, **arguments)
-        prover = Prover(question, question.ball(case.asked.eps), None, liar, torch.device("cpu"), 20.0)
+        prover = Prover(question, question.ball(case.asked.eps), None, liar, torch.device("cpu"))
         with pytest.raises((CertificateError, ProofError, RuntimeError)):
-            prover()
+            prover(Deadline(20.0))
         asked_in_all += liar.asked
     assert asked_in_all > 5
 
@@ -529,12 +529,28 @@ def test_time_limits_and_falsehoods_leave_no_certificate():
     unknown = co.verify(case.net, case.asked.x, method="corgi", **{**case.asked.arguments, "eps": case.asked.eps / 2})
     if unknown.status == "unknown":
         with pytest.raises(CertificateError, match="nothing to prove"):
-            _ = unknown.certificate
+            unknown.prove()
+
+
+def test_a_certificate_that_is_not_made_yet_is_made_as_the_message_says(monkeypatch):
+    case = next(c for c in cases() if c.verdict.status == "certified" and c.asked.within is None)
+    plain = co.verify(case.net, case.asked.x, method="bab", **case.asked.arguments)
+    with pytest.raises(CertificateError, match=r"\.prove\(time_limit=\.\.\.\) makes one"):
+        _ = plain.certificate
+    assert check(plain.prove(time_limit=60), case.network).kind == "certified"
+    assert case.verdict.prove(time_limit=1e-9) is case.verdict.certificate  # it is there
+    for wrong in (0, -1.0, "60", True, float("nan")):
+        with pytest.raises(co.InputError, match="time_limit must be a positive number"):
+            plain.prove(time_limit=wrong)
+    given = []
+    monkeypatch.setattr(prove, "certified", lambda *given_: given.append(given_[-1].left) or case.certificate)
+    plain.prove(time_limit=7.0)
+    assert 6.0 < given[0] <= 7.0
 
 
 def test_a_radius_has_a_certificate():
     case = next(c for c in cases() if c.asked.within is None and c.asked.norm == "inf")
     arguments = {n: v for n, v in case.asked.arguments.items() if n != "eps"}
     found = co.radius(case.net, case.asked.x, method="bab", **arguments)
-    claim = found.certificate.claim
-    assert claim.region.eps == found.lower and check(found.certificate, case.network).kind == "certified"
+    certificate = found.prove(time_limit=60)
+    assert certificate.claim.region.eps == found.lower and check(certificate, case.network).kind == "certified"
