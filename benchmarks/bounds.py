@@ -35,23 +35,23 @@ from corgi_solvers import Highs
 from torch import Tensor, nn
 
 import corgi_opt as co
-from corgi_opt.bounds.ascent import ascend
-from corgi_opt.bounds.corgi import corgi_bounds, corgi_cam_bounds
-from corgi_opt.bounds.crown import Bounded, Relaxed, crown_pass, settle, unscreened
-from corgi_opt.bounds.dual import Interval, lower_bounds
-from corgi_opt.bounds.interval import interval_bounds
-from corgi_opt.bounds.objective import cam_bounds, pair_rows
-from corgi_opt.bounds.relaxation import PoolPlanes, direct_planes
+from corgi_opt._deadline import Deadline
+from corgi_opt.bounding.ascent import ascend
+from corgi_opt.bounding.corgi import corgi_bounds, corgi_cam_bounds
+from corgi_opt.bounding.crown import Bounded, Relaxed, crown_pass, settle, unscreened
+from corgi_opt.bounding.dual import Interval, lower_bounds
+from corgi_opt.bounding.interval import interval_bounds
+from corgi_opt.bounding.margins import Margins
+from corgi_opt.bounding.objective import cam_bounds, pair_rows
+from corgi_opt.bounding.regions import Regions
+from corgi_opt.bounding.relaxation import PoolPlanes, direct_planes
 from corgi_opt.data import gtsrb
-from corgi_opt.deadline import Deadline
 from corgi_opt.encode.expressions import Expressions
 from corgi_opt.encode.triangle import triangle
-from corgi_opt.margins import Margins
-from corgi_opt.question import Question
-from corgi_opt.region import Regions
+from corgi_opt.problem.properties import TopK
+from corgi_opt.problem.question import Question
 from corgi_opt.search.decide import SolvedProgram
 from corgi_opt.search.pairs import CamExpressions, PairAnswer, PairSolver
-from corgi_opt.spec import TopK
 
 CPU = torch.device("cpu")
 Bounds = Callable[[float], tuple[Tensor, Tensor]]

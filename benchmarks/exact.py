@@ -27,15 +27,15 @@ from corgi_solvers import Highs
 from plain import PlainMilp, bounds_of_values
 
 import corgi_opt as co
+from corgi_opt._deadline import Deadline
+from corgi_opt.answering.ladder import Ladder
+from corgi_opt.answering.prover import plain_network
 from corgi_opt.data import gtsrb
-from corgi_opt.deadline import Deadline
 from corgi_opt.encode.big_m import big_m
 from corgi_opt.encode.expressions import Expressions
 from corgi_opt.encode.program import compile_program
-from corgi_opt.ladder import Ladder
+from corgi_opt.problem.question import Question
 from corgi_opt.proof.checker import check
-from corgi_opt.prove import plain_network
-from corgi_opt.question import Question
 from corgi_opt.search.decide import Branched, SolvedProgram
 from corgi_opt.search.pairs import CamExpressions, PairSolver
 

@@ -18,12 +18,12 @@ from corgi_solvers import Problem
 from scipy import sparse
 
 import corgi_opt as co
-from corgi_opt.bounds.crown import crown_pass, refine
-from corgi_opt.bounds.dual import Interval
-from corgi_opt.bounds.interval import propagate
+from corgi_opt.bounding.crown import crown_pass, refine
+from corgi_opt.bounding.dual import Interval
+from corgi_opt.bounding.interval import propagate
+from corgi_opt.bounding.regions import Regions
 from corgi_opt.network.cone import windows_of
 from corgi_opt.network.ops import Conv2d, Input, MaxPool2d, ReLU, Window
-from corgi_opt.region import Regions
 
 Place = tuple[int, int, int]
 

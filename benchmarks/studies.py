@@ -58,7 +58,7 @@ rtol = 0.001
 
 def command(*args: object) -> float:
     """Seconds of ``corgi-opt study ...``."""
-    code = "from corgi_opt.cli import main; main()"
+    code = "from corgi_opt.cli.main import main; main()"
     start = time.monotonic()
     subprocess.run([sys.executable, "-c", code, "study", *map(str, args)], check=True, stdout=subprocess.DEVNULL)
     return time.monotonic() - start

@@ -1,8 +1,14 @@
 """corgi_opt: exact top-k certificates and counterexamples for class activation maps of PyTorch CNNs."""
 
-from corgi_opt.bounds.dual import Interval
-from corgi_opt.bounds.node_bounds import bounds
-from corgi_opt.compare import Compared, Comparison, compare
+from corgi_opt.answering.attacking import attack
+from corgi_opt.answering.comparison import Compared, Comparison, compare
+from corgi_opt.answering.heatmap import HeatMap, heat_map
+from corgi_opt.answering.mps import Exported, export_mps
+from corgi_opt.answering.prover import check_certificate
+from corgi_opt.answering.radius_search import radius
+from corgi_opt.answering.verdict import verify
+from corgi_opt.bounding.dual import Interval
+from corgi_opt.bounding.node_bounds import bounds
 from corgi_opt.errors import (
     BoundOrderError,
     CertificateError,
@@ -21,21 +27,16 @@ from corgi_opt.errors import (
     UnknownMethodError,
     UnsupportedOpError,
 )
-from corgi_opt.export import Exported, export_mps
-from corgi_opt.heatmap import HeatMap, heat_map
 from corgi_opt.network.cam import CamNetwork, check_model, from_torch
 from corgi_opt.network.graph import LayerGraph
 from corgi_opt.network.ingest import Unsupported
 from corgi_opt.network.weights import load_weights
+from corgi_opt.problem.properties import TopK
+from corgi_opt.problem.region import Ball
+from corgi_opt.problem.results import Radius, Verdict, Witness
 from corgi_opt.proof.certificate import Certificate
 from corgi_opt.proof.checker import Checked
-from corgi_opt.prove import check_certificate
-from corgi_opt.radius import radius
-from corgi_opt.results import Radius, Verdict, Witness
 from corgi_opt.search.attack import PgdOptions
-from corgi_opt.search.find import attack
-from corgi_opt.spec import Ball, TopK
-from corgi_opt.verify import verify
 
 __version__ = "0.1.0"
 

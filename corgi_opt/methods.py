@@ -11,16 +11,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from corgi_opt.errors import InputError, UnknownMethodError
-from corgi_opt.spec import Norm
 
 if TYPE_CHECKING:
     from corgi_solvers import Backend
     from torch import Tensor
 
-    from corgi_opt.deadline import Deadline
-    from corgi_opt.ladder import Ladder
-    from corgi_opt.margins import Margins
-    from corgi_opt.results import Proof
+    from corgi_opt._deadline import Deadline
+    from corgi_opt.answering.ladder import Ladder
+    from corgi_opt.bounding.margins import Margins
+    from corgi_opt.problem.region import Norm
+    from corgi_opt.problem.results import Proof
 
 Asks = Literal["nothing", "lp", "milp"]
 """What a method has a solver do: linear programs, or mixed-integer ones too."""

@@ -1,25 +1,18 @@
-"""Pictures: a counterexample beside the image it came from, and a certified heat map."""
+"""The picture of a counterexample."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from corgi_opt.clip import Box, Clip, as_tensors
-from corgi_opt.errors import InputError
+from corgi_opt.drawing.maps import Shown, draw_counterexample
 from corgi_opt.network.cam import CamNetwork
-from corgi_opt.question import Question
-from corgi_opt.results import Witness
-
-KINDS = ("#f7f7f7", "#ddaa33", "#004488")
-"""Out, undecided, in: from light to dark, so that they stay apart in grey and for the colour-blind."""
-
-PANEL = 2.5
-"""Side of one panel of a counterexample's picture, in inches."""
+from corgi_opt.problem.clip import Box, Clip, as_tensors
+from corgi_opt.problem.question import Question
+from corgi_opt.problem.results import Witness
 
 
 def plot_counterexample(
@@ -35,94 +28,17 @@ def plot_counterexample(
 
     In the last panel a plus marks the pixels that came in, a cross those that were pushed out.
     """
-    import matplotlib.pyplot as plt
-
     # a witness was found, so the set was defined; whoever lowered tie_tol for it need not do so again here
     question = Question.ask(net, x, k=k, class_idx=class_idx, norm="inf", clip=clip, tie_tol=0.0)
-    before, after = question.cam.numpy(), witness.cam.numpy()
-    new = np.argsort(-after.flatten(), kind="stable")[:k].tolist()
-    old = question.topk.top.tolist()
-    figure, axes = plt.subplots(1, 5, figsize=(5.6 * PANEL, PANEL + 0.9))
-    figure.set_layout_engine("constrained", h_pad=0.08)
-    low, high = _range((question.x, witness.image), question.clip)
-    _show_image(axes[0], question.x, low, high, f"image (class {question.class_idx})")
-    change, most = witness.image - question.x, witness.distance or 1.0
-    _show_image(axes[1], change, -most, most, "change")
-    colour = change.shape[1] == 3
-    axes[1].set_xlabel(f"grey 0, full colour ±{most:.3g}" if colour else f"black {-most:.3g}, grey 0, white {most:.3g}")
-    _show_image(axes[2], witness.image, low, high, "counterexample")
-    axes[2].set_xlabel("image + change")
-    faint, bright = min(before.min(), after.min()), max(before.max(), after.max())
-    _show_cam(axes[3], before, faint, bright, "CAM of the image")
-    _outline(axes[3], old, before.shape)
-    drawn = _show_cam(axes[4], after, faint, bright, "CAM of the counterexample")
-    _outline(axes[4], new, after.shape)
-    handles = [
-        _mark(axes[4], set(new) - set(old), after.shape, "P", "came in"),
-        _mark(axes[4], set(old) - set(new), after.shape, "X", "pushed out"),
-    ]
-    figure.colorbar(drawn, ax=axes[4], shrink=0.9, label="CAM")
-    figure.legend(handles=[_outline_handle(k), *handles], loc="outside lower right", ncols=3, frameon=False)
-    return figure
-
-
-def plot_heat_map(
-    cam: Any, interval: Any, ranks: Any, inside: Any, outside: Any, *, title: str, figure: Any = None
-) -> Any:
-    """A certified heat map: the CAM, how far each pixel and its rank can move, and which are in, out and undecided.
-
-    Arrays (H, W): the CAM, the widths of the proven intervals and rank ranges, two masks; ``figure``: an empty
-    matplotlib Figure or SubFigure to draw into. Returns it.
-    """
-    import matplotlib.pyplot as plt
-    from matplotlib.colors import ListedColormap
-    from matplotlib.patches import Patch
-
-    if figure is None:
-        figure = plt.figure(figsize=(5.4 * PANEL, 1.3 * PANEL + 0.5), layout="constrained")
-    figure.suptitle(title, fontsize=11)
-    axes = figure.subplots(1, 4)
-    drawn = _show_cam(axes[0], cam, cam.min(), cam.max(), "CAM of the image")
-    figure.colorbar(drawn, ax=axes[0], shrink=0.8)
-    for ax, width, name in (
-        (axes[1], interval, "proven interval, width"),
-        (axes[2], ranks, "proven ranks, worst - best"),
-    ):
-        most = max(float(width.max()), 1e-300)
-        drawn = ax.imshow(width, cmap="cividis", vmin=0, vmax=most, interpolation="nearest")
-        _bare(ax, name)
-        figure.colorbar(drawn, ax=ax, shrink=0.8)
-    undecided = ~inside & ~outside
-    kinds = np.where(inside, 2, np.where(undecided, 1, 0))
-    axes[3].imshow(kinds, cmap=ListedColormap(KINDS), vmin=0, vmax=2, interpolation="nearest")
-    _bare(axes[3], "in the top-k set?")
-    y, x = np.nonzero(undecided)
-    axes[3].plot(x, y, linestyle="", marker="$?$", color="black", markersize=_scale(cam.shape, 0.5, 3.0, 9.0))
-    names = ("certainly out", "undecided", "certainly in")
-    counts = (int(outside.sum()), int(undecided.sum()), int(inside.sum()))
-    handles = [
-        Patch(facecolor=colour, edgecolor="black", linewidth=0.6, label=f"{name} ({count})")
-        for colour, name, count in zip(KINDS, names, counts, strict=True)
-    ]
-    axes[3].legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.03), frameon=False, fontsize=9)
-    return figure
-
-
-def check_picture(path: Path) -> Path:
-    """The path, once its folder exists: refuses one that no picture can be saved at before any work is done.
-
-    Raises InputError.
-    """
-    from matplotlib.backend_bases import FigureCanvasBase
-
-    known = sorted(FigureCanvasBase.get_supported_filetypes())
-    if path.suffix.lower().lstrip(".") not in known:
-        raise InputError(f"a picture's name must end in one of .{', .'.join(known)}; got {str(path)!r}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot make the folder of {str(path)!r}: {error}") from error
-    return path
+    after = witness.cam.numpy()
+    brightest = np.argsort(-after.flatten(), kind="stable")[:k].tolist()
+    return draw_counterexample(
+        Shown(question.x[0].numpy(), question.cam.numpy(), question.topk.top.tolist()),
+        Shown(witness.image[0].numpy(), after, brightest),
+        class_idx=question.class_idx,
+        distance=witness.distance,
+        scale=_range((question.x, witness.image), question.clip),
+    )
 
 
 def _range(images: Iterable[Tensor], clip: Box | None) -> tuple[Any, Any]:
@@ -132,79 +48,3 @@ def _range(images: Iterable[Tensor], clip: Box | None) -> tuple[Any, Any]:
         return low, high
     both = [(float(i.min()), float(i.max())) for i in images]
     return min(low for low, _ in both), max(high for _, high in both)
-
-
-def _show_image(ax: Any, image: Tensor, low: Any, high: Any, title: str) -> None:
-    pixels = image[0].permute(1, 2, 0).numpy()
-    span = np.asarray(high - low)
-    shown = np.clip((pixels - low) / np.where(span > 0, span, 1.0), 0, 1)
-    ax.imshow(shown if pixels.shape[2] == 3 else shown[..., 0], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-    _bare(ax, title)
-
-
-def _show_cam(ax: Any, cam: Any, low: float, high: float, title: str) -> Any:
-    drawn = ax.imshow(cam, cmap="viridis", vmin=low, vmax=high, interpolation="nearest")
-    _bare(ax, title)
-    return drawn
-
-
-def _bare(ax: Any, title: str) -> None:
-    ax.set_title(title, fontsize=10)
-    ax.set_xticks([])
-    ax.set_yticks([])
-
-
-def _scale(shape: tuple[int, ...], share: float, least: float, most: float) -> float:
-    """A share of one map pixel's side, in points."""
-    return float(np.clip(share * PANEL * 72 / max(shape), least, most))
-
-
-def _outline(ax: Any, pixels: Iterable[int], shape: tuple[int, ...]) -> None:
-    """The border of a set of pixels: white on black, so that it shows on every colour and in grey."""
-    from matplotlib.collections import LineCollection
-
-    member = np.zeros((shape[0] + 2, shape[1] + 2), dtype=bool)
-    for p in pixels:
-        y, x = divmod(int(p), shape[1])
-        member[y + 1, x + 1] = True
-    edges = []
-    for y, x in np.argwhere(member[1:] != member[:-1]):
-        edges.append([(x - 1.5, y - 0.5), (x - 0.5, y - 0.5)])
-    for y, x in np.argwhere(member[:, 1:] != member[:, :-1]):
-        edges.append([(x - 0.5, y - 1.5), (x - 0.5, y - 0.5)])
-    width = _scale(shape, 0.12, 1.0, 2.5)
-    for colour, wide in (("black", 2.2 * width), ("white", width)):
-        lines = LineCollection(edges, colors=colour, linewidths=wide, capstyle="projecting", clip_on=False)
-        lines.set_zorder(3 if colour == "black" else 4)
-        ax.add_collection(lines)
-
-
-def _mark(ax: Any, pixels: Iterable[int], shape: tuple[int, ...], marker: str, label: str) -> Any:
-    """A sign in each of the pixels; returns its handle for the legend."""
-    from matplotlib.lines import Line2D
-
-    y, x = np.divmod(np.array(sorted(pixels), dtype=int), shape[1])
-    size = _scale(shape, 0.5, 4.0, 10.0)
-    ax.plot(x, y, zorder=5, **_sign(marker, size, label))
-    return Line2D([], [], **_sign(marker, 10.0, label))
-
-
-def _sign(marker: str, size: float, label: str) -> dict[str, Any]:
-    """White with a black edge, like the outlines."""
-    return {
-        "linestyle": "",
-        "marker": marker,
-        "markersize": size,
-        "color": "white",
-        "markeredgecolor": "black",
-        "markeredgewidth": 0.12 * size,
-        "label": label,
-    }
-
-
-def _outline_handle(k: int) -> Any:
-    from matplotlib.lines import Line2D
-    from matplotlib.patheffects import withStroke
-
-    around = [withStroke(linewidth=5, foreground="black")]
-    return Line2D([], [], color="white", linewidth=2.2, path_effects=around, label=f"top-{k} set")

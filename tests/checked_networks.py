@@ -10,11 +10,11 @@ from encoding import CASES, FAR
 from nets import image, seeded
 
 import corgi_opt as co
+from corgi_opt.answering.prover import plain_network
 from corgi_opt.proof.arithmetic import Float64
 from corgi_opt.proof.bounds import Bounds, Claims
 from corgi_opt.proof.network import Network, Relu
 from corgi_opt.proof.region import Region
-from corgi_opt.prove import plain_network
 
 NORMS = ("inf", "2", "1")
 

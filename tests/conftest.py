@@ -13,8 +13,8 @@ import torch
 from ending import hear_ctrl_c
 from zoos import Zoo
 
-from corgi_opt.ladder import Ladder
-from corgi_opt.results import Verdict
+from corgi_opt.answering.ladder import Ladder
+from corgi_opt.problem.results import Verdict
 from corgi_opt.search.attack import PgdOptions, pgd, rank_targets
 
 hear_ctrl_c()
@@ -51,7 +51,7 @@ def what_is_certified_is_attacked(monkeypatch: pytest.MonkeyPatch) -> Callable[.
 
     Returns the package's own ``settle``, for a test in which verdicts may be wrong.
     """
-    module = sys.modules["corgi_opt.verify"]
+    module = sys.modules["corgi_opt.answering.verdict"]
     settle = module.settle
 
     def attacked(ladder: Ladder, *given: Any) -> Verdict:

@@ -17,9 +17,9 @@ from scipy.optimize import Bounds, LinearConstraint, linprog, milp
 from torch import Tensor
 
 import corgi_opt as co
-from corgi_opt.bounds.crown import Bounded, Relaxed
-from corgi_opt.bounds.objective import pixel_rows
-from corgi_opt.deadline import Deadline
+from corgi_opt._deadline import Deadline
+from corgi_opt.bounding.crown import Bounded, Relaxed
+from corgi_opt.bounding.objective import pixel_rows
 from corgi_opt.encode import program as program_module
 from corgi_opt.encode.expressions import Expression, Expressions
 from corgi_opt.encode.program import Program, compile_program

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 import corgi_opt as co
-from corgi_opt.bounds.corgi import corgi_bounds, corgi_cam_bounds
-from corgi_opt.bounds.crown import Relaxed, crown_pass
-from corgi_opt.bounds.dual import Interval
-from corgi_opt.bounds.interval import interval_bounds
-from corgi_opt.bounds.objective import cam_bounds, pair_bounds
-from corgi_opt.region import Regions
+from corgi_opt.bounding.corgi import corgi_bounds, corgi_cam_bounds
+from corgi_opt.bounding.crown import Relaxed, crown_pass
+from corgi_opt.bounding.dual import Interval
+from corgi_opt.bounding.interval import interval_bounds
+from corgi_opt.bounding.objective import cam_bounds, pair_bounds
+from corgi_opt.bounding.regions import Regions
 
 CPU = torch.device("cpu")
 

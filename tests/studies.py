@@ -84,7 +84,7 @@ def write_plan(path: Path, text: str) -> Path:
 
 
 def study_command(*args: object) -> list[str]:
-    return [sys.executable, "-c", "from corgi_opt.cli import main; main()", "study", *map(str, args)]
+    return [sys.executable, "-c", "from corgi_opt.cli.main import main; main()", "study", *map(str, args)]
 
 
 def start(log: Path, *args: object) -> subprocess.Popen[bytes]:

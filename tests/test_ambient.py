@@ -22,13 +22,13 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import corgi_opt as co
-from corgi_opt import ambient
-from corgi_opt.ambient import ENTRIES, pinned, pinned_with_grad
+from corgi_opt import _ambient as ambient
+from corgi_opt._ambient import ENTRIES, pinned, pinned_with_grad
+from corgi_opt.answering.margin_search import tight_margin
 from corgi_opt.data import digits
 from corgi_opt.study.answer import answer, said_image
 from corgi_opt.study.ask import Ask
 from corgi_opt.study.models import ModelSource
-from corgi_opt.tightness import tight_margin
 
 KIND = {"pool": 1, "hidden": 3, "features": 3}
 EPS, K = 0.069, 2
@@ -184,7 +184,7 @@ def test_the_states_are_unusual():
 
 @pytest.mark.parametrize("state", ["default dtype float64", "default device", "inference mode", "several at once"])
 @pytest.mark.parametrize(
-    ("module", "name"), [("corgi_opt.bounds.crown", "propagate"), ("corgi_opt.search.decide", "branch")]
+    ("module", "name"), [("corgi_opt.bounding.crown", "propagate"), ("corgi_opt.search.decide", "branch")]
 )
 def test_a_call_that_fails_spoils_nothing(module, name, state, outside, tmp_path, monkeypatch):
     """It fails in the middle, when its graphs have been moved to a device and a precision and are kept for reuse."""
@@ -414,7 +414,7 @@ def test_every_public_name_is_pinned(name):
         open_ = [n for n, f in entries(public) if f not in ENTRIES and (public, n) not in SMALL]
         assert open_ == [], f"{name} has entries without @pinned"
     else:
-        assert public in ENTRIES, f"{name} needs @pinned (corgi_opt/ambient.py)"
+        assert public in ENTRIES, f"{name} needs @pinned (corgi_opt/_ambient.py)"
 
 
 def test_a_function_without_the_guard_is_seen():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import importlib.util
 import pickle
 import subprocess
@@ -15,7 +16,7 @@ import torch
 from nets import Pooled, seeded
 
 import corgi_opt as co
-from corgi_opt.prove import plain_network
+from corgi_opt.answering.prover import plain_network
 
 REPO = Path(__file__).parents[1]
 SOURCES = {"corgi_opt": REPO / "corgi_opt", "corgi_solvers": REPO / "solvers" / "corgi_solvers"}
@@ -23,57 +24,28 @@ LONGEST = 500
 
 RANK = {
     "corgi_opt.errors": 0,
-    "corgi_opt.ambient": 1,
-    "corgi_opt.arguments": 1,
-    "corgi_opt.clip": 1,
-    "corgi_opt.progress": 1,
-    "corgi_opt.deadline": 1,
+    "corgi_opt._ambient": 1,
+    "corgi_opt._checks": 1,
+    "corgi_opt._deadline": 1,
+    "corgi_opt._progress": 1,
+    "corgi_opt.methods": 1,
     "corgi_opt.drawing": 1,
     "corgi_opt.proof": 1,
-    "corgi_opt.spec": 2,
-    "corgi_opt.results": 2,
     "corgi_opt.network": 2,
-    "corgi_opt.data": 2,
-    "corgi_opt.methods": 3,
-    "corgi_opt.backends": 4,
-    "corgi_opt.tolerance": 3,
-    "corgi_opt.images": 2,
-    "corgi_opt.sources": 3,
-    "corgi_opt.question": 4,
-    "corgi_opt.region": 4,
-    "corgi_opt.plots": 5,
-    "corgi_opt.bounds": 5,
-    "corgi_opt.margins": 6,
-    "corgi_opt.heatmap": 7,
-    "corgi_opt.encode": 6,
-    "corgi_opt.search": 7,
-    "corgi_opt.ladder": 8,
-    "corgi_opt.prove": 9,
-    "corgi_opt.verify": 10,
-    "corgi_opt.radius": 11,
-    "corgi_opt.export": 11,
-    "corgi_opt.tightness": 11,
-    "corgi_opt.compare": 12,
-    "corgi_opt.study": 13,
-    "corgi_opt": 14,  # the public names: nothing inside imports them from there
-    "corgi_opt.demo": 14,
-    "corgi_opt.output": 14,
-    "corgi_opt.cli_study": 15,
-    "corgi_opt.cli": 16,
+    "corgi_opt.problem": 3,
+    "corgi_opt.data": 3,
+    "corgi_opt.plots": 4,
+    "corgi_opt.bounding": 4,
+    "corgi_opt.encode": 5,
+    "corgi_opt.search": 6,
+    "corgi_opt.answering": 7,
+    "corgi_opt.study": 8,
+    "corgi_opt": 9,  # the public names: nothing inside imports them from there
+    "corgi_opt.cli": 9,
 }
 """A module may import lower ranks and its own package, nothing else of corgi_opt."""
 
-MAY_SOLVE = {
-    "corgi_opt.backends",
-    "corgi_opt.encode",
-    "corgi_opt.search",
-    "corgi_opt.ladder",
-    "corgi_opt.prove",
-    "corgi_opt.verify",
-    "corgi_opt.radius",
-    "corgi_opt.export",
-    "corgi_opt.tightness",
-}
+MAY_SOLVE = {"corgi_opt.encode", "corgi_opt.search", "corgi_opt.answering"}
 
 LAZY = {
     "h5py",
@@ -137,7 +109,7 @@ def _imports(node: ast.AST, *, top: bool) -> Iterator[Import]:
         elif isinstance(child, ast.ImportFrom):
             assert child.level == 0, "imports are absolute here"
             for alias in child.names:
-                # "from corgi_opt.data import digits" names a module, "from corgi_opt.spec import Ball" a class of one
+                # "from corgi_opt.data import digits" names a module, "from corgi_opt.errors import X" a class
                 whole = f"{child.module}.{alias.name}"
                 yield Import(whole if is_module(whole) else str(child.module), top=top)
         elif isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
@@ -177,11 +149,11 @@ def test_imports_point_one_way():
 @pytest.mark.parametrize(
     ("name", "source"),
     [
-        ("corgi_opt.network.cam", "from corgi_opt.bounds.crown import crown_pass"),
-        ("corgi_opt.bounds.crown", "def f():\n    from corgi_opt.search import attack"),
-        ("corgi_opt.search.find", "import corgi_opt"),
-        ("corgi_opt.verify", "def f():\n    if True:\n        import corgi_opt.radius"),
-        ("corgi_opt.spec", "from corgi_opt import results"),
+        ("corgi_opt.network.cam", "from corgi_opt.bounding.crown import crown_pass"),
+        ("corgi_opt.bounding.crown", "def f():\n    from corgi_opt.search import attack"),
+        ("corgi_opt.answering.attacking", "import corgi_opt"),
+        ("corgi_opt.answering.verdict", "def f():\n    if True:\n        import corgi_opt.study.plan"),
+        ("corgi_opt.problem.region", "from corgi_opt import study"),
     ],
 )
 def test_a_wrong_direction_is_seen(name, source):
@@ -189,11 +161,11 @@ def test_a_wrong_direction_is_seen(name, source):
 
 
 def test_a_right_direction_is_let_through():
-    source = "from corgi_opt.errors import TieError\nfrom corgi_opt.bounds.dual import Interval\nimport torch"
-    assert wrong_directions("corgi_opt.bounds.crown", source) == []
+    source = "from corgi_opt.errors import TieError\nfrom corgi_opt.bounding.dual import Interval\nimport torch"
+    assert wrong_directions("corgi_opt.bounding.crown", source) == []
 
 
-def test_only_encode_search_and_verify_use_the_solvers():
+def test_only_encode_search_and_answering_use_the_solvers():
     users = {
         layer(name)
         for name, path in modules("corgi_opt").items()
@@ -236,6 +208,17 @@ def test_public_names_exist_and_say_what_they_are(name):
     doc = getattr(co, name).__doc__
     # a dataclass without a docstring is given its signature for one
     assert doc and not doc.startswith(f"{name}("), f"{name} has no docstring"
+
+
+def test_no_public_name_hides_a_module():
+    """``import corgi_opt.bounding.crown as c`` works, whatever was imported before."""
+    assert [name for name in co.__all__ if is_module(f"corgi_opt.{name}")] == []
+    for name in modules("corgi_opt"):
+        code = importlib.import_module(name)
+        found: object = co
+        for part in name.split(".")[1:]:
+            found = getattr(found, part)
+        assert found is code, name
 
 
 def test_public_names_are_all_of_them():

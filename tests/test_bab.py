@@ -14,12 +14,12 @@ from small_questions import SmallQuestion, questions
 from test_exact import check
 
 import corgi_opt as co
-from corgi_opt.backends import check_solver
-from corgi_opt.deadline import Deadline
-from corgi_opt.ladder import Ladder
+from corgi_opt._deadline import Deadline
+from corgi_opt.answering.backends import check_solver
+from corgi_opt.answering.ladder import Ladder
+from corgi_opt.answering.verdict import climb
 from corgi_opt.methods import TABLE
-from corgi_opt.question import Question
-from corgi_opt.verify import climb
+from corgi_opt.problem.question import Question
 
 EACH = 8
 """Questions of one seed, norm and kind: about 50 by default, 500 more with -m slow."""

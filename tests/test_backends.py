@@ -8,12 +8,12 @@ from corgi_solvers import BackendBrokenError, Highs, Pulp, cvxpy, highs, names, 
 from nets import Plain, image, seeded
 
 import corgi_opt as co
-from corgi_opt import prove
-from corgi_opt.backends import check_solver
-from corgi_opt.question import Question
+from corgi_opt.answering import prover as prove
+from corgi_opt.answering.backends import check_solver
+from corgi_opt.answering.margin_search import tight_margin
+from corgi_opt.problem.question import Question
 from corgi_opt.study import Plan
 from corgi_opt.study.ask import Ask
-from corgi_opt.tightness import tight_margin
 
 
 def planned(net: co.CamNetwork, x: torch.Tensor, **given: object) -> Plan:

@@ -16,7 +16,8 @@ import torch
 from nets import Plain, image, seeded
 
 import corgi_opt as co
-from corgi_opt import cli, output
+from corgi_opt.cli import main as cli
+from corgi_opt.cli import output
 from corgi_opt.data import digits
 
 QUESTION = ("digits", "--image", "0", "--k", "3")
@@ -486,7 +487,7 @@ def test_a_missing_pillow_is_named_with_the_whole_pip_command(corgi, models, mon
 @pytest.mark.parametrize("name", ["my_models.py/picture.png", "picture.docx", "picture"])
 def test_a_picture_that_cannot_be_saved_is_refused_before_the_work(corgi, models, monkeypatch, option, name):
     monkeypatch.setattr(cli, "compare", lambda *_, **__: pytest.fail("work was done"))
-    monkeypatch.setattr("corgi_opt.demo.compare", lambda *_, **__: pytest.fail("work was done"))
+    monkeypatch.setattr("corgi_opt.cli.demo.compare", lambda *_, **__: pytest.fail("work was done"))
     ran = corgi("compare", *QUESTION, option, name) if option == "--plot" else corgi("demo", option, name)
     assert ran.code == 3
     assert re.match(r"error: .*picture", ran.err)

@@ -14,12 +14,12 @@ from nets import Small, image, seeded
 from torch import Tensor, nn
 
 import corgi_opt as co
-from corgi_opt.clip import checked_clip, clip_from_text, clip_in_words
+from corgi_opt.answering.prover import plain_network
 from corgi_opt.errors import CertificateError, ProofError
+from corgi_opt.problem.clip import checked_clip, clip_from_text, clip_in_words
+from corgi_opt.problem.question import Question
 from corgi_opt.proof.certificate import Certificate
 from corgi_opt.proof.checker import check
-from corgi_opt.prove import plain_network
-from corgi_opt.question import Question
 
 LOW, HIGH = (-2.0, -1.5, 0.25), (2.0, 1.0, 0.75)
 BOX = (LOW, HIGH)

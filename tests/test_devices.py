@@ -22,18 +22,18 @@ from stand_in import DEVICE, OnDevice, StandIn
 from torch import Tensor
 
 import corgi_opt as co
-from corgi_opt.bounds.ascent import ascend
-from corgi_opt.bounds.objective import pixel_rows
+from corgi_opt.answering.ladder import Ladder
+from corgi_opt.answering.margin_search import tight_margin
+from corgi_opt.bounding.ascent import ascend
+from corgi_opt.bounding.objective import pixel_rows
 from corgi_opt.encode.big_m import big_m
 from corgi_opt.encode.expressions import Expressions
-from corgi_opt.ladder import Ladder
-from corgi_opt.question import Question, resolve_device
+from corgi_opt.problem.question import Question, resolve_device
 from corgi_opt.search import branch as branch_module
 from corgi_opt.search.branch import branch
+from corgi_opt.search.class_gaps import class_gaps
 from corgi_opt.search.counting import CountSolver
-from corgi_opt.search.kept import class_gaps
 from corgi_opt.search.pairs import CamExpressions
-from corgi_opt.tightness import tight_margin
 
 CPU = torch.device("cpu")
 
@@ -355,7 +355,7 @@ def relaxed_on(name: str, eps: float, device: str, **asked: Any) -> tuple[Questi
 @pytest.mark.parametrize("most", [0, 300])
 def test_the_class_in_part_and_whole(most, device, monkeypatch):
     """What is far from a pair counts with its proven largest share, which is had on the device."""
-    monkeypatch.setattr("corgi_opt.search.kept.MOST_UNITS", most)
+    monkeypatch.setattr("corgi_opt.search.class_gaps.MOST_UNITS", most)
 
     def gaps(device: str) -> tuple[list[float], bool]:
         question, ladder = relaxed_on("pooled", 0.05, device, k=1, keep_class=True)

@@ -17,7 +17,7 @@ from small_questions import SmallQuestion, questions
 from torch import nn
 
 import corgi_opt as co
-from corgi_opt.question import Question
+from corgi_opt.problem.question import Question
 
 EACH = 10
 """Questions of one seed."""

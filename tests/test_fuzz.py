@@ -31,7 +31,7 @@ SHOWN = 6
 @pytest.fixture(autouse=True)
 def nobody_else_attacks(monkeypatch, what_is_certified_is_attacked):
     """The attack here is another one, and it comes after whatever is asked."""
-    monkeypatch.setattr(sys.modules["corgi_opt.verify"], "settle", what_is_certified_is_attacked)
+    monkeypatch.setattr(sys.modules["corgi_opt.answering.verdict"], "settle", what_is_certified_is_attacked)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from nets import Small, image, seeded
 from torch import Tensor, nn
 
 import corgi_opt as co
-from corgi_opt.images import fitted, read_array, read_image
+from corgi_opt.data.images import fitted, read_array, read_image
 
 Pillow = pytest.importorskip("PIL.Image")
 RNG = np.random.default_rng(0)

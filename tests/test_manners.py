@@ -14,7 +14,8 @@ from corgi_solvers import Capabilities, Highs, Report, Solution, Status
 from nets import Pooled, image, seeded
 
 import corgi_opt as co
-from corgi_opt import backends, deadline
+from corgi_opt import _deadline as deadline
+from corgi_opt.answering import backends
 
 SOON = 20
 """Looks at the clock after time is over. A radius takes the most, 17: two or three in each of its steps (the attack,
@@ -174,14 +175,14 @@ def test_ctrl_c_stops_a_real_radius(setting, monkeypatch, method):
     asked = QUESTION | {"method": method, "rtol": 1e-7}
     for after in (0.3, 0.6):
         timer = threading.Timer(after, os.kill, (os.getpid(), signal.SIGINT))
-        run = sys.modules["corgi_opt.radius"].RadiusSearch.run
+        run = sys.modules["corgi_opt.answering.radius_search"].RadiusSearch.run
 
         def timed_run(search, *args, timer=timer, run=run):
             if not timer.is_alive():
                 timer.start()
             return run(search, *args)
 
-        monkeypatch.setattr(sys.modules["corgi_opt.radius"].RadiusSearch, "run", timed_run)
+        monkeypatch.setattr(sys.modules["corgi_opt.answering.radius_search"].RadiusSearch, "run", timed_run)
         try:
             with pytest.raises(co.Interrupted) as stop:
                 again_and_again(lambda: co.radius(net, x, **asked))  # a machine may be quick

@@ -12,8 +12,8 @@ from nets import Deep, Everything, Plain, Pooled, image, seeded
 from oracles import points_in
 
 import corgi_opt as co
-from corgi_opt.margins import PAIRS_AT_ONCE, Known, Margins
-from corgi_opt.question import Question
+from corgi_opt.bounding.margins import PAIRS_AT_ONCE, Known, Margins
+from corgi_opt.problem.question import Question
 
 CPU = torch.device("cpu")
 RUNGS = ("ibp", "corgi", "crown", "dual")
@@ -198,7 +198,7 @@ def test_the_most_doubtful_pairs_come_first(monkeypatch):
     everything.corgi()
     few.corgi()
     everything.crown()
-    monkeypatch.setattr(sys.modules["corgi_opt.margins"], "PAIRS_AT_ONCE", 3)
+    monkeypatch.setattr(sys.modules["corgi_opt.bounding.margins"], "PAIRS_AT_ONCE", 3)
     few.crown()
     assert everything.lower[0].numel() < PAIRS_AT_ONCE  # all pairs had one
     better = (everything.lower > few.lower + 1e-12).flatten(1)

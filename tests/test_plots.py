@@ -11,7 +11,8 @@ import torch
 from nets import Plain, image, seeded
 
 import corgi_opt as co
-from corgi_opt.plots import check_picture, plot_counterexample
+from corgi_opt.drawing.maps import check_picture
+from corgi_opt.plots import plot_counterexample
 
 mpl.use("Agg")  # before pyplot: no display is needed
 from matplotlib import pyplot as plt

@@ -88,12 +88,12 @@ def test_a_contradiction_is_raised(pooled, monkeypatch):
     """A bound pass that claims too much must not survive the attack."""
     import sys
 
-    from corgi_opt.bounds.dual import Interval
+    from corgi_opt.bounding.dual import Interval
 
     net, x = pooled
     features = net.graph.forward(net.image(x), net.features)
     monkeypatch.setattr(
-        sys.modules["corgi_opt.margins"], "corgi_bounds", lambda *_: Interval(features - 1e-6, features + 1e-6)
+        sys.modules["corgi_opt.bounding.margins"], "corgi_bounds", lambda *_: Interval(features - 1e-6, features + 1e-6)
     )
     with pytest.raises(co.BoundOrderError):
         co.radius(net, x, k=2, class_idx=0, method="corgi")
@@ -101,9 +101,9 @@ def test_a_contradiction_is_raised(pooled, monkeypatch):
 
 def test_a_certified_eps_beyond_a_witness_found_later_is_raised(pooled):
     """An exact probe can move the nearest witness below what an earlier method had certified."""
-    from corgi_opt.deadline import Deadline
-    from corgi_opt.question import Question
-    from corgi_opt.radius import Certified, RadiusSearch
+    from corgi_opt._deadline import Deadline
+    from corgi_opt.answering.radius_search import Certified, RadiusSearch
+    from corgi_opt.problem.question import Question
 
     net, x = pooled
     question = Question.ask(net, x, k=2, class_idx=0, norm="inf", clip=(0.0, 1.0), tie_tol=None)

@@ -16,10 +16,10 @@ import torch
 from nets import Pooled, image, seeded
 
 import corgi_opt as co
-from corgi_opt.deadline import Deadline
+from corgi_opt._deadline import Deadline
+from corgi_opt.answering.radius_search import MOST_LADDERS, RadiusSearch
 from corgi_opt.methods import TABLE, Method, up_to
-from corgi_opt.question import Question
-from corgi_opt.radius import MOST_LADDERS, RadiusSearch
+from corgi_opt.problem.question import Question
 
 RTOL = 0.01
 RELAXED = ("ibp", "corgi", "crown", "dual", "lp")
@@ -133,8 +133,8 @@ def ask(question, monkeypatch) -> Callable[..., co.Radius]:
     """``ask(world, method, limit)``: the radius of a made-up network; the world's clock is the only one."""
 
     def asked(world: World, method: str, limit: float, search: RadiusSearch | None = None) -> co.Radius:
-        module, clock = sys.modules["corgi_opt.radius"], SimpleNamespace(monotonic=lambda: world.now)
-        for name in ("corgi_opt.radius", "corgi_opt.deadline"):
+        module, clock = sys.modules["corgi_opt.answering.radius_search"], SimpleNamespace(monotonic=lambda: world.now)
+        for name in ("corgi_opt.answering.radius_search", "corgi_opt._deadline"):
             monkeypatch.setattr(sys.modules[name], "time", clock)
 
         def ladder(question: Any, eps: float, device: Any, above: Any = None, report: Any = None) -> FakeLadder:

@@ -9,8 +9,8 @@ from nets import image
 from scipy.optimize import linprog
 
 import corgi_opt as co
+from corgi_opt.bounding.regions import Regions, least
 from corgi_opt.network.ops import Places
-from corgi_opt.region import Regions, least
 
 CPU = torch.device("cpu")
 NORMS = ("inf", "2", "1")

@@ -8,8 +8,7 @@ import torch
 from nets import image
 
 import corgi_opt as co
-from corgi_opt import sources
-from corgi_opt.data import digits
+from corgi_opt.data import digits, sources
 
 
 @pytest.fixture(autouse=True)

@@ -11,8 +11,8 @@ from patience import mostly_slow
 from small_questions import questions
 
 import corgi_opt as co
-from corgi_opt import tightness
-from corgi_opt.tightness import tight_margin
+from corgi_opt.answering import margin_search as tightness
+from corgi_opt.answering.margin_search import tight_margin
 
 RTOL = 1e-3
 METHODS = ("corgi", "crown", "dual", "lp")

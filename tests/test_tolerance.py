@@ -21,10 +21,10 @@ from small_questions import SmallQuestion, questions
 from torch import Tensor, nn
 
 import corgi_opt as co
-from corgi_opt.deadline import Deadline
-from corgi_opt.ladder import Ladder
-from corgi_opt.question import Question
-from corgi_opt.tolerance import Rounding, below, gamma
+from corgi_opt._deadline import Deadline
+from corgi_opt.answering.ladder import Ladder
+from corgi_opt.bounding.tolerance import Rounding, below, gamma
+from corgi_opt.problem.question import Question
 
 CPU = torch.device("cpu")
 EPSES = (0.0, 1e-300, 1e-12, 1e-3, 1.0, 1e3, 1e9, 3e9, 1e10)

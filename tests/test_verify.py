@@ -15,11 +15,11 @@ from oracles import brute_force_margin, plain_milp_margin
 from patience import mostly_slow
 
 import corgi_opt as co
-from corgi_opt import backends
-from corgi_opt.results import Verdict
+from corgi_opt.answering import backends
+from corgi_opt.problem.results import Verdict
 
 EXPRESSIONS = sys.modules["corgi_opt.encode.expressions"]
-MARGINS = sys.modules["corgi_opt.margins"]
+MARGINS = sys.modules["corgi_opt.bounding.margins"]
 METHODS = ("ibp", "corgi", "crown", "lp", "milp")
 
 
@@ -263,7 +263,7 @@ def test_a_broken_solver_never_certifies_or_falsifies(how, gap, monkeypatch):
 
 
 def test_nan_bounds_prove_nothing(gap, monkeypatch):
-    from corgi_opt.bounds.dual import Interval
+    from corgi_opt.bounding.dual import Interval
 
     net, x, _ = gap
     nan = torch.full((1, net.cam(x).numel()), float("nan"), dtype=torch.float64)
@@ -296,7 +296,7 @@ def test_an_lp_of_pixels_apart_is_no_contradiction(seed, k, within, eps):
 
 
 def test_a_bound_above_a_replayed_image_is_raised(monkeypatch):
-    from corgi_opt.bounds.dual import Interval
+    from corgi_opt.bounding.dual import Interval
 
     x = image(1, 6, 6, seed=3)
     net = co.from_torch(seeded(Plain), x)
@@ -308,8 +308,8 @@ def test_a_bound_above_a_replayed_image_is_raised(monkeypatch):
 
 
 def ladder_with_witness(net, x, eps):
-    from corgi_opt.ladder import Ladder
-    from corgi_opt.question import Question
+    from corgi_opt.answering.ladder import Ladder
+    from corgi_opt.problem.question import Question
 
     question = Question.ask(net, x, k=1, class_idx=None, norm="inf", clip=(0.0, 1.0), tie_tol=None)
     ladder = Ladder(question, eps, torch.device("cpu"))

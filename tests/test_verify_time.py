@@ -10,7 +10,7 @@ import pytest
 from nets import Pooled, image, seeded
 
 import corgi_opt as co
-from corgi_opt.bounds.dual import Interval
+from corgi_opt.bounding.dual import Interval
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,8 @@ class Slow:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
         self.now, self.seconds = 0.0, seconds
         self.calls: list[float] = []
-        real, clock = sys.modules["corgi_opt.margins"].corgi_bounds, SimpleNamespace(monotonic=lambda: self.now)
+        clock = SimpleNamespace(monotonic=lambda: self.now)
+        real = sys.modules["corgi_opt.bounding.margins"].corgi_bounds
 
         def corgi_bounds(net, regions, matter, deadline):
             self.calls.append(deadline.left)
@@ -37,8 +38,8 @@ class Slow:
             self.now += self.seconds
             return real(net, regions, matter)
 
-        monkeypatch.setattr(sys.modules["corgi_opt.margins"], "corgi_bounds", corgi_bounds)
-        for name in ("corgi_opt.deadline", "corgi_opt.margins"):
+        monkeypatch.setattr(sys.modules["corgi_opt.bounding.margins"], "corgi_bounds", corgi_bounds)
+        for name in ("corgi_opt._deadline", "corgi_opt.bounding.margins"):
             monkeypatch.setattr(sys.modules[name], "time", clock)
 
 
@@ -75,7 +76,7 @@ def test_what_corgi_proves_last_counts(gap, monkeypatch):
     net, x, _ = gap
     low = co.radius(net, x, k=2, class_idx=0, method="corgi").lower
     Slow(monkeypatch, 13.0)
-    monkeypatch.setattr(sys.modules["corgi_opt.margins"].Margins, "_crown", lambda self, deadline: None)
+    monkeypatch.setattr(sys.modules["corgi_opt.bounding.margins"].Margins, "_crown", lambda self, deadline: None)
     v = co.verify(net, x, eps=low, k=2, class_idx=0, method="crown", time_limit=200.0)
     assert v.status == "certified" and v.method == "corgi" and v.margin_lower == v.corgi_margin > 0
 
@@ -86,13 +87,13 @@ def test_a_late_corgi_is_checked_against_the_witness(gap, monkeypatch):
     eps = 1.5 * co.radius(net, x, k=2, class_idx=0, method="milp").upper
     Slow(monkeypatch, 13.0)
     features = net.graph.forward(net.image(x), net.features)
-    honest = sys.modules["corgi_opt.margins"].corgi_bounds
+    honest = sys.modules["corgi_opt.bounding.margins"].corgi_bounds
 
     def liar(*given):
         honest(*given)
         return Interval(features - 1e-6, features + 1e-6)
 
-    monkeypatch.setattr(sys.modules["corgi_opt.margins"], "corgi_bounds", liar)
+    monkeypatch.setattr(sys.modules["corgi_opt.bounding.margins"], "corgi_bounds", liar)
     with pytest.raises(co.BoundOrderError):
         co.verify(net, x, eps=eps, k=2, class_idx=0, method="crown", time_limit=200.0)
 
@@ -104,6 +105,6 @@ def test_an_attack_has_a_quarter_of_the_time(gap, monkeypatch):
     def endless(question, ball, targets, device, options, deadline):
         had.append(deadline.left)
 
-    monkeypatch.setattr(sys.modules["corgi_opt.ladder"], "pgd", endless)
+    monkeypatch.setattr(sys.modules["corgi_opt.answering.ladder"], "pgd", endless)
     co.verify(net, x, eps=eps, k=2, class_idx=0, method="crown", time_limit=1000.0)
     assert len(had) == 1 and had[0] <= 250.0

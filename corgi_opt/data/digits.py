@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from corgi_opt.ambient import pinned
+from corgi_opt._ambient import pinned
 
 N_IMAGES = 1797
 N_TEST = 360

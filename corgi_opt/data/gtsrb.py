@@ -25,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from corgi_opt.ambient import pinned
+from corgi_opt._ambient import pinned
 from corgi_opt.data._keras import read_sequential
 from corgi_opt.data._optional import gtsrb_package
 from corgi_opt.errors import InputError

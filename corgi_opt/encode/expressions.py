@@ -22,13 +22,13 @@ from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor
 
-from corgi_opt.bounds.budget import in_parts
-from corgi_opt.bounds.crown import Bounded, unit_rows
-from corgi_opt.bounds.dual import Relaxations, Rows, Step, backward, rows_at_once
-from corgi_opt.deadline import Deadline
+from corgi_opt._deadline import Deadline
+from corgi_opt.bounding.budget import in_parts
+from corgi_opt.bounding.crown import Bounded, unit_rows
+from corgi_opt.bounding.dual import Relaxations, Rows, Step, backward, rows_at_once
+from corgi_opt.bounding.tolerance import Rounding, gamma
 from corgi_opt.network.graph import LayerGraph
-from corgi_opt.spec import Ball
-from corgi_opt.tolerance import Rounding, gamma
+from corgi_opt.problem.region import Ball
 
 Vector = NDArray[np.float64]
 Indices = NDArray[np.int64]

@@ -21,7 +21,7 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from corgi_opt.deadline import NEVER, Deadline
+from corgi_opt._deadline import NEVER, Deadline
 from corgi_opt.encode.expressions import Vector
 from corgi_opt.encode.program import Program
 

@@ -28,11 +28,11 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from corgi_opt.bounds.budget import in_parts
+from corgi_opt.bounding.budget import in_parts
+from corgi_opt.bounding.regions import Move, least
 from corgi_opt.encode.hull import HullPlanes, layers
 from corgi_opt.encode.program import Program
-from corgi_opt.region import Move, least
-from corgi_opt.spec import Norm
+from corgi_opt.problem.region import Norm
 
 SPARSE = 0.2
 """Rows with a smaller share of nonzeros are multiplied as sparse ones."""

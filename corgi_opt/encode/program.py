@@ -23,11 +23,11 @@ from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor
 
-from corgi_opt.deadline import Deadline
+from corgi_opt._deadline import Deadline
+from corgi_opt.bounding.tolerance import gamma
 from corgi_opt.encode.expressions import Expression, Expressions, Indices, Vector
 from corgi_opt.errors import NumericalError
-from corgi_opt.spec import Ball, Norm
-from corgi_opt.tolerance import gamma
+from corgi_opt.problem.region import Ball, Norm
 
 TINY = 1e-9
 """Row coefficients below this are cleared, because solvers drop them silently."""

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from corgi_opt.ambient import pinned, pinned_with_grad
-from corgi_opt.arguments import integer
+from corgi_opt._ambient import pinned, pinned_with_grad
+from corgi_opt._checks import integer
 from corgi_opt.errors import InputError, NoCamHeadError, UnsupportedOpError
 from corgi_opt.network import parity
 from corgi_opt.network.exported import Exported, check_ready, export, require_runs

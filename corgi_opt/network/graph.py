@@ -9,7 +9,7 @@ import networkx as nx
 import torch
 from torch import Tensor
 
-from corgi_opt.ambient import pinned, pinned_with_grad
+from corgi_opt._ambient import pinned, pinned_with_grad
 from corgi_opt.network.ops import Input, MaxPool2d, Op, ReLU, Shape
 
 

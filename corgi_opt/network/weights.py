@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from corgi_opt.ambient import pinned
+from corgi_opt._ambient import pinned
 from corgi_opt.errors import InputError
 
 MOST_BYTES = 4_000_000_000

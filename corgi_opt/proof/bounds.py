@@ -1,6 +1,6 @@
 """What a checker proves about one network over one region: intervals, and D(mu) with CROWN's multipliers.
 
-The bound is that of bounds/dual.py, calculated anew, with everything that rounding may hide taken off:
+The bound is that of bounding/dual.py, calculated anew, with everything that rounding may hide taken off:
 
 * at an affine node, the coefficients ``lam`` that are computed for an operand differ from ``M' mu`` by at most
   ``gamma_n |M|'|mu|`` (n products each), which is worth that times the operand's magnitude: ``gamma_n |mu|' |M| mag``;

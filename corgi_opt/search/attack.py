@@ -16,13 +16,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from corgi_opt.arguments import integer
-from corgi_opt.deadline import NEVER, Deadline
+from corgi_opt._checks import integer
+from corgi_opt._deadline import NEVER, Deadline
+from corgi_opt.bounding.regions import Regions, least
 from corgi_opt.errors import NumericalError
-from corgi_opt.question import Question, class_rows
-from corgi_opt.region import Regions, least
-from corgi_opt.results import Witness
-from corgi_opt.spec import Ball, Norm, distance
+from corgi_opt.problem.question import Question, class_rows
+from corgi_opt.problem.region import Ball, Norm, distance
+from corgi_opt.problem.results import Witness
 
 TOP_CANDIDATES, REST_CANDIDATES = 64, 256
 """How many of the dimmest top pixels and brightest rest pixels are linearised."""

@@ -19,14 +19,14 @@ from corgi_solvers import Backend, Problem, Solution, proves_infeasible, safe_bo
 from numpy.typing import NDArray
 from torch import Tensor
 
-from corgi_opt.deadline import Deadline
+from corgi_opt._deadline import Deadline
 from corgi_opt.encode.expressions import Vector
 from corgi_opt.encode.hull import HullPlanes, hull_planes
 from corgi_opt.encode.leaf import leaf, leaf_multipliers
 from corgi_opt.encode.phases import Nodes, PhaseBounds
 from corgi_opt.encode.program import Program
 from corgi_opt.search.frontier import Frontier, Likely
-from corgi_opt.search.ledger import Leaves, Ledger
+from corgi_opt.search.leaves import Leaves, Ledger
 
 BATCH, LOOKAHEAD = 128, 8
 """Nodes that are split at once; units that are tried for each."""

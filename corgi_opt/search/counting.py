@@ -10,21 +10,21 @@ import numpy as np
 import torch
 from corgi_solvers import Backend, Status
 
-from corgi_opt.bounds.crown import Relaxed
-from corgi_opt.bounds.objective import pair_bounds
-from corgi_opt.deadline import Deadline
+from corgi_opt._deadline import Deadline
+from corgi_opt.bounding.crown import Relaxed
+from corgi_opt.bounding.objective import pair_bounds
+from corgi_opt.encode.class_rows import keeping_class
 from corgi_opt.encode.counting import counting
 from corgi_opt.encode.expressions import Vector
-from corgi_opt.encode.kept import keeping_class
 from corgi_opt.encode.program import TooLargeError, compile_program
-from corgi_opt.question import Question
-from corgi_opt.results import Witness
+from corgi_opt.problem.question import Question
+from corgi_opt.problem.region import Ball
+from corgi_opt.problem.results import Witness
 from corgi_opt.search.attack import polish, replay
 from corgi_opt.search.branch import TOO_CLOSE
+from corgi_opt.search.class_gaps import IN_PART, class_gaps
 from corgi_opt.search.decide import TOLERANCE, why_undecided
-from corgi_opt.search.kept import IN_PART, class_gaps
 from corgi_opt.search.pairs import CamExpressions
-from corgi_opt.spec import Ball
 
 
 @dataclass(frozen=True, eq=False)

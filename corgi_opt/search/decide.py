@@ -10,13 +10,13 @@ from typing import Protocol
 import torch
 from corgi_solvers import Backend, Problem, Solution, Status, safe_bound
 
-from corgi_opt.deadline import Deadline
+from corgi_opt._deadline import Deadline
+from corgi_opt.encode.class_rows import keeping_class
 from corgi_opt.encode.expressions import Vector
-from corgi_opt.encode.kept import keeping_class
 from corgi_opt.encode.program import Program
-from corgi_opt.results import Proof
+from corgi_opt.problem.results import Proof
 from corgi_opt.search.branch import branch
-from corgi_opt.search.ledger import Leaves
+from corgi_opt.search.leaves import Leaves
 
 Encoding = Callable[[Program], Problem]
 

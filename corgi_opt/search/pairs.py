@@ -14,19 +14,19 @@ import torch
 from corgi_solvers import ProblemError
 from torch import Tensor
 
-from corgi_opt.bounds.crown import Relaxed
-from corgi_opt.bounds.objective import pixel_rows, share_inputs
-from corgi_opt.deadline import Deadline
+from corgi_opt._deadline import Deadline
+from corgi_opt.bounding.crown import Relaxed
+from corgi_opt.bounding.objective import pixel_rows, share_inputs
 from corgi_opt.encode.expressions import Expression, Expressions
 from corgi_opt.encode.program import TooLargeError, compile_program
 from corgi_opt.errors import NumericalError
-from corgi_opt.question import Question
-from corgi_opt.results import Proof
+from corgi_opt.problem.question import Question
+from corgi_opt.problem.region import Ball
+from corgi_opt.problem.results import Proof
 from corgi_opt.search.attack import drive_apart
+from corgi_opt.search.class_gaps import IN_PART, class_gaps
 from corgi_opt.search.decide import Decider, SolvedProgram
-from corgi_opt.search.kept import IN_PART, class_gaps
-from corgi_opt.search.ledger import Leaves
-from corgi_opt.spec import Ball
+from corgi_opt.search.leaves import Leaves
 
 NO_CLASS = "the class is for a MILP to keep (method 'milp' or 'auto')"
 """Why an answer may be no answer."""

@@ -14,15 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from corgi_opt.answering.margin_search import tight_margin
+from corgi_opt.answering.radius_search import radius
+from corgi_opt.answering.verdict import verify
 from corgi_opt.errors import CorgiError, TieError
 from corgi_opt.network.cam import CamNetwork, from_torch
-from corgi_opt.question import resolve_device
-from corgi_opt.radius import radius
-from corgi_opt.results import Radius, Verdict
+from corgi_opt.problem.question import resolve_device
+from corgi_opt.problem.results import Radius, Verdict
 from corgi_opt.study.ask import Ask
 from corgi_opt.study.models import ModelSource, SourcedModel
-from corgi_opt.tightness import tight_margin
-from corgi_opt.verify import verify
 
 PACKAGES = ("corgi_opt", "torch", "highspy", "numpy")
 

@@ -7,13 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
-from corgi_opt.arguments import check_rtol, integer, not_negative
-from corgi_opt.backends import check_solver
-from corgi_opt.clip import Box, as_list, checked_clip, clip_from_text
-from corgi_opt.deadline import check_time_limit
+from corgi_opt._checks import check_rtol, integer, not_negative
+from corgi_opt._deadline import check_time_limit
+from corgi_opt.answering.backends import check_solver
 from corgi_opt.errors import InputError
 from corgi_opt.methods import check_method
-from corgi_opt.spec import Norm, canonical_norm
+from corgi_opt.problem.clip import Box, as_list, checked_clip, clip_from_text
+from corgi_opt.problem.region import Norm, canonical_norm
 
 Kind = Literal["radius", "verify", "margin"]
 KINDS = ("radius", "verify", "margin")

@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from corgi_opt.arguments import integer, not_negative
-from corgi_opt.clip import outermost, own_channels
+from corgi_opt._checks import integer, not_negative
+from corgi_opt._progress import counting
 from corgi_opt.errors import InputError, Interrupted, MissingPackageError, StudyError
-from corgi_opt.progress import counting
+from corgi_opt.problem.clip import outermost, own_channels
 from corgi_opt.study.answer import said_image
 from corgi_opt.study.plan import Cell, Plan
 from corgi_opt.study.store import Progress, Row, Store, now

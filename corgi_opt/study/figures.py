@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from corgi_opt.drawing import BROKEN, bare
+from corgi_opt.drawing.charts import BROKEN, bare
 from corgi_opt.methods import TABLE, weakest_first
 
 SIZE = (6.4, 4.0)

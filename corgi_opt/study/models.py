@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from corgi_opt.data.sources import load_model
 from corgi_opt.errors import InputError
-from corgi_opt.sources import load_model
 
 
 @dataclass(frozen=True)

@@ -39,8 +39,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from corgi_opt.data.sources import find_function, load_image
 from corgi_opt.errors import InputError
-from corgi_opt.sources import find_function, load_image
 from corgi_opt.study.ask import Ask, Grid
 from corgi_opt.study.models import ModelSource, SourcedModel
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from corgi_opt.clip import intervals_in_words
 from corgi_opt.errors import MissingPackageError, StoreError
 from corgi_opt.methods import TABLE
+from corgi_opt.problem.clip import intervals_in_words
 from corgi_opt.study.figures import all_figures
 from corgi_opt.study.store import Store, now
 

@@ -12,8 +12,8 @@ import torch
 from encoding import CASES, CUT_CASES, PATIENT, Setting, close, value
 from patience import mostly_slow
 
-from corgi_opt.bounds.relaxation import window_taps
-from corgi_opt.deadline import Deadline
+from corgi_opt._deadline import Deadline
+from corgi_opt.bounding.relaxation import window_taps
 from corgi_opt.encode.expressions import Expression, Expressions, combined
 from corgi_opt.network.cone import reach_of
 

@@ -15,7 +15,7 @@ from relaxing import pairs
 from corgi_opt.encode.big_m import big_m
 from corgi_opt.encode.norms import within_ball
 from corgi_opt.encode.triangle import triangle
-from corgi_opt.spec import Ball
+from corgi_opt.problem.region import Ball
 
 TIMES = {"plain": 6.0, "residual": 6.0, "pooled": 5.0, "overlapping pool": 6.0, "everything": 25.0, "deep": 4.0}
 """How much further than each input of the box alone all of them together may go."""

@@ -13,7 +13,7 @@ from corgi_solvers import Highs, Problem, Status
 from encoding import CASES, CUT_CASES, PATIENT, Setting
 from scipy import sparse
 
-from corgi_opt.deadline import Deadline
+from corgi_opt._deadline import Deadline
 from corgi_opt.encode.big_m import big_m
 from corgi_opt.encode.expressions import Expressions, combined
 from corgi_opt.encode.program import Program, TooLargeError, cleared, compile_program

@@ -8,7 +8,7 @@ from nets import Deep, Everything, Plain, Pooled, Residual, image, seeded
 from torch import Tensor, nn
 
 import corgi_opt as co
-from corgi_opt.bounds.objective import share_inputs
+from corgi_opt.bounding.objective import share_inputs
 from corgi_opt.network import fields
 from corgi_opt.network.cone import reach_of
 from corgi_opt.network.fields import fields_of

@@ -11,14 +11,14 @@ from nets import seeded
 from oracles import points_in
 
 import corgi_opt as co
-from corgi_opt.bounds.crown import crown_pass
+from corgi_opt.answering.prover import plain_network
+from corgi_opt.bounding.crown import crown_pass
+from corgi_opt.bounding.regions import Regions
 from corgi_opt.proof.arithmetic import Exact, Float64
 from corgi_opt.proof.bounds import Bounds
 from corgi_opt.proof.network import Relu
 from corgi_opt.proof.region import Region
 from corgi_opt.proof.rows import Rows
-from corgi_opt.prove import plain_network
-from corgi_opt.region import Regions
 
 
 def features_rows(bounds: Bounds, count: int, seed: int = 0) -> tuple[Rows, np.ndarray]:

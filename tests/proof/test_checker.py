@@ -18,17 +18,18 @@ from small_questions import SmallQuestion, questions
 from torch import nn
 
 import corgi_opt as co
-from corgi_opt import backends, prove
-from corgi_opt.deadline import Deadline
+from corgi_opt._deadline import Deadline
+from corgi_opt.answering import backends
+from corgi_opt.answering import prover as prove
+from corgi_opt.answering.ladder import Ladder
+from corgi_opt.answering.prover import Prover, certified, plain_network
 from corgi_opt.errors import CertificateError, ProofError
-from corgi_opt.ladder import Ladder
+from corgi_opt.problem.question import Question
 from corgi_opt.proof import archive as archive_module
 from corgi_opt.proof.certificate import Certificate, Claim
 from corgi_opt.proof.checker import check
 from corgi_opt.proof.network import Conv, Input, Network, Node, Relu
 from corgi_opt.proof.region import Region
-from corgi_opt.prove import Prover, certified, plain_network
-from corgi_opt.question import Question
 from corgi_opt.search import branch as branch_module
 
 COUNT = 60
@@ -506,7 +507,7 @@ def test_no_backend_talks_the_checker_into_a_certificate(status, change, monkeyp
     """
     unstable = [c for c in cases() if c.stable is False and c.asked.norm != "2"][:2]
     # verdicts that are yet to be checked may be wrong here
-    monkeypatch.setattr(sys.modules["corgi_opt.verify"], "settle", what_is_certified_is_attacked)
+    monkeypatch.setattr(sys.modules["corgi_opt.answering.verdict"], "settle", what_is_certified_is_attacked)
     fake = Fake(status, change)
     monkeypatch.setattr(backends, "backend", lambda name: fake)
     for case in unstable:

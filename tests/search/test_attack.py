@@ -8,7 +8,7 @@ import torch
 from nets import Plain, Pooled, Residual, image, seeded
 
 import corgi_opt as co
-from corgi_opt.question import Question
+from corgi_opt.problem.question import Question
 from corgi_opt.search.attack import PgdOptions, rank_targets, replay, shrink
 
 CPU = torch.device("cpu")

@@ -15,18 +15,18 @@ from encoding import exact_setting as setting
 from nets import Pooled, image, seeded
 
 import corgi_opt as co
-from corgi_opt.deadline import Deadline
+from corgi_opt._deadline import Deadline
 from corgi_opt.encode.big_m import big_m
 from corgi_opt.encode.phases import PhaseBounds
 from corgi_opt.encode.program import Program
 from corgi_opt.encode.triangle import triangle
-from corgi_opt.question import Question
+from corgi_opt.problem.question import Question
+from corgi_opt.problem.region import Ball
 from corgi_opt.search import branch as branch_module
 from corgi_opt.search.branch import PseudoCosts, Searched, branch, children
 from corgi_opt.search.decide import Branched
 from corgi_opt.search.frontier import Likely
 from corgi_opt.search.pairs import CamExpressions, PairSolver
-from corgi_opt.spec import Ball
 
 CPU = torch.device("cpu")
 

@@ -14,12 +14,12 @@ from encoding import PATIENT, Setting
 from nets import Pooled, image, seeded
 
 import corgi_opt as co
-from corgi_opt.bounds.objective import share_inputs
-from corgi_opt.deadline import Deadline
+from corgi_opt._deadline import Deadline
+from corgi_opt.bounding.objective import share_inputs
 from corgi_opt.encode.big_m import big_m
 from corgi_opt.encode.expressions import Expressions
 from corgi_opt.encode.triangle import triangle
-from corgi_opt.question import Question
+from corgi_opt.problem.question import Question
 from corgi_opt.search.decide import Decided, SolvedProgram
 from corgi_opt.search.pairs import CamExpressions, PairSolver
 

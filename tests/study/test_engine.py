@@ -18,7 +18,7 @@ from nets import image
 from studies import answers, culprits, start, write_plan
 
 import corgi_opt as co
-from corgi_opt.cli import main
+from corgi_opt.cli.main import main
 from corgi_opt.data import digits
 from corgi_opt.study import Plan, Store, run
 

@@ -1,0 +1,315 @@
+"""All methods side by side, on one question or many: radii, or margins at fixed eps, with shared work done once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from corgi_opt._ambient import pinned
+from corgi_opt._checks import check_rtol
+from corgi_opt._deadline import check_time_limit
+from corgi_opt._progress import reporting
+from corgi_opt.answering.backends import check_solver
+from corgi_opt.answering.margin_search import MarginSearch
+from corgi_opt.answering.radius_search import RadiusSearch, tied
+from corgi_opt.drawing.charts import draw_ladder, draw_shares
+from corgi_opt.errors import InputError, Interrupted, TieError
+from corgi_opt.methods import check_method, weakest_first
+from corgi_opt.network.cam import CamNetwork
+from corgi_opt.problem.clip import Box, Clip, checked_clip, clip_in_words
+from corgi_opt.problem.question import Question, resolve_device
+from corgi_opt.problem.region import Norm, canonical_norm
+from corgi_opt.problem.results import Radius, Verdict, asked, asked_in_words
+from corgi_opt.search.attack import PgdOptions
+
+Answer: TypeAlias = Radius | Verdict
+Search: TypeAlias = RadiusSearch | MarginSearch
+
+
+@dataclass(frozen=True, eq=False)
+class Compared:
+    """One question: image number ``image``, ``k``, ``eps`` (None: the radius is asked for). ``answers`` by method,
+    weakest first: a Radius, or the Verdict with the best margin bounds that the method gives. ``seconds`` by stage;
+    those of a method are what it added to the shared work of those before it.
+    """
+
+    image: int
+    k: int
+    within: int
+    class_idx: int
+    eps: float | None
+    answers: Mapping[str, Answer]
+    seconds: Mapping[str, float]
+
+    @property
+    def attack(self) -> float:
+        """What nothing proven can reach: the smallest falsified eps, or the smallest margin met."""
+        return min(_sides(a)[1] for a in self.answers.values())
+
+    def lower(self, method: str) -> float:
+        """What the method proves: a certified eps, or a lower bound of the margin."""
+        return _sides(self.answers[method])[0]
+
+    def __repr__(self) -> str:
+        parts = ", ".join(f"{name} {self.lower(name):.6g}" for name in self.answers)
+        what = "falsified at" if self.eps is None else f"margins at eps={self.eps:g}, at most"
+        about = f"image {self.image}, {asked(self.k, self.within)}, class {self.class_idx}"
+        return f"{about}: {parts}; {what} {self.attack:.6g}"
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Methods side by side: one :class:`Compared` for every image, k and eps, in this order."""
+
+    questions: tuple[Compared, ...]
+    norm: Norm
+    clip: Box | None
+    rtol: float
+
+    @property
+    def only(self) -> Compared:
+        """The question, where there is one. Raises InputError for several."""
+        if len(self.questions) != 1:
+            raise InputError(f"the comparison holds {len(self.questions)} questions; choose one of .questions")
+        return self.questions[0]
+
+    @property
+    def radii(self) -> Mapping[str, Radius]:
+        """The radii of the only question, by method. Raises InputError for several, and for margins."""
+        found = {name: a for name, a in self.only.answers.items() if isinstance(a, Radius)}
+        if not found:
+            raise InputError("the comparison is one of margins, not of radii: see .only.answers")
+        return found
+
+    def to_frame(self) -> Any:
+        """A pandas DataFrame, indexed by what there are several of (image, k, eps) and by method.
+
+        Of radii: certified_eps, falsified_eps, ratio, over_corgi, seconds, reason. Of margins: status, margin_lower,
+        margin_upper, seconds, reason.
+        """
+        import pandas as pd
+
+        rows = [
+            {"image": q.image, "k": q.k, "eps": q.eps, "method": name, **_columns(a), "seconds": _seconds(q, name)}
+            for q in self.questions
+            for name, a in q.answers.items()
+        ]
+        frame = pd.DataFrame(rows)
+        frame["reason"] = frame.pop("reason")  # the longest comes last
+        several = [axis for axis in ("image", "k", "eps") if len({getattr(q, axis) for q in self.questions}) > 1]
+        return frame.drop(columns=[a for a in ("image", "k", "eps") if a not in several]).set_index(
+            [*several, "method"]
+        )
+
+    def plot(self, ax: Any = None) -> Any:
+        """The ladder of bounds between zero and the attack; returns the matplotlib Axes.
+
+        Of one question, a bar for each method; of several, every bound as a share of what the attack leaves.
+        """
+        return _ladder(self, ax) if len(self.questions) == 1 else _shares(self, ax)
+
+    def __repr__(self) -> str:
+        if len(self.questions) == 1:
+            return f"Comparison({self.only!r})"
+        return f"Comparison({len(self.questions)} questions:\n  " + "\n  ".join(map(repr, self.questions)) + ")"
+
+    def _repr_html_(self) -> str:
+        return str(self.to_frame().to_html(float_format=lambda value: f"{value:.6g}"))
+
+
+def _ladder(comparison: Comparison, ax: Any) -> Any:
+    q = comparison.only
+    ax = draw_ladder({name: q.lower(name) for name in q.answers}, q.attack, "counterexample at", ax)
+    units = f"L-{comparison.norm}, input units, {clip_in_words(comparison.clip)}"
+    if q.eps is None:
+        ax.set_xlabel(f"certified eps ({units})")
+    else:
+        ax.texts[-1].set_text(f"an image has {q.attack:.4g}")
+        ax.set_xlabel(f"proven margin at eps={q.eps:g} ({units})")
+    ax.set_title(f"{asked_in_words(q.k, q.within)} of the CAM of class {q.class_idx}", fontsize=10, pad=20)
+    return ax
+
+
+def _shares(comparison: Comparison, ax: Any) -> Any:
+    """Every bound as a share of what the attack leaves; of margins, where the attack leaves any."""
+    questions = comparison.questions
+    methods = weakest_first(name for q in questions for name in q.answers)
+    ax = draw_shares({m: [_share(q, m) for q in questions if m in q.answers] for m in methods}, ax)
+    radii = questions[0].eps is None
+    what = "certified eps / falsified eps" if radii else "margin proven / margin met"
+    ax.set_xlabel(f"{what}, {len(questions)} questions, the median as a bar (L-{comparison.norm})")
+    return ax
+
+
+def _share(q: Compared, method: str) -> float:
+    return q.lower(method) / q.attack if q.attack > 0 else math.nan
+
+
+def _sides(answer: Answer) -> tuple[float, float]:
+    if isinstance(answer, Radius):
+        return answer.lower, answer.upper
+    return answer.margin_lower, answer.margin_upper
+
+
+def _columns(answer: Answer) -> dict[str, Any]:
+    if isinstance(answer, Verdict):
+        return {
+            "status": answer.status,
+            "margin_lower": answer.margin_lower,
+            "margin_upper": answer.margin_upper,
+            "reason": answer.reason,
+        }
+    return {
+        "certified_eps": answer.lower,
+        "falsified_eps": answer.upper,
+        "ratio": answer.ratio,
+        "over_corgi": answer.lower / answer.corgi if answer.corgi > 0 else math.nan,
+        "reason": answer.reason,
+    }
+
+
+def _seconds(question: Compared, method: str) -> float:
+    return question.seconds.get(method, math.nan)
+
+
+@pinned
+def compare(
+    net: CamNetwork,
+    x: Tensor,
+    *,
+    k: int | Sequence[int],
+    eps: float | Sequence[float] | None = None,
+    methods: Sequence[str] | None = None,
+    rtol: float = 0.01,
+    class_idx: int | None = None,
+    norm: Norm = "inf",
+    clip: Clip = (0.0, 1.0),
+    time_limit: float = 600.0,
+    tie_tol: float | None = None,
+    within: int | None = None,
+    keep_class: bool = False,
+    solver: str | None = None,
+    device: str | torch.device = "auto",
+    seed: int = 0,
+    progress: bool | None = None,
+) -> Comparison:
+    """What every method says, on one question or on many; arguments as in :func:`corgi_opt.radius`.
+
+    x: one image (1, C, H, W) or several (N, C, H, W); ``k`` and ``eps`` one or several. Without ``eps`` the radius is
+    asked for. With it, the margin at that eps: the best bound each method gives (``verify`` stops at its sign), an
+    exact method's to within ``rtol`` times the margin at the image; not for ``within`` and ``keep_class``.
+    ``methods``: names; None means corgi, crown, dual, lp and bab (auto where rivals are counted or the class is kept).
+    ``time_limit`` is the total for each method of a question. Raises TieError for a tied image (one of several has
+    radius 0, or an unknown margin), BoundOrderError if bounds contradict each other or a replayed image. Ctrl-C raises
+    Interrupted (``partial``: the comparison so far).
+    """
+    norm = canonical_norm(norm)
+    ks, epses = _several("k", k), [None] if eps is None else _several("eps", eps)
+    if methods is None:
+        exact = "auto" if keep_class or within not in (None, *ks) else "bab"
+        methods = ("corgi", "crown", "dual", "lp", exact)
+    if isinstance(methods, str) or not isinstance(methods, Sequence) or not methods:
+        raise InputError(f"methods must be a non-empty sequence of names or None, got {methods!r}")
+    if eps is not None and (keep_class or within is not None):
+        raise InputError("margins at fixed eps are those of the top-k set: neither within nor keep_class goes with eps")
+    chosen = weakest_first(check_method(m, norm).name for m in methods)
+    where, tolerance = resolve_device(device), check_rtol(rtol)
+    check_time_limit(time_limit)
+    for method in chosen:
+        check_solver(solver, method, norm)
+    box = checked_clip(clip)
+    about: Any = {"class_idx": class_idx, "norm": norm, "clip": box, "tie_tol": tie_tol}
+    images = _images(x)
+    cases = [(at, one, size) for at in range(len(images)) for one in ks for size in epses]
+    found: list[Compared] = []
+    with reporting(progress, "compare") as report:
+        for at, one, size in cases:
+            image = images[at]
+            try:
+                question = Question.ask(net, image, k=one, within=within, keep_class=keep_class, **about)
+            except TieError as tie:
+                if len(cases) == 1:
+                    raise
+                nothing = tied(net, image, one, within, class_idx, "", str(tie))
+                found.append(_of_tied(nothing, at, size, chosen))
+                continue
+            solvers = partial(check_solver, solver, norm=norm)
+            search: Search
+            if size is None:
+                search = RadiusSearch(question, where, PgdOptions(seed=seed), tolerance, solvers, report)
+            else:
+                search = MarginSearch(question, size, where, tolerance, solvers, report)
+            try:
+                found.append(_compared(search, question, at, size, chosen, time_limit))
+            except _StoppedError as stop:
+                raise Interrupted(Comparison((*found, stop.so_far), norm, box, tolerance)) from stop
+    return Comparison(tuple(found), norm, box, tolerance)
+
+
+def _compared(
+    search: Search, question: Question, image: int, eps: float | None, methods: Sequence[str], time_limit: float
+) -> Compared:
+    """One question by all methods. Raises _StoppedError with those that are done."""
+    answers: dict[str, Answer] = {}
+
+    def compared() -> Compared:
+        topk = question.topk
+        return Compared(image, topk.k, topk.within, question.class_idx, eps, dict(answers), dict(search.seconds))
+
+    try:
+        for method in methods:
+            answers[method] = search.run(method, check_time_limit(time_limit))
+    except Interrupted as stop:
+        raise _StoppedError(compared()) from stop
+    return compared()
+
+
+class _StoppedError(Exception):
+    """Ctrl-C in the middle of a question."""
+
+    def __init__(self, so_far: Compared) -> None:
+        super().__init__()
+        self.so_far = so_far
+
+
+def _of_tied(nothing: Radius, image: int, eps: float | None, methods: Sequence[str]) -> Compared:
+    """A question whose top-k set is not defined: radius 0, or a margin that nobody knows."""
+    answer: Answer = nothing
+    if eps is not None:
+        answer = Verdict(
+            status="unknown",
+            eps=eps,
+            k=nothing.k,
+            within=nothing.within,
+            class_idx=nothing.class_idx,
+            margin_lower=-math.inf,
+            margin_upper=0.0,
+            corgi_margin=math.nan,
+            proof=None,
+            counterexample=None,
+            method="",
+            reason=nothing.reason,
+        )
+    answers = {name: replace(answer, method=name) for name in methods}
+    return Compared(image, nothing.k, nothing.within, nothing.class_idx, eps, answers, {})
+
+
+def _images(x: Any) -> list[Any]:
+    """A batch image by image; what is no batch of several is left for others to judge."""
+    several = isinstance(x, Tensor) and x.layout == torch.strided and x.ndim == 4 and len(x) > 1
+    return [x[at : at + 1] for at in range(len(x))] if several else [x]
+
+
+def _several(name: str, value: Any) -> list[Any]:
+    """One value, or several."""
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        if not value:
+            raise InputError(f"{name} must be one value or several, got none")
+        return list(value)
+    return [value]

@@ -1,0 +1,222 @@
+"""The verdict for one eps: CORGI, attack, CROWN, then dual ascent, LP, MILP or branch and bound for the pairs left.
+
+The paper's bound comes first where it is quick. Else it comes last, to stand beside the answer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from corgi_solvers import Backend
+from torch import Tensor
+
+from corgi_opt._ambient import pinned
+from corgi_opt._deadline import Deadline, check_time_limit
+from corgi_opt._progress import reporting
+from corgi_opt.answering.backends import check_solver, named_solver
+from corgi_opt.answering.ladder import Ladder
+from corgi_opt.answering.prover import Prover, checked
+from corgi_opt.errors import InputError, Interrupted, NumericalError
+from corgi_opt.methods import Method, check_method, settled_by
+from corgi_opt.network.cam import CamNetwork
+from corgi_opt.problem.clip import Clip
+from corgi_opt.problem.question import Question, resolve_device
+from corgi_opt.problem.region import Norm, canonical_norm
+from corgi_opt.problem.results import CORGI_CUT_OFF, Verdict
+from corgi_opt.search.attack import PgdOptions, rank_targets
+
+ATTACK_SHARE = 0.25
+"""Of the time limit: what PGD may take before anything dearer than CORGI is proven."""
+
+CORGI_SHARE = 0.1
+"""Of the time limit: what the paper's bound may take where it is only recorded beside an answer."""
+
+CORGI_FIRST = 1.0
+"""Seconds that others wait for the paper's bound: what it settles they need not look at. A dearer one comes last."""
+
+
+def climb(
+    ladder: Ladder,
+    method: Method,
+    attack: Callable[[], object] | None,
+    solver: Backend,
+    deadline: Deadline,
+    corgi: float = 0.0,
+) -> Verdict:
+    """Runs the rungs of a method until the question is settled at this eps.
+
+    ``attack`` looks for a witness when the fast bound has not certified; None where an attack is known to fail.
+    ``corgi``: seconds for the paper's bound beside the answer; a method that it is not asked for does without. A
+    deadline that passes in a bound leaves what is proven by then.
+    """
+    beside = math.nan
+    if method.name == "corgi" or (corgi > 0 and method.name != "ibp"):  # that one shows what intervals can do alone
+        with suppress(TimeoutError, NumericalError):  # the rungs after it say so themselves
+            first = deadline if method.name == "corgi" else deadline.within(min(corgi, CORGI_FIRST))
+            beside = ladder.bound("corgi", first)
+    verdict = _climb_on(ladder, method, attack, solver, deadline, beside)
+    if corgi > 0 and math.isnan(beside):
+        return _with_corgi(verdict, ladder, deadline.within(corgi))
+    return verdict
+
+
+def _climb_on(
+    ladder: Ladder,
+    method: Method,
+    attack: Callable[[], object] | None,
+    solver: Backend,
+    deadline: Deadline,
+    corgi: float,
+) -> Verdict:
+    """The rungs after the paper's bound."""
+    try:
+        if method.quick:
+            ladder.bound(method.name, deadline)  # the paper's again, where it was cut off
+        if ladder.certified:
+            return settle(ladder, method.name if method.quick else "corgi", "", corgi)
+        if attack is not None:
+            attack()
+            if ladder.witness is not None:
+                return settle(ladder, "attack", "", corgi)
+        if method.quick:
+            return settle(ladder, method.name, f"{method.name} is too weak here", corgi)
+        return _bounded_and_solved(ladder, method, solver, deadline, corgi)
+    except TimeoutError:
+        return settle(ladder, method.name, "time limit reached in the bounds", corgi)
+    except NumericalError as error:
+        return settle(ladder, method.name, str(error), corgi)
+
+
+def _with_corgi(verdict: Verdict, ladder: Ladder, deadline: Deadline) -> Verdict:
+    """The verdict with the paper's bound beside it, or with the word that there was no time for that.
+
+    On a ladder of its own, where no pair is settled yet. A witness must not contradict it; pairs that it proves and
+    CROWN did not (that happens) count.
+    """
+    own = Ladder(ladder.question, ladder.ball.eps, ladder.device)
+    if ladder.witness is not None:
+        own.found(ladder.witness)
+    try:
+        value = own.bound("corgi", deadline)
+    except (TimeoutError, NumericalError):
+        return replace(verdict, stats={**verdict.stats, CORGI_CUT_OFF: 1.0})
+    seconds = {"seconds_corgi": own.stats["seconds_corgi"]}
+    if verdict.status == "unknown" and verdict.method != "ibp" and own.certified:
+        return settle(own, "corgi", "", value)
+    return replace(verdict, corgi_margin=value, stats={**verdict.stats, **seconds})
+
+
+def _bounded_and_solved(ladder: Ladder, method: Method, solver: Backend, deadline: Deadline, corgi: float) -> Verdict:
+    """The bounds that a method stands on, its own, and the pairs that it solves."""
+    for name in (*method.after, *([method.name] if method.bound else [])):
+        ladder.bound(name, deadline)
+        if ladder.certified:
+            return settle(ladder, name, "", corgi)
+    if method.solve is None:
+        return settle(ladder, method.name, f"{method.name} leaves {len(ladder.undecided)} pairs undecided", corgi)
+    reason = method.solve(ladder, solver, deadline)
+    return settle(ladder, settled_by(method.name, ladder.proof), reason, corgi)
+
+
+def settle(ladder: Ladder, method: str, reason: str, corgi: float) -> Verdict:
+    """The verdict that the ladder's state supports: a proven bound certifies, a replayed witness falsifies."""
+    question, witness = ladder.question, ladder.witness
+    at_center = float(question.topk.margin(question.cam[None])[0])
+    upper = at_center if witness is None else min(at_center, witness.margin)
+    if witness is not None:
+        status, reason = "falsified", reason or witness.what_changed
+    elif ladder.certified:
+        status, reason = "certified", "every pair keeps its order"
+    else:
+        status, reason = "unknown", reason or "undecided"
+    return Verdict(
+        status=status,  # type: ignore[arg-type]
+        eps=ladder.ball.eps,
+        k=question.topk.k,
+        within=question.topk.within,
+        class_idx=question.class_idx,
+        margin_lower=ladder.margin,
+        margin_upper=upper,
+        corgi_margin=corgi,
+        proof=ladder.proof if status == "certified" else None,
+        counterexample=witness,
+        method=method,
+        reason=reason,
+        stats=dict(ladder.stats),
+    )
+
+
+@pinned
+def verify(
+    net: CamNetwork,
+    x: Tensor,
+    *,
+    eps: float,
+    k: int,
+    method: str = "auto",
+    class_idx: int | None = None,
+    norm: Norm = "inf",
+    clip: Clip = (0.0, 1.0),
+    time_limit: float = 300.0,
+    tie_tol: float | None = None,
+    within: int | None = None,
+    keep_class: bool = False,
+    solver: str | None = None,
+    device: str | torch.device = "auto",
+    seed: int = 0,
+    progress: bool | None = None,
+    proof: Literal["float64", "checked"] = "float64",
+) -> Verdict:
+    """Whether the k brightest CAM pixels stay the same for every image within eps of x.
+
+    x (1, C, H, W) and eps are in the units of the network's input; ``norm``: "inf", "2" or "1". ``method``: "ibp",
+    "corgi", "crown", "dual" (bounds), "lp" (triangle relaxation on the pairs left), "milp" (exact; norms "inf" and
+    "1"), "bab" (exact; branch and bound on ReLU phases); "auto": bab, and MILPs where only they answer. ``solver``, for
+    lp, milp and the linear programs of bab: "highs" (default), "pulp:cbc", "cvxpy:clarabel" ... ``clip``: the box
+    images live in, or None.
+
+    ``within``: asks only that each of the k brightest stays among the ``within`` brightest (default k: the set stays).
+    ``keep_class``: only images that keep the predicted class count as counterexamples.
+
+    ``time_limit``: total seconds, kept to about two; what is proven by then is the verdict. CORGI's bound beside it has
+    a tenth of them; where that is not enough, ``corgi_margin`` is NaN and ``stats["corgi_cut_off"]`` is 1.
+    ``tie_tol``: pixels k and k+1 closer than this are tied (default 1e-9 of ``sum_c |W_c A_c|``). Only a proven
+    lower bound certifies, only a replayed witness falsifies; everything else is unknown with a reason. ``progress``: a
+    line that says what is left (None: where it can be seen). ``proof``: with "checked" a certificate is made at once,
+    and only what the checker proves anew, rounding included, is certified. Ctrl-C raises Interrupted, a
+    KeyboardInterrupt whose ``partial`` is the verdict so far.
+
+    Raises InputError, UnknownMethodError, TieError; MissingPackageError where the solver is not installed;
+    BoundOrderError if bounds contradict each other.
+    """
+    norm = canonical_norm(norm)
+    chosen, deadline, where = check_method(method, norm), check_time_limit(time_limit), resolve_device(device)
+    backend_ = check_solver(solver, chosen.name, norm)
+    if proof not in ("float64", "checked"):
+        raise InputError(f"proof must be 'float64' or 'checked', got {proof!r}")
+    if proof == "checked":
+        check_solver(None, "bab", norm)  # a proof's leaves ask the default
+    question = Question.ask(
+        net, x, k=k, class_idx=class_idx, norm=norm, clip=clip, tie_tol=tie_tol, within=within, keep_class=keep_class
+    )
+    with reporting(progress, "verify") as report:
+        ladder = Ladder(question, eps, where, report=report)
+
+        def attack() -> None:
+            share = deadline.within(ATTACK_SHARE * float(time_limit))
+            ladder.attack(rank_targets(question, where), PgdOptions(seed=seed), share)
+
+        try:
+            verdict = climb(ladder, chosen, attack, backend_, deadline, CORGI_SHARE * float(time_limit))
+            if verdict.status == "unknown":
+                return verdict
+            leaves = named_solver(None, "bab", norm)
+            prover = Prover(question, ladder.ball, verdict.counterexample, leaves, where)
+            return checked(verdict, prover, deadline) if proof == "checked" else replace(verdict, prover=prover)
+        except KeyboardInterrupt as stop:
+            raise Interrupted(settle(ladder, chosen.name, "interrupted", float("nan"))) from stop

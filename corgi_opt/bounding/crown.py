@@ -1,0 +1,208 @@
+"""CROWN (Zhang et al. 2018) for all ReLU inputs of a network, screened.
+
+A backward pass is spent on a neuron only when its sign is open after interval arithmetic, when it can still matter to
+the question (``matter``: the receptive field of the CAM pixels that are undecided), and when no larger region has
+settled it (``above``). All others keep their interval: nothing downstream depends on more of a stable neuron than its
+sign.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from corgi_opt._deadline import NEVER, Deadline
+from corgi_opt.bounding.budget import in_parts
+from corgi_opt.bounding.dual import Interval, Relaxations, Rows, lower_bounds, rows_at_once
+from corgi_opt.bounding.interval import propagate
+from corgi_opt.bounding.regions import Regions
+from corgi_opt.bounding.relaxation import (
+    PoolChoice,
+    PoolPlanes,
+    ReluLines,
+    choose_planes,
+    from_windows,
+    tree_planes,
+    window_taps,
+)
+from corgi_opt.bounding.tolerance import Rounding
+from corgi_opt.network.graph import LayerGraph
+from corgi_opt.network.ops import MaxPool2d, ReLU, Shape
+
+Bound = Callable[[Rows], Tensor]
+"""Lower bounds (R,) of R functionals of one node."""
+
+Refiner = Callable[[LayerGraph, str, Interval, Tensor, Bound], Interval]
+"""Better bounds of a node's neurons that matter (a mask (B or 1, 1, H, W)), from backward passes."""
+
+
+@dataclass(frozen=True, eq=False)
+class Bounded:
+    """What is proven about one region, on the CPU in float64, for encodings.
+
+    ``intervals`` (C, H, W) by node; ``planes`` (of one region) by the last node of a pool, where a direct plane is
+    tighter than the tree's lines.
+    """
+
+    intervals: Mapping[str, Interval]
+    planes: Mapping[str, PoolPlanes]
+
+
+@dataclass(frozen=True, eq=False)
+class Relaxed:
+    """A network over B regions: proven bounds (B, C, H, W) of its nodes, and how a backward pass relaxes each.
+
+    ``lines``: of every ReLU; ``pools``: of every pooling window, by its last node. Bounds raise TimeoutError after
+    ``deadline``. ``rounding``: what is taken off them, in float64.
+    """
+
+    graph: LayerGraph
+    regions: Regions
+    intervals: Mapping[str, Interval]
+    lines: Mapping[str, ReluLines]
+    pools: Mapping[str, PoolChoice]
+    deadline: Deadline = NEVER
+    rounding: Rounding | None = None
+
+    @property
+    def relaxations(self) -> Relaxations:
+        return {**self.lines, **{name: pool.every for name, pool in self.pools.items()}}
+
+    @property
+    def direct(self) -> Mapping[str, PoolPlanes]:
+        """Pooling windows where the direct plane is the tighter one; the rest is left to the ReLUs of the tree."""
+        return {name: pool.direct for name, pool in self.pools.items() if pool.direct is not None}
+
+    def bound(self, node: str, rows: Rows) -> Tensor:
+        """CROWN's lower bounds (R,) of functionals of ``node``."""
+        return lower_bounds(self.graph, node, rows, self.regions, self.relaxations, self.deadline, self.rounding)
+
+    def only(self, case: int) -> Bounded:
+        """What is proven about one region."""
+        intervals = {n: Interval(*(side[case].cpu().double() for side in b)) for n, b in self.intervals.items()}
+        return Bounded(intervals, {name: planes.only(case) for name, planes in self.direct.items()})
+
+    def to(self, dtype: torch.dtype) -> Relaxed:
+        """The same relaxation in another precision. From float64 to float32 it bounds nothing any more."""
+        if self.regions.eps.dtype == dtype:
+            return self
+        return Relaxed(
+            self.graph.to(dtype, self.regions.eps.device),
+            self.regions.to(dtype),
+            {name: Interval(b.lower.to(dtype), b.upper.to(dtype)) for name, b in self.intervals.items()},
+            {name: lines.to(dtype) for name, lines in self.lines.items()},
+            {name: pool.to(dtype) for name, pool in self.pools.items()},
+            self.deadline,
+        )
+
+
+def settle(graph: LayerGraph, name: str, found: Interval, matter: Tensor, bound: Bound) -> Interval:
+    """Bounds the neurons whose sign is open, first from the side that is likelier to settle it (the nearer to zero).
+
+    The other side is bounded only where that did not.
+    """
+    open_, nearer_above = matter & found.unstable, found.upper < -found.lower
+    found = _tightened(graph, name, found, open_ & ~nearer_above, open_ & nearer_above, bound)
+    open_ = open_ & found.unstable
+    return _tightened(graph, name, found, open_ & nearer_above, open_ & ~nearer_above, bound)
+
+
+def unscreened(graph: LayerGraph, name: str, found: Interval, matter: Tensor, bound: Bound) -> Interval:
+    """Bounds every neuron from both sides, whatever its interval says."""
+    return refine(graph, name, found, matter.expand_as(found.lower), bound)
+
+
+def refine(graph: LayerGraph, name: str, found: Interval, wanted: Tensor, bound: Bound) -> Interval:
+    """``found`` met with backward bounds, from both sides, of the neurons marked in ``wanted`` (B, C, H, W)."""
+    return _tightened(graph, name, found, wanted, wanted, bound)
+
+
+def _tightened(
+    graph: LayerGraph, name: str, found: Interval, from_below: Tensor, from_above: Tensor, bound: Bound
+) -> Interval:
+    """``found`` with better lower bounds of some neurons and better upper bounds of some."""
+    below, above = torch.nonzero(from_below), torch.nonzero(from_above)
+    places = torch.cat([below, above])
+    if not len(places):
+        return found
+    lower, upper = found.lower.clone(), found.upper.clone()
+
+    def tighten(start: int, count: int) -> None:
+        part, lows = places[start : start + count], max(0, len(below) - start)
+        rows = unit_rows(part, graph[name].shape, lower)
+        rows.coefs[lows:] *= -1.0
+        values = bound(rows)
+        at_lower, at_upper = tuple(part[:lows].T), tuple(part[lows:].T)
+        values = torch.where(values.isnan(), -torch.inf, values)  # proves nothing, and must not stick
+        lower[at_lower] = torch.maximum(lower[at_lower], values[:lows])
+        upper[at_upper] = torch.minimum(upper[at_upper], -values[lows:])
+
+    in_parts(len(places), rows_at_once(graph, name, unit_rows(places[:1], graph[name].shape, lower)), tighten)
+    return Interval(lower, upper)
+
+
+def unit_rows(places: Tensor, shape: Shape, like: Tensor) -> Rows:
+    """The neurons at ``places`` (R, 4: case, channel, row, column) as functionals of their node."""
+    coefs = like.new_zeros(len(places), shape[0], 1, 1)
+    coefs[torch.arange(len(places), device=coefs.device), places[:, 1]] = 1.0
+    return Rows.at(coefs, places[:, 2:], places[:, 0])
+
+
+def crown_pass(
+    graph: LayerGraph,
+    regions: Regions,
+    *,
+    matter: Mapping[str, Tensor] | None = None,
+    above: Mapping[str, Interval] | None = None,
+    refiner: Refiner = settle,
+    bounder: Callable[[Relaxed, str, Rows], Tensor] = Relaxed.bound,
+    deadline: Deadline = NEVER,
+) -> Relaxed:
+    """Relaxes ``graph`` over ``regions``, node by node.
+
+    ``matter``: {node: (B or 1, 1, H, W)}, neurons that can still influence the question (default all). ``above``:
+    bounds (B or 1, C, H, W) over a region that holds this one; they hold here. ``refiner``: which ReLU inputs get
+    backward bounds (default: :func:`settle`). ``bounder``: how those are had from what is relaxed so far. Raises
+    TimeoutError.
+    """
+    known: dict[str, Interval] = {}
+    lines: dict[str, ReluLines] = {}
+    pools: dict[str, PoolChoice] = {}
+    rounding = regions.rounding(graph)
+    relaxed = Relaxed(graph, regions, known, lines, pools, deadline, rounding)  # grows with the loop
+    everywhere = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=regions.eps.device)
+
+    def mattering(name: str) -> Tensor:
+        return everywhere if matter is None else matter.get(name, ~everywhere)
+
+    for name in graph.order:
+        node = graph[name]
+        if node.pooled is not None:
+            source, pool = node.pooled.source, node.pooled.pool
+            tree = tree_planes(graph, name, lines, known[source].lower)
+            contested = _contested(pool, known[source], tree.open) & mattering(source)
+            known[source] = refine(graph, source, known[source], contested, partial(bounder, relaxed, source))
+            pools[name] = choose_planes(node.pooled, tree, known[source])
+        found = propagate(graph, name, known, regions, rounding)
+        if above is not None:
+            found = found.meet(above[name])
+        if name in graph.preactivations:
+            found = refiner(graph, name, found, mattering(name), partial(bounder, relaxed, name))
+        known[name] = found
+        if rounding is not None:
+            rounding.learn(name, *found)
+        for relu in graph.consumers(name):
+            if isinstance(graph[relu].op, ReLU):
+                lines[relu] = ReluLines.crown(name, found)
+    return relaxed
+
+
+def _contested(pool: MaxPool2d, x: Interval, windows: Tensor) -> Tensor:
+    """Which candidates (B, C, H, W) may be the maximum of a marked window that has more than one such."""
+    lower, upper = (window_taps(pool, side, float("-inf")) for side in x)
+    live = upper >= lower.amax(dim=0)
+    return from_windows(pool, live & (live.sum(dim=0) > 1) & windows, x.lower.shape[2], x.lower.shape[3])

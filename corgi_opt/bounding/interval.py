@@ -1,0 +1,98 @@
+"""Interval arithmetic (IBP): each node's bounds from its operands' bounds (Gowal et al. 2018)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from corgi_opt.bounding.dual import Interval
+from corgi_opt.bounding.regions import Regions
+from corgi_opt.bounding.tolerance import Rounding
+from corgi_opt.errors import NumericalError
+from corgi_opt.network.graph import LayerGraph
+from corgi_opt.network.ops import Combine, Conv2d, Input, MaxPool2d, Op, ReLU
+
+
+def propagate(
+    graph: LayerGraph,
+    name: str,
+    known: Mapping[str, Interval],
+    regions: Regions,
+    rounding: Rounding | None = None,
+) -> Interval:
+    """One node's interval (B, C, H, W) from its operands'.
+
+    A node that is a pool's maximum is also bounded as one; a convolution of the image is bounded by the region's own
+    norm and not only by the box around it. With ``rounding``, which is told of the operands, the interval is proven.
+    Raises NumericalError where it is not finite.
+    """
+    node = graph[name]
+    if isinstance(node.op, Input):
+        return Interval(regions.lower, regions.upper)
+    found = _image(node.op, [known[i] for i in node.inputs])
+    if isinstance(node.op, Conv2d) and node.inputs == (graph.input,) and regions.norm != "inf":
+        found = found.meet(_convolve_image(node.op, regions))
+    if rounding is not None:
+        error = rounding.interval(name)
+        found = found if error is None else Interval(found.lower - error, found.upper + error)
+        # a sum of all finds what is not finite in one pass
+        if not bool((found.upper.sum() - found.lower.sum()).isfinite()):
+            raise NumericalError(f"values of node {name!r} overflow float64 over this region; a smaller eps, or a clip")
+    if node.pooled is not None and node.pooled.source in known:
+        found = found.meet(_image(node.pooled.pool, [known[node.pooled.source]]))
+    return found
+
+
+def interval_bounds(graph: LayerGraph, regions: Regions) -> dict[str, Interval]:
+    """Intervals (B, C, H, W) of all nodes over B regions, by name; graph must be on their device in their dtype."""
+    known: dict[str, Interval] = {}
+    rounding = regions.rounding(graph)
+    for name in graph.order:
+        known[name] = propagate(graph, name, known, regions, rounding)
+        if rounding is not None:
+            rounding.learn(name, *known[name])
+    return known
+
+
+def _image(op: Op, inputs: list[Interval]) -> Interval:
+    if isinstance(op, Conv2d):
+        return _convolve(op, inputs[0])
+    if isinstance(op, Combine):
+        return _combine(op, inputs)
+    # Taps, ReLU and max pooling are monotone in every operand.
+    assert isinstance(op, (ReLU, MaxPool2d)) or op.geometry.extent == (1, 1)
+    lower, upper = (op.apply([i[side] for i in inputs]) for side in (0, 1))
+    return Interval(lower, upper)
+
+
+def _convolve(op: Conv2d, x: Interval) -> Interval:
+    center, radius = (x.lower + x.upper) / 2, (x.upper - x.lower) / 2
+    middle = op.apply([center])
+    spread = replace(op, weight=op.weight.abs(), bias=None).apply([radius])
+    return Interval(middle - spread, middle + spread)
+
+
+def _convolve_image(op: Conv2d, regions: Regions) -> Interval:
+    """``w' c -+ eps * (dual norm of w)``: the L2 norm of a filter for an L2 ball, its largest weight for an L1 ball.
+
+    Looser than the exact minimum at the border and near the box, which the other bound knows.
+    """
+    middle = op.apply([regions.center])
+    size = op.weight.abs().flatten(1)
+    dual_norm = size.amax(dim=1) if regions.norm == "1" else size.norm(dim=1)
+    spread = regions.eps[:, None, None, None] * dual_norm[None, :, None, None]
+    return Interval(middle - spread, middle + spread)
+
+
+def _combine(op: Combine, inputs: list[Interval]) -> Interval:
+    shift = torch.zeros((), dtype=inputs[0].lower.dtype, device=inputs[0].lower.device)
+    lower: Tensor = shift if op.shift is None else op.shift
+    upper = lower
+    for c, x in zip(op.coefs, inputs, strict=True):
+        plus, minus = c.clamp(min=0), c.clamp(max=0)
+        lower = lower + plus * x.lower + minus * x.upper
+        upper = upper + plus * x.upper + minus * x.lower
+    return Interval(lower, upper)

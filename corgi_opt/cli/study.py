@@ -1,0 +1,111 @@
+"""``corgi-opt study run | status | report | export``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from corgi_opt.cli.output import emit, say
+from corgi_opt.errors import InputError
+from corgi_opt.study.engine import run
+from corgi_opt.study.plan import Plan
+from corgi_opt.study.report import write_report
+from corgi_opt.study.store import Progress, Store
+
+study_app = typer.Typer(
+    no_args_is_help=True,
+    help="Many questions about many images and networks, answered one by one into a store that survives crashes.",
+)
+
+UNFINISHED = 2
+"""Exit code of a study with cells left to do, or without an answer."""
+
+PlanFile = Annotated[str, typer.Argument(metavar="PLAN", help="a .toml file, or file.py:function")]
+Folder = Annotated[
+    Path | None, typer.Option("--out", help="the study's folder; default: beside the plan, PLAN without .toml")
+]
+Json = Annotated[bool, typer.Option("--json", help="print one machine-readable object instead")]
+
+
+@study_app.command("run")
+def run_command(
+    plan: PlanFile,
+    out: Folder = None,
+    workers: Annotated[int | None, typer.Option("--workers", min=1, help="processes here; default: one a core")] = None,
+    scheduler: Annotated[str | None, typer.Option("--scheduler", help="of a dask cluster: tcp://HOST:PORT")] = None,
+    memory_limit: Annotated[str | None, typer.Option("--memory-limit", help="of one cell, like '4 GiB'")] = None,
+    grace: Annotated[
+        float, typer.Option("--grace", help="seconds beyond its time limit before a cell is ended")
+    ] = 60.0,
+    device: Annotated[str, typer.Option("--device", help="'auto', 'cpu', 'cuda', ...")] = "auto",
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="also cells without an answer")] = False,
+    as_json: Json = False,
+) -> None:
+    """Answers what the study has no answer for yet. Stop it whenever you like and run it again.
+
+    Exit code 0: every cell has an answer; 2: some failed, timed out or crashed.
+    """
+    made = Plan.load(plan)
+    _tell(
+        run(
+            made,
+            folder_of(plan, out),
+            workers=workers,
+            scheduler=scheduler,
+            memory_limit=memory_limit,
+            grace=grace,
+            device=device,
+            retry_failed=retry_failed,
+        ),
+        as_json,
+    )
+
+
+@study_app.command("status")
+def status_command(plan: PlanFile, out: Folder = None, as_json: Json = False) -> None:
+    """How far the study is. Exit code 0: every cell has an answer, 2: not."""
+    keys = [cell.key for cell in Plan.load(plan).cells()]
+    with Store.reading(folder_of(plan, out)) as store:
+        found = store.progress(keys)
+    _tell(found, as_json)
+
+
+@study_app.command("report")
+def report_command(plan: PlanFile, out: Folder = None, as_json: Json = False) -> None:
+    """Writes report.html (one file, no network) and the figures as PNG and PDF into the study's folder."""
+    made = write_report(folder_of(plan, out))
+    if as_json:
+        emit({"report": str(made.page), "figures": [str(f) for f in made.figures], "rows": made.rows})
+    else:
+        say(f"{made.page}: {made.rows} cells, {len(made.figures)} figures")
+
+
+@study_app.command("export")
+def export_command(
+    plan: PlanFile,
+    file: Annotated[Path, typer.Argument(help="a .parquet or .csv file")],
+    out: Folder = None,
+) -> None:
+    """Writes the store as one table."""
+    with Store.reading(folder_of(plan, out)) as store:
+        store.export(file)
+    say(str(file))
+
+
+def folder_of(plan: str, out: Path | None) -> Path:
+    """Where a plan's results are. Raises InputError."""
+    if out is not None:
+        return out
+    if plan.endswith(".toml"):
+        return Path(plan).with_suffix("")
+    raise InputError("name the study's folder: --out DIR (a plan in Python has none of its own)")
+
+
+def _tell(found: Progress, as_json: bool) -> None:
+    if as_json:
+        emit(found)
+    else:
+        say(str(found))
+    raise typer.Exit(0 if found.states.get("done", 0) == found.cells else UNFINISHED)

@@ -1,0 +1,129 @@
+"""Models and images by name, as the command line and a study's plan write them.
+
+A model is ``digits`` (bundled), ``path/to/file.py:function`` or ``package.module:function``, the function being called
+without arguments for an eval-mode nn.Module. Its file is run: name only files that you trust.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from corgi_opt.data.images import Note, fitted, read_array, read_image, to_stderr, why_refused
+from corgi_opt.errors import InputError
+from corgi_opt.network.cam import CamNetwork, from_torch
+from corgi_opt.network.weights import load_weights
+
+
+def load(model: str, image: str, size: int | None, weights: Path | None) -> tuple[CamNetwork, Tensor]:
+    """The network and the image that the command line names. Raises InputError, MissingPackageError."""
+    x = load_image(image, size, bundled=model == "digits")
+    module = load_model(model, weights)
+    x = fitted(module, x)
+    why = why_refused(module, x)
+    if why is not None:
+        raise InputError(
+            f"{type(module).__name__} does not take this image: torch said {why!r}; the image has {x.shape[1]} "
+            f"channels and {x.shape[2]} x {x.shape[3]} pixels; --size N makes an image file N x N"
+        )
+    return from_torch(module, x), x
+
+
+def load_model(name: str, weights: Path | None = None) -> nn.Module:
+    """Builds the model a MODEL argument names, with the weights of a file if there is one. Raises InputError."""
+    module = _built(name)
+    return module if weights is None else load_weights(module, weights)
+
+
+def _built(name: str) -> nn.Module:
+    if name == "digits":
+        from corgi_opt.data.digits import digits_model
+
+        return digits_model()
+    model = find_function("MODEL", name, "'digits', ")()
+    if not isinstance(model, nn.Module):
+        raise InputError(f"{name} returned {type(model).__name__}, not a torch.nn.Module")
+    return model
+
+
+def find_function(what: str, name: str, others: str = "") -> Callable[[], Any]:
+    """The function that ``file.py:function`` or ``package.module:function`` names; its module is run.
+
+    ``what`` is being named, and what ``others`` it may be, are for the message. Raises InputError.
+    """
+    where, _, function = name.rpartition(":")
+    if not where or not function:
+        raise InputError(f"{what} must be {others}file.py:function or package.module:function, got {name!r}")
+    found = getattr(_load_module(where), function, None)
+    if not callable(found):
+        raise InputError(f"{where} has no function {function!r}")
+    return found  # type: ignore[no-any-return]
+
+
+def _load_module(where: str) -> Any:
+    if where.endswith(".py"):
+        path = Path(where)
+        if not path.is_file():
+            raise InputError(f"no such file: {where}")
+        return _run_file(path)
+    if not all(part.isidentifier() for part in where.split(".")):
+        raise InputError(f"{where!r} is neither a .py file nor a dotted module name")
+    sys.path.insert(0, "")  # modules of the current directory, as python -m has them
+    try:
+        return importlib.import_module(where)
+    except ModuleNotFoundError as error:
+        raise InputError(f"cannot import {where!r}: {error}") from error
+    finally:
+        sys.path.remove("")
+
+
+def _run_file(path: Path) -> Any:
+    # a name of its own: a user's json.py must not take the place of the standard library's
+    name = f"_corgi_opt_model_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None  # a .py file always has a loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    folder = str(path.resolve().parent)  # the file's neighbours, as python file.py has them
+    sys.path.insert(0, folder)
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(folder)
+    return module
+
+
+def load_image(name: str, size: int | None, *, bundled: bool, note: Note = to_stderr) -> Tensor:
+    """The image (1, C, H, W) an --image option names; ``note`` is told of what was done to it (images.py).
+
+    Raises InputError, MissingPackageError.
+    """
+    if re.fullmatch(r"-?\d+", name):
+        if not bundled:
+            raise InputError("an index names a bundled image, which only the model 'digits' has; give a file")
+        if size is not None:
+            raise InputError("--size is for image files; a bundled digit has 8 x 8 pixels")
+        from corgi_opt.data.digits import digits_split, load_digits
+
+        _, test = digits_split()
+        if not 0 <= int(name) < len(test):
+            raise InputError(f"the bundled test split has images 0..{len(test) - 1}, got {name}")
+        return load_digits()[0][test[int(name)]][None]
+    path = Path(name)
+    if not path.is_file():
+        raise InputError(f"no such image file: {name}")
+    suffix = path.suffix.lower()
+    if suffix == ".npz":
+        raise InputError(f"{name} may hold several arrays; save the one that is meant with np.save as a .npy file")
+    if suffix == ".npy":
+        if size is not None:
+            raise InputError("--size is for image files; a .npy array is taken as it is")
+        return read_array(path, note)
+    return read_image(path, size, note)

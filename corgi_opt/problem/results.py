@@ -1,0 +1,208 @@
+"""What comes back: Witness, Verdict, Radius. Frozen, each with where it came from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from torch import Tensor
+
+from corgi_opt._ambient import pinned
+from corgi_opt._deadline import Deadline, check_time_limit
+from corgi_opt.drawing.charts import draw_ladder, html_table
+from corgi_opt.errors import CertificateError
+from corgi_opt.proof.certificate import Certificate
+
+Status = Literal["certified", "falsified", "unknown"]
+Proof = Literal["checked", "float64", "solver"]
+
+Prover = Callable[[Deadline], Certificate]
+"""Searches for the proof of an answer."""
+
+CORGI_CUT_OFF = "corgi_cut_off"
+"""Key of ``stats`` where the paper's bound beside an answer was not finished in its share of the time limit."""
+
+
+@dataclass(frozen=True, eq=False)
+class Witness:
+    """A counterexample image inside the region, replayed in float64 through the user's own torch model.
+
+    ``image`` (1, C, H, W) float64, ``cam`` (H, W) there; ``pair`` the flat indices (i of the top k, j its rival) with
+    ``CAM_i - CAM_j = margin <= 0`` (an exact tie breaks a strict order); ``allowed``: how many rivals may be as bright
+    as i; ``distance`` is the distance to the centre in the question's norm.
+    """
+
+    image: Tensor
+    cam: Tensor
+    pair: tuple[int, int]
+    margin: float
+    distance: float
+    allowed: int
+
+    @property
+    def what_changed(self) -> str:
+        """Which pixel displaces which, in words."""
+        i, j = self.pair
+        moved = f"pixel {j} {'passes' if self.margin < 0 else 'ties with'} pixel {i}"
+        ahead = int((self.cam.flatten() >= self.cam.flatten()[i]).sum()) - 1
+        return moved if self.allowed == 0 else f"{moved}, which {ahead} pixels equal or exceed"
+
+    def __repr__(self) -> str:
+        return f"Witness(margin={self.margin:.6g}, {self.what_changed}, distance={self.distance:.6g})"
+
+
+@dataclass(frozen=True, eq=False)
+class Verdict:
+    """The answer for one eps.
+
+    ``status``: certified (margin_lower > 0, proven), falsified (``counterexample`` replayed), or unknown (``reason``
+    says why). ``k``, ``within``: each of the k brightest pixels stays among the ``within`` brightest (``within = k``:
+    the set stays). ``margin_lower <= margin <= margin_upper``, in units of the CAM. ``corgi_margin``: the paper's bound
+    on the same question; NaN where it was not finished in its share of the time limit (``stats["corgi_cut_off"]`` is
+    then 1). ``proof``: ``"checked"`` (the checker proved it, with bounds of all rounding), or, for a certified,
+    ``"float64"`` (bounds computed in float64, less what rounding may hide; LPs too) or ``"solver"`` (rests on a MILP
+    solver's word). ``method``: the stage that settled it.
+    """
+
+    status: Status
+    eps: float
+    k: int
+    within: int
+    class_idx: int
+    margin_lower: float
+    margin_upper: float
+    corgi_margin: float
+    proof: Proof | None
+    counterexample: Witness | None
+    method: str
+    reason: str
+    stats: Mapping[str, float] = field(default_factory=dict)
+    prover: Prover | None = field(default=None, repr=False)
+    proven: Certificate | None = field(default=None, repr=False)
+
+    @property
+    def certificate(self) -> Certificate:
+        """The proof that was made with ``proof="checked"``. Raises CertificateError where there is none yet."""
+        if self.proven is None:
+            raise CertificateError("no certificate is made yet; .prove(time_limit=...) makes one")
+        return self.proven
+
+    @pinned
+    def prove(self, *, time_limit: float = 300.0) -> Certificate:
+        """The proof as a file that ``co.check_certificate`` and ``corgi-opt check`` take, checked once.
+
+        The search for it has ``time_limit`` seconds. Raises InputError; CertificateError where there is nothing to
+        prove, or no proof is found (rivals that had to be counted and classes that had to be kept rest on MILPs, which
+        leave none); MissingPackageError without the solver.
+        """
+        limit = check_time_limit(time_limit)
+        return self.proven or _proven(self.prover, limit, f"the verdict is {self.status}")
+
+    def plot(self, ax: Any = None) -> Any:
+        """What is proven of the margin, CORGI's bound beside it, and the smallest margin met. Returns the Axes."""
+        bounds = {"corgi": self.corgi_margin, self.method: self.margin_lower}
+        ax = draw_ladder(bounds, self.margin_upper, "an image has", ax)
+        ax.set_xlabel(f"margin of the {asked_in_words(self.k, self.within)} at eps={self.eps:g} (units of the CAM)")
+        ax.set_title(f"{self.status}: {self.reason}", fontsize=10, pad=20)
+        return ax
+
+    def _repr_html_(self) -> str:
+        rows = {
+            "question": f"eps={self.eps:g}, {asked(self.k, self.within)}, class {self.class_idx}",
+            "margin": f"in [{self.margin_lower:.6g}, {self.margin_upper:.6g}]",
+            "CORGI's bound": self.corgi_margin,
+            "settled by": self.method + (f", proof: {self.proof}" if self.proof else ""),
+            "reason": self.reason,
+        }
+        return html_table(self.status, rows)
+
+    def __repr__(self) -> str:
+        how = f", proof={self.proof!r}" if self.proof else ""
+        return (
+            f"Verdict({self.status}, eps={self.eps:g}, {asked(self.k, self.within)}, class {self.class_idx}, margin in "
+            f"[{self.margin_lower:.6g}, {self.margin_upper:.6g}], corgi {self.corgi_margin:.6g}, "
+            f"by {self.method}{how}; {self.reason})"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Radius:
+    """A two-sided bracket: stable at every eps <= ``lower`` (proven), broken at ``upper`` (by ``counterexample``).
+
+    ``upper`` is infinity when no counterexample was found. ``corgi``: the paper's certified radius on the same
+    question; it has a tenth of the time limit, and where that was not enough, ``corgi`` is what it had certified by
+    then (``corgi_cut_off``, also in ``stats``). ``attack``: the smallest eps PGD alone broke. ``reason`` says how the
+    search ended; a radius of 0 for a tied image says so there.
+    """
+
+    lower: float
+    upper: float
+    k: int
+    within: int
+    class_idx: int
+    method: str
+    corgi: float
+    attack: float
+    proof: Proof | None
+    counterexample: Witness | None
+    reason: str
+    stats: Mapping[str, float] = field(default_factory=dict)
+    prover: Prover | None = field(default=None, repr=False)
+
+    @pinned
+    def prove(self, *, time_limit: float = 300.0) -> Certificate:
+        """The proof that nothing changes at ``lower``, as :meth:`Verdict.prove`. Raises what that raises."""
+        return _proven(self.prover, check_time_limit(time_limit), "the certified radius is 0")
+
+    @property
+    def corgi_cut_off(self) -> bool:
+        """Whether ``corgi`` is only a lower end of the paper's radius, for want of time."""
+        return bool(self.stats.get(CORGI_CUT_OFF, 0.0))
+
+    @property
+    def ratio(self) -> float:
+        """upper / lower: 1.0 means the exact radius is known."""
+        return self.upper / self.lower if self.lower > 0 else float("inf")
+
+    def plot(self, ax: Any = None) -> Any:
+        """What is certified, CORGI's radius beside it, and the nearest counterexample. Returns the Axes."""
+        ax = draw_ladder({"corgi": self.corgi, self.method: self.lower}, self.upper, "counterexample at", ax)
+        ax.set_xlabel(f"eps: {asked_in_words(self.k, self.within)} of class {self.class_idx}")
+        ax.set_title(self.reason, fontsize=10, pad=20)
+        return ax
+
+    def _repr_html_(self) -> str:
+        rows = {
+            "question": f"{asked(self.k, self.within)}, class {self.class_idx}, by {self.method}",
+            "certified up to": self.lower,
+            "broken at": self.upper,
+            "broken / certified": self.ratio,
+            "CORGI, at least" if self.corgi_cut_off else "CORGI": self.corgi,
+            "PGD alone breaks": self.attack,
+            "reason": self.reason,
+        }
+        return html_table("radius", rows)
+
+    def __repr__(self) -> str:
+        return (
+            f"Radius([{self.lower:.6g}, {self.upper:.6g}], {asked(self.k, self.within)}, class {self.class_idx}, "
+            f"{self.method}; corgi {'>= ' if self.corgi_cut_off else ''}{self.corgi:.6g}, "
+            f"attack {self.attack:.6g}; {self.reason})"
+        )
+
+
+def _proven(prover: Prover | None, deadline: Deadline, why_not: str) -> Certificate:
+    if prover is None:
+        raise CertificateError(f"there is nothing to prove: {why_not}")
+    return prover(deadline)
+
+
+def asked(k: int, within: int) -> str:
+    """Which pixels a question is about, in short."""
+    return f"k={k}" if within == k else f"k={k} within {within}"
+
+
+def asked_in_words(k: int, within: int) -> str:
+    """The same, to stand before "of the CAM"."""
+    return f"top-{k} set" if within == k else f"top {k} within the top {within}"
