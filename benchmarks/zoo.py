@@ -33,9 +33,7 @@ def radii(net: co.CamNetwork, x: Tensor, name: str, index: int, limit: float, ar
     found, seconds = {}, {}
     for method in ("crown", args.method):
         start = time.perf_counter()
-        found[method] = co.radius(
-            net, x, k=args.k, method=method, rtol=args.rtol, time_limit=limit, device=args.device
-        )
+        found[method] = co.radius(net, x, k=args.k, method=method, rtol=args.rtol, time_limit=limit, device=args.device)
         seconds[method] = time.perf_counter() - start
     crown, exact = found["crown"], found[args.method]
     over = exact.lower / crown.lower if crown.lower > 0 else float("inf")

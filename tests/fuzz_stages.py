@@ -51,9 +51,7 @@ def conv(r: random.Random, shape: Shape) -> nn.Module:
         stride = (1, 1) if padding == "same" else stride
     mode = "zeros" if r.random() < 0.99 else r.choice(("reflect", "replicate", "circular"))
     kernel = pair(r, (1, 3, 3) if padding == "same" and r.random() < 0.8 else (1, 2, 3, 3))
-    made = nn.Conv2d(
-        channels, out, kernel, stride, padding, dilation, groups, r.random() < 0.7, padding_mode=mode
-    )
+    made = nn.Conv2d(channels, out, kernel, stride, padding, dilation, groups, r.random() < 0.7, padding_mode=mode)
     with torch.no_grad():
         made.weight.mul_(r.choice((1.0, 1.0, 2.0)))
         if r.random() < 0.1:
@@ -123,20 +121,22 @@ def leaky_relu(r: random.Random, shape: Shape) -> nn.Module:
 
 def unknown(r: random.Random, shape: Shape) -> nn.Module:
     """Outside the vocabulary today: right or refused by name, and nothing else."""
-    return r.choice((
-        Call(r.choice(("clamp", "relu6", "sigmoid", "maximum", "square", "abs"))),
-        nn.PReLU(),
-        nn.Upsample(scale_factor=2),
-        nn.ZeroPad2d((0, 1, 2, 0)),
-        nn.LPPool2d(2, 2),
-        nn.PixelUnshuffle(1),
-        nn.ChannelShuffle(1),
-        nn.InstanceNorm2d(shape[0]),
-        nn.GroupNorm(1, shape[0]),
-        nn.AdaptiveAvgPool2d((2, 1)),
-        nn.ConvTranspose2d(shape[0], 2, 2),
-        Reshape(r, shape),
-    ))
+    return r.choice(
+        (
+            Call(r.choice(("clamp", "relu6", "sigmoid", "maximum", "square", "abs"))),
+            nn.PReLU(),
+            nn.Upsample(scale_factor=2),
+            nn.ZeroPad2d((0, 1, 2, 0)),
+            nn.LPPool2d(2, 2),
+            nn.PixelUnshuffle(1),
+            nn.ChannelShuffle(1),
+            nn.InstanceNorm2d(shape[0]),
+            nn.GroupNorm(1, shape[0]),
+            nn.AdaptiveAvgPool2d((2, 1)),
+            nn.ConvTranspose2d(shape[0], 2, 2),
+            Reshape(r, shape),
+        )
+    )
 
 
 # --- pools ----------------------------------------------------------------------------------------------------------
@@ -351,12 +351,14 @@ class Twice(nn.Module):
 
 def twice(r: random.Random, shape: Shape) -> nn.Module:
     channels = shape[0]
-    shared = r.choice((
-        nn.Conv2d(channels, channels, r.choice((1, 3)), padding="same"),
-        nn.MaxPool2d(2, 1, ceil_mode=r.random() < 0.5),
-        batch_norm(r, shape),
-        nn.Sequential(nn.Conv2d(channels, channels, (3, 1), padding=(1, 0)), nn.ReLU()),
-    ))
+    shared = r.choice(
+        (
+            nn.Conv2d(channels, channels, r.choice((1, 3)), padding="same"),
+            nn.MaxPool2d(2, 1, ceil_mode=r.random() < 0.5),
+            batch_norm(r, shape),
+            nn.Sequential(nn.Conv2d(channels, channels, (3, 1), padding=(1, 0)), nn.ReLU()),
+        )
+    )
     return Twice(shared, relu(r, shape) if r.random() < 0.7 else nn.Identity())
 
 

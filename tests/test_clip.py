@@ -287,9 +287,7 @@ def test_all_public_functions_take_it_in_any_spelling(tmp_path):
         margins = co.compare(net, x, eps=0.05, clip=clip, methods=["crown"], **about)
         assert compared.clip == margins.clip == BOX
         heat = co.heat_map(net, x, eps=0.05, clip=clip, **about)
-        exported = co.export_mps(
-            net, x, path=tmp_path / "a.mps", eps=0.3, clip=clip, pair=None, method="lp", **about
-        )
+        exported = co.export_mps(net, x, path=tmp_path / "a.mps", eps=0.3, clip=clip, pair=None, method="lp", **about)
         return [
             None if found is None else found.image.tolist(),
             [(r.lower, r.upper) for r in compared.radii.values()],

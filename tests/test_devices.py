@@ -207,9 +207,7 @@ def test_verify(question, device):
     require_alike(found, known)
 
 
-@pytest.mark.parametrize(
-    ("name", "k", "method"), [("small", 2, "dual"), ("small", 2, "milp"), ("apart", 3, "auto")]
-)
+@pytest.mark.parametrize(("name", "k", "method"), [("small", 2, "dual"), ("small", 2, "milp"), ("apart", 3, "auto")])
 def test_radius(name, k, method, device):
     net, x = network(name)
     known = co.radius(net, x, k=k, method=method, rtol=0.02, device="cpu")

@@ -43,7 +43,6 @@ def check(question: SmallQuestion, verdict: co.Verdict, *, exact: bool) -> None:
         assert verdict.status == ("certified" if answer.stable else "falsified"), (question.label, verdict)
 
 
-
 @pytest.mark.parametrize("seed", mostly_slow(range(52), [0]))
 @pytest.mark.parametrize("method", ["milp", "auto"])
 @pytest.mark.parametrize("norm", ["inf", "1"])
@@ -207,9 +206,7 @@ def test_a_logit_of_zero_is_class_0():
     with torch.no_grad():
         model.head.weight.zero_(), model.head.bias.zero_()
     dead = co.from_torch(model, x.float())
-    question = Question.ask(
-        net, x, k=1, class_idx=0, norm="inf", clip=None, tie_tol=None, keep_class=True
-    )
+    question = Question.ask(net, x, k=1, class_idx=0, norm="inf", clip=None, tie_tol=None, keep_class=True)
     assert question.predicted == 1
     zero = replace(question, net=dead, predicted=0)
     assert zero.counts(x) and replace(zero, predicted=1).counts(x)  # a tie keeps either class, as of several logits

@@ -271,8 +271,7 @@ def test_no_method_says_less_than_a_weaker_one_in_the_same_time(ask, costs, tree
 
     def radii(seconds: float) -> dict[str, float]:
         return {
-            method: ask(World(COSTS[costs], tree=TREES[tree], attack=attack), method, seconds).lower
-            for method in TABLE
+            method: ask(World(COSTS[costs], tree=TREES[tree], attack=attack), method, seconds).lower for method in TABLE
         }
 
     found, less = radii(limit), radii(limit / 2)

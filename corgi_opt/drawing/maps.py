@@ -27,9 +27,7 @@ class Shown:
     top: list[int]
 
 
-def draw_counterexample(
-    before: Shown, after: Shown, *, class_idx: int, distance: float, scale: tuple[Any, Any]
-) -> Any:
+def draw_counterexample(before: Shown, after: Shown, *, class_idx: int, distance: float, scale: tuple[Any, Any]) -> Any:
     """Image + change = counterexample, then both CAMs with their top-k sets outlined. Returns the Figure.
 
     ``distance``: the largest change, by which its panel is scaled; ``scale``: the darkest and the brightest value of an

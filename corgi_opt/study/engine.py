@@ -28,7 +28,7 @@ WORKERS_SECONDS = 60.0
 
 GUARD = (
     "Each of a study's processes reads the script that starts it: put what starts it under "
-    "`if __name__ == \"__main__\":`"
+    '`if __name__ == "__main__":`'
 )
 """What whoever starts a study from a script has to know."""
 

@@ -164,9 +164,7 @@ def radius_by_gap(frame: Any) -> Any:
     methods = _methods(radii)
     for method in dict.fromkeys([methods[0], methods[-1]]):
         part, look = radii[radii["method"] == method], TABLE[method].look
-        ax.plot(
-            part["gap"], part["lower"], look.marker, color=look.colour, markersize=4, alpha=0.7, label=method
-        )
+        ax.plot(part["gap"], part["lower"], look.marker, color=look.colour, markersize=4, alpha=0.7, label=method)
     ax.plot(
         radii["gap"],
         _nearest_broken(radii).where(lambda e: np.isfinite(e)),

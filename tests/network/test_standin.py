@@ -45,9 +45,7 @@ ALIKE = ("lock", "generator", "to half", "float16", "pruned", "spectral", "tuple
 """Words of models that are like another one here."""
 
 
-@pytest.mark.parametrize(
-    "name", mostly_slow(AWKWARD, [n for n in AWKWARD if not any(word in n for word in ALIKE)])
-)
+@pytest.mark.parametrize("name", mostly_slow(AWKWARD, [n for n in AWKWARD if not any(word in n for word in ALIKE)]))
 def test_nothing_of_the_callers_changes(name, tmp_path):
     model, x = AWKWARD[name]().eval(), X.clone()
     before = Snapshot.of(model, x)
@@ -255,9 +253,7 @@ def test_maps_of_scores_are_no_head():
 
 
 def test_weights_without_values_are_refused_and_the_hints_help():
-    lazy = nn.Sequential(
-        nn.LazyConv2d(3, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LazyLinear(2)
-    ).eval()
+    lazy = nn.Sequential(nn.LazyConv2d(3, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LazyLinear(2)).eval()
     with pytest.raises(co.InputError, match=r"run model\(example\) once"):
         co.from_torch(lazy, X)
     lazy(X)
