@@ -24,7 +24,7 @@ import platform
 import resource
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -39,7 +39,7 @@ from corgi_opt._deadline import Deadline
 from corgi_opt.bounding.ascent import ascend
 from corgi_opt.bounding.corgi import corgi_bounds, corgi_cam_bounds
 from corgi_opt.bounding.crown import Bounded, Relaxed, crown_pass, settle, unscreened
-from corgi_opt.bounding.dual import Interval, lower_bounds
+from corgi_opt.bounding.dual import Interval, Relaxation, lower_bounds
 from corgi_opt.bounding.interval import interval_bounds
 from corgi_opt.bounding.margins import Margins
 from corgi_opt.bounding.objective import cam_bounds, pair_rows
@@ -181,13 +181,13 @@ def pools(cases: dict[str, tuple[co.CamNetwork, Tensor, int, Sequence[float]]]) 
                 bound = partial(lower_bounds, here.graph, regions=relaxed.regions, relaxations=relaxations)
                 low, high = cam_bounds(here, class_idx, bound, every_pixel(here))
                 widths[how] = float((high - low).mean())
-            used = [p.direct.used for p in relaxed.pools.values() if p.direct is not None]
-            windows = sum(int(u.sum()) for pair in used for u in pair)
+            used = [p.direct.used for p in relaxed.pools.values() if p.direct is not None and p.direct.used is not None]
+            windows = sum(int(map_.sum()) for pair in used for map_ in pair)
             print(f"{name:>20} eps {eps:<7g} " + "  ".join(f"{n} {w:10.4f}" for n, w in widths.items()), end="")
             print(f"  direct planes taken {windows}")
 
 
-def ways_to_pool(relaxed: Relaxed) -> dict[str, dict[str, object]]:
+def ways_to_pool(relaxed: Relaxed) -> dict[str, Mapping[str, Relaxation]]:
     direct = {}
     for name in relaxed.pools:
         pooled = relaxed.graph[name].pooled
@@ -305,7 +305,9 @@ def main() -> None:
     )
     if "passes" in args.only:
         print("passes: the paper's network, image 496, k 15, eps 1e-3")
-        peers = theirs(model[:-3], model[-1].weight[class_idx], x)
+        last = model[-1].weight
+        assert isinstance(last, torch.Tensor)
+        peers = theirs(model[:-3], last[class_idx], x)
         passes(net, x, class_idx, 1e-3, 15, peers, args.runs)
     if "resnet" in args.only:
         print(f"resnet: {resnet.graph!r}, k 5, eps 3e-4")

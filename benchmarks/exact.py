@@ -19,6 +19,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,9 +75,7 @@ def radii(bench: Bench, k: int, method: str, rtol: float, limit: float) -> None:
         for row in bench.tests:
             x, asked = bench.image(row)
             asked |= {"k": k, "clip": clip}
-            r, took = timed(
-                lambda x=x, a=asked: co.radius(bench.net, x, method=method, rtol=rtol, time_limit=limit, **a)
-            )
+            r, took = timed(partial(co.radius, bench.net, x, method=method, rtol=rtol, time_limit=limit, **asked))
             beside = co.compare(bench.net, x, methods=["crown", "lp"], time_limit=limit, **asked).radii
             crown, lp = beside["crown"].lower, beside["lp"].lower
             published = f"{row.corgi_radius:12.3e} {row.attack_radius:9.3e} {row.attack_radius / row.corgi_radius:5.1f}"
@@ -98,7 +97,7 @@ def radii(bench: Bench, k: int, method: str, rtol: float, limit: float) -> None:
 
 def verify(bench: Bench, k: int, method: str) -> None:
     """One verdict at 0.99 and one at 1.01 of the exact radius."""
-    below, above = [], []
+    below, above = list[float](), list[float]()
     for row in bench.tests:
         x, asked = bench.image(row)
         r = co.radius(bench.net, x, k=k, method=method, rtol=0.002, time_limit=120, **asked)
@@ -106,7 +105,7 @@ def verify(bench: Bench, k: int, method: str) -> None:
             print(f"image {row.index}: bracket {r.lower:.4e}..{r.upper:.4e}, left out")
             continue
         for eps, found, wanted in ((0.99 * r.lower, below, "certified"), (1.01 * r.upper, above, "falsified")):
-            v, took = timed(lambda x=x, e=eps, a=asked: co.verify(bench.net, x, eps=e, k=k, method=method, **a))
+            v, took = timed(partial(co.verify, bench.net, x, eps=eps, k=k, method=method, **asked))
             found.append(took)
             if v.status != wanted:
                 print(f"image {row.index}, eps {eps:.4e}: {v}")
@@ -177,7 +176,7 @@ def pairs(bench: Bench, limit: float) -> None:
             branched = Branched(Highs(), torch.device("cpu"))
             for decide in (SolvedProgram(big_m, Highs()), branched):
                 solver = PairSolver(question, ladder.ball, cam, decide)
-                found.append(timed(lambda s=solver, p=pair: s.solve(p, Deadline(limit))))
+                found.append(timed(partial(solver.solve, pair, Deadline(limit))))
             (theirs, plainly), (ours, mine) = found
             faster.append(plainly / mine)
             print(
@@ -194,9 +193,9 @@ def within(bench: Bench, limit: float) -> None:
     """The paper's (k1, k2) question: each of the 15 brightest stays among the k2 brightest."""
     print("\n k2 | paper: corgi | ours: corgi     crown  [certified, falsified]    ratio  seconds")
     for k2 in (16, 20, 30, 50):
-        asked = {"k": 15, "within": k2, "class_idx": bench.paper.class_idx}
+        asked: Any = {"k": 15, "within": k2, "class_idx": bench.paper.class_idx}
         crown = co.radius(bench.net, bench.x, method="crown", **asked)
-        r, took = timed(lambda a=asked: co.radius(bench.net, bench.x, method="auto", time_limit=limit, **a))
+        r, took = timed(partial(co.radius, bench.net, bench.x, method="auto", time_limit=limit, **asked))
         published = bench.paper.relaxed_corgi_radius_by_k2[k2]
         print(
             f"{k2:3d} | {published:12.3e} |  {r.corgi:10.3e} {crown.lower:9.3e}  "
@@ -213,10 +212,8 @@ def certificates(bench: Bench, limit: float) -> None:
     print("\nimage  k      eps | seconds: verify    prove    check | trees leaves  bytes     | margin >=")
     for index, k, eps in asked:
         x, of_image = (bench.x, {"class_idx": bench.paper.class_idx}) if index is None else bench.image(first[index])
-        verdict, seconds = timed(
-            lambda x=x, k=k, eps=eps, of=of_image: co.verify(bench.net, x, eps=eps, k=k, time_limit=limit, **of)
-        )
-        certificate, proving = timed(lambda v=verdict: v.prove())  # its own check included
+        verdict, seconds = timed(partial(co.verify, bench.net, x, eps=eps, k=k, time_limit=limit, **of_image))
+        certificate, proving = timed(verdict.prove)  # its own check included
         content = certificate.to_bytes()
         found = check(co.Certificate.from_bytes(content), network)
         leaves = sum(len(proof.tree.phases) for proof in certificate.trees)

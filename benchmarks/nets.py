@@ -28,7 +28,8 @@ class CamNet(nn.Module):
         self.features, self.classify = features, nn.Linear(channels, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.classify(self.features(x).mean((2, 3)))
+        logits: Tensor = self.classify(self.features(x).mean((2, 3)))
+        return logits
 
 
 def small_resnet(seed: int = 0) -> CamNet:

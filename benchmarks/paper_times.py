@@ -14,6 +14,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -36,7 +37,7 @@ def main() -> None:
     paper = gtsrb.load_paper_image_496(args.root)
     x = gtsrb.load_split(args.root, "train").find(paper.image).image()
     net = co.from_torch(gtsrb.load_paper_model(args.root / paper.model), x)
-    question = {"k": 15, "class_idx": paper.class_idx}
+    question: Any = {"k": 15, "class_idx": paper.class_idx}
     ball = co.Ball(x, 1e-3)
 
     def verify(eps: float, method: str) -> Callable[[], object]:

@@ -224,7 +224,7 @@ def main() -> None:
     single, published = gtsrb.load_paper_image_496(root()), gtsrb.load_paper_test_images(root())
     corgi = {at: row.corgi_radius for at, row in enumerate(published.images)}
     attack = {at: row.attack_radius for at, row in enumerate(published.images)}
-    figures = {}
+    figures: dict[str, Any] = {}
     plain = frame[frame["within"] == frame["k"]]
     training, relaxed = plain[plain["images"] == "train 496"], frame[frame["within"] > frame["k"]]
     if len(training):

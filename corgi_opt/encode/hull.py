@@ -118,7 +118,7 @@ def _ascended(program: Program, enough: float, steps: int, deadline: Deadline) -
         if float(value.detach()) > enough or deadline.over:
             break
         adam.zero_grad()
-        (-value).backward()  # type: ignore[no-untyped-call]
+        (-value).backward()
         adam.step()
         with torch.no_grad():
             for p in searched:

@@ -37,7 +37,7 @@ from corgi_opt.problem.region import Norm
 SPARSE = 0.2
 """Rows with a smaller share of nonzeros are multiplied as sparse ones."""
 
-MKL: bool = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
+MKL: bool = torch.backends.mkl.is_available()
 
 AT_ONCE, AT_ONCE_ON_GPU = 128, 4096
 """Nodes that are bounded in one pass: so that what it holds stays in a processor's cache; so that a GPU has enough to
