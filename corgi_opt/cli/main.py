@@ -148,7 +148,7 @@ def verify_command(
         colour = {"certified": "green", "falsified": "red", "unknown": "yellow"}[v.status]
         about = f"eps={v.eps:g}, {asked(v.k, v.within)}, class {v.class_idx}"
         say(f"{v.status} at {about}: {v.reason}", style=f"bold {colour}")
-        say(f"  margin in [{v.margin_lower:.6g}, {v.margin_upper:.6g}]; CORGI's bound {v.corgi_margin:.6g}")
+        say(f"  margin in [{v.margin_lower:.6g}, {v.margin_upper:.6g}]; CORGI's bound {v.corgi_in_words}")
         say(f"  settled by {v.method}" + (f", proof: {v.proof}" if v.proof else ""))
     raise typer.Exit(EXIT[v.status])
 
@@ -195,7 +195,8 @@ def radius_command(
         emit(r)
     else:
         say(f"certified up to {r.lower:.6g}, falsified at {r.upper:.6g} (ratio {r.ratio:.4f})", style="bold")
-        say(f"  {asked(r.k, r.within)}, class {r.class_idx}, {r.method}; corgi {r.corgi:.6g}, attack {r.attack:.6g}")
+        beside = f"corgi {r.corgi_in_words}, attack {r.attack:.6g}"
+        say(f"  {asked(r.k, r.within)}, class {r.class_idx}, {r.method}; {beside}")
         say(f"  {r.reason}")
 
 

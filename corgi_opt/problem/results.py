@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -99,6 +100,11 @@ class Verdict:
         limit = check_time_limit(time_limit)
         return self.proven or _proven(self.prover, limit, f"the verdict is {self.status}")
 
+    @property
+    def corgi_in_words(self) -> str:
+        """CORGI's bound as text, or that its share of the time was not enough."""
+        return "not finished" if math.isnan(self.corgi_margin) else f"{self.corgi_margin:.6g}"
+
     def plot(self, ax: Any = None) -> Any:
         """What is proven of the margin, CORGI's bound beside it, and the smallest margin met. Returns the Axes."""
         bounds = {"corgi": self.corgi_margin, self.method: self.margin_lower}
@@ -111,7 +117,7 @@ class Verdict:
         rows = {
             "question": f"eps={self.eps:g}, {asked(self.k, self.within)}, class {self.class_idx}",
             "margin": f"in [{self.margin_lower:.6g}, {self.margin_upper:.6g}]",
-            "CORGI's bound": self.corgi_margin,
+            "CORGI's bound": self.corgi_in_words,
             "settled by": self.method + (f", proof: {self.proof}" if self.proof else ""),
             "reason": self.reason,
         }
@@ -121,7 +127,7 @@ class Verdict:
         how = f", proof={self.proof!r}" if self.proof else ""
         return (
             f"Verdict({self.status}, eps={self.eps:g}, {asked(self.k, self.within)}, class {self.class_idx}, margin in "
-            f"[{self.margin_lower:.6g}, {self.margin_upper:.6g}], corgi {self.corgi_margin:.6g}, "
+            f"[{self.margin_lower:.6g}, {self.margin_upper:.6g}], corgi {self.corgi_in_words}, "
             f"by {self.method}{how}; {self.reason})"
         )
 
@@ -161,6 +167,11 @@ class Radius:
         return bool(self.stats.get(CORGI_CUT_OFF, 0.0))
 
     @property
+    def corgi_in_words(self) -> str:
+        """CORGI's radius as text; ">=" where it is a lower end."""
+        return f"{'>= ' if self.corgi_cut_off else ''}{self.corgi:.6g}"
+
+    @property
     def ratio(self) -> float:
         """upper / lower: 1.0 means the exact radius is known."""
         return self.upper / self.lower if self.lower > 0 else float("inf")
@@ -178,7 +189,7 @@ class Radius:
             "certified up to": self.lower,
             "broken at": self.upper,
             "broken / certified": self.ratio,
-            "CORGI, at least" if self.corgi_cut_off else "CORGI": self.corgi,
+            "CORGI": self.corgi_in_words,
             "PGD alone breaks": self.attack,
             "reason": self.reason,
         }
@@ -187,7 +198,7 @@ class Radius:
     def __repr__(self) -> str:
         return (
             f"Radius([{self.lower:.6g}, {self.upper:.6g}], {asked(self.k, self.within)}, class {self.class_idx}, "
-            f"{self.method}; corgi {'>= ' if self.corgi_cut_off else ''}{self.corgi:.6g}, "
+            f"{self.method}; corgi {self.corgi_in_words}, "
             f"attack {self.attack:.6g}; {self.reason})"
         )
 
