@@ -401,7 +401,7 @@ def test_rivals_are_counted(device):
         known = counted("cpu")
         with other_device(device) as there:
             found = counted(there)
-        assert (found.left > 0) == (known.left > 0) == (left > 0)
+        assert (found.slack > 0) == (known.slack > 0) == (left > 0)
         assert (found.witness is None) == (known.witness is None)
 
 

@@ -175,22 +175,6 @@ def test_float64_bounds_give_little_away():
     assert float(given.max()) < 1e-11 * asked.scale
 
 
-def test_known_in_another_precision():
-    asked = question("overlapping pool")
-    ours = margins(asked, [0.01])
-    bare = ours.known(0)
-    assert bare.intervals is None
-    assert bare.to(torch.float32).intervals is None
-    ours.crown()
-    known = ours.known(0)
-    single = known.to(torch.float32)
-    assert torch.equal(single.lower, known.lower)
-    assert single.intervals is not None and known.intervals is not None
-    for name, bound in single.intervals.items():
-        assert bound.lower.dtype == torch.float32
-        torch.testing.assert_close(bound.lower.double(), known.intervals[name].lower, rtol=1e-6, atol=1e-6)
-
-
 def test_the_most_doubtful_pairs_come_first(monkeypatch):
     """Where only a few pairs get a bound of their own, these are the ones with the lowest bounds."""
     asked = question("plain")

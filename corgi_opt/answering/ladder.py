@@ -206,10 +206,10 @@ class Ladder:
             answer = solver.solve(pixel, likely, ahead, relaxed, deadline)
             self.stats["largest_binaries"] = max(self.stats.get("largest_binaries", 0), answer.binaries)
             self.stats["nodes"] = self.stats.get("nodes", 0) + answer.nodes
-            if answer.left > 0:
+            if answer.slack > 0:
                 # the last rival allowed may be one of those that were not counted, but proven positive
                 others = self.lower[row][self.lower[row] > 0].min()
-                self.margins.left[0, row] = min(answer.left, float(others))
+                self.margins.slack[0, row] = min(answer.slack, float(others))
                 self.by_solver[row] = True
                 self._check_order()
             elif answer.witness is not None:
@@ -220,16 +220,16 @@ class Ladder:
         return ""
 
     def _record(self, name: str, entry: Entry, answer: PairAnswer) -> None:
-        bound, slack = answer.lower, 2 * answer.error
+        bound, rounding = answer.lower, 2 * answer.error
         dual = float(self.margins.by_relaxed[0][entry])
-        if name == "lp" and not answer.reason and -math.inf < bound < dual - slack - answer.loose:
+        if name == "lp" and not answer.reason and -math.inf < bound < dual - rounding - answer.loose:
             raise BoundOrderError(
                 f"the LP bound {answer.lower:.9g} of pair {self.pair(entry)} is below a dual bound {dual:.9g} on the "
                 "same relaxation"
             )
         # a bound may hold for images that keep the class, an incumbent be another
         any_class = self.question.predicted is None
-        beaten = answer.upper < float(self.lower[entry]) - slack
+        beaten = answer.upper < float(self.lower[entry]) - rounding
         if any_class and TABLE[name].exact and answer.image is not None and beaten:
             raise BoundOrderError(
                 f"{name} found {answer.upper:.9g} for pair {self.pair(entry)} below a proven bound "
@@ -268,8 +268,8 @@ class Ladder:
             i, j = self.pair(divmod(int(excess.argmax()), len(topk.rivals)))
             what, by = f"CAM_{i} - CAM_{j}", float(excess.max())
         else:
-            left = self.margins.left[0] - topk.least(there)
-            what, by = f"what pixel {int(topk.top[int(left.argmax())])} has left", float(left.max())
+            beyond = self.margins.slack[0] - topk.slack(there)
+            what, by = f"the slack of pixel {int(topk.top[int(beyond.argmax())])}", float(beyond.max())
         if by > 0:
             raise BoundOrderError(
                 f"at eps={self.ball.eps:g} a lower bound of {what} exceeds its value at a replayed image by {by:.3g}; "

@@ -38,18 +38,18 @@ PAIRS_AT_ONCE = 256
 class Known:
     """What holds at one eps, and so at every smaller one.
 
-    Bounds of pairs (1, k, R), of what each top pixel has left (1, k), and of nodes (1, C, H, W).
+    Bounds of pairs (1, k, R), of the slack of each top pixel (1, k), and of nodes (1, C, H, W).
     """
 
     lower: Tensor
-    left: Tensor
+    slack: Tensor
     intervals: Mapping[str, Interval] | None
 
 
 class Margins:
     """Lower bounds ``lower`` (B, k, R) of ``CAM_i - CAM_j`` for top pixel i (in the order of ``question.topk.top``)
-    and rival j (of ``question.topk.rivals``), over B regions of one question. ``left`` (B, k): lower bounds of what
-    each top pixel has left (:meth:`TopK.least`), where more is known of it than its pairs say.
+    and rival j (of ``question.topk.rivals``), over B regions of one question. ``slack`` (B, k): lower bounds of
+    each top pixel's slack (:meth:`TopK.slack`), where more is known of it than its pairs say.
 
     ``by_relaxed``: the best that any D on this question's own relaxation gives; the triangle LP on it is no lower.
     In float64 they are proven, rounding accounted for (tolerance.py); in float32 they are estimates that steer a
@@ -71,10 +71,10 @@ class Margins:
         self.regions = Regions.of([question.ball(e) for e in epses], dtype, device)
         topk = question.topk
         self.lower = torch.where(topk.own, torch.inf, -torch.inf).double().repeat(len(epses), 1, 1)
-        self.left = torch.full(self.lower.shape[:2], -torch.inf, dtype=torch.float64)
+        self.slack = torch.full(self.lower.shape[:2], -torch.inf, dtype=torch.float64)
         if above is not None:
             self.lower = torch.maximum(self.lower, above.lower)
-            self.left = torch.maximum(self.left, above.left)
+            self.slack = torch.maximum(self.slack, above.slack)
         self.by_relaxed = torch.full_like(self.lower, -torch.inf)
         self.relaxed: Relaxed | None = None
         self.stats: dict[str, float] = {}
@@ -88,8 +88,8 @@ class Margins:
 
     @property
     def per_pixel(self) -> Tensor:
-        """The best lower bound on what each top pixel has left (B, k)."""
-        return torch.maximum(self.question.topk.least(self.lower), self.left)
+        """The best lower bound on the slack of each top pixel (B, k)."""
+        return torch.maximum(self.question.topk.slack(self.lower), self.slack)
 
     @property
     def open(self) -> Tensor:
@@ -101,10 +101,10 @@ class Margins:
         """What is known about one region."""
         one = slice(case, case + 1)
         if self.relaxed is None:
-            return Known(self.lower[one], self.left[one], None)
+            return Known(self.lower[one], self.slack[one], None)
         return Known(
             self.lower[one],
-            self.left[one],
+            self.slack[one],
             {n: Interval(b.lower[one], b.upper[one]) for n, b in self.relaxed.intervals.items()},
         )
 
@@ -135,7 +135,7 @@ class Margins:
             entered = self.open | self.question.topk.ahead
             with timed(self.stats, name):
                 rung(deadline)
-            found = self.question.topk.least(torch.where(entered, self.lower, torch.inf)).amin(dim=1)
+            found = self.question.topk.slack(torch.where(entered, self.lower, torch.inf)).amin(dim=1)
             # with nothing open on entry the rung had nothing to do: what is known stands
             self._found[name] = torch.where(found.isinf() & (found > 0), self.margin, found)
         return self._found[name]

@@ -72,10 +72,10 @@ class TopK:
         return found.masked_fill(self.own.to(found.device), torch.inf)
 
     @pinned_with_grad
-    def least(self, gaps: Tensor) -> Tensor:
-        """Of gaps (..., k, R), or lower bounds on them, what each top pixel has left (..., k): <= 0 where it falls out.
+    def slack(self, gaps: Tensor) -> Tensor:
+        """The slack (..., k) of each top pixel, of gaps (..., k, R) or of lower bounds on them.
 
-        It is the smallest gap after as many as are allowed.
+        It is the smallest gap after as many as are allowed. A pixel whose slack is not positive falls out.
         """
         return gaps.amin(dim=-1) if self.allowed == 0 else gaps.kthvalue(self.allowed + 1, dim=-1).values
 
@@ -88,12 +88,12 @@ class TopK:
         if self.allowed == 0:
             flat = cams.flatten(1)
             return flat[:, self.top].min(dim=1).values - flat[:, self.rest].max(dim=1).values
-        return self.least(self.gaps(cams)).amin(dim=1)
+        return self.slack(self.gaps(cams)).amin(dim=1)
 
     @pinned
     def worst_pair(self, cam: Tensor) -> tuple[int, int]:
         """The top pixel and the rival that :meth:`margin` of a CAM (H, W) is about."""
         gaps = self.gaps(cam[None])[0]
-        row = int(self.least(gaps).argmin())
+        row = int(self.slack(gaps).argmin())
         rival = int(gaps[row].argsort(stable=True)[self.allowed])
         return int(self.top[row]), int(self.rivals[rival])

@@ -167,7 +167,7 @@ class Margins:
 
     @property
     def per_pixel(self) -> Array:
-        """What each top pixel has left (k,): the bound against the rival that is the ``within``-th to pass it."""
+        """The slack of each top pixel (k,): the bound against the rival that is the ``within``-th to pass it."""
         return np.concatenate([np.sort(self.lower(b), axis=1)[:, self.claim.within - 1] for b in self._blocks()])
 
     @property

@@ -61,8 +61,8 @@ class Targets(Protocol):
 
     def first(self, count: int) -> Targets: ...
 
-    def left(self, cams: Tensor) -> Tensor:
-        """What each of Q CAMs (Q, H, W) has left of its own row: not positive when that is broken; to be descended."""
+    def slack(self, cams: Tensor) -> Tensor:
+        """The slack of each of Q CAMs (Q, H, W) in its own row: not positive when that is broken; to be descended."""
         ...
 
 
@@ -76,7 +76,7 @@ class Pairs:
     def first(self, count: int) -> Pairs:
         return Pairs(self.pairs[:count], self.radii[:count])
 
-    def left(self, cams: Tensor) -> Tensor:
+    def slack(self, cams: Tensor) -> Tensor:
         flat, row = cams.flatten(1), torch.arange(len(cams), device=cams.device)
         pairs = self.pairs.to(cams.device)
         return flat[row, pairs[:, 0]] - flat[row, pairs[:, 1]]
@@ -93,7 +93,7 @@ class Ranks:
     def first(self, count: int) -> Ranks:
         return Ranks(self.pixels[:count], self.radii[:count], self.within)
 
-    def left(self, cams: Tensor) -> Tensor:
+    def slack(self, cams: Tensor) -> Tensor:
         """The sum of the gaps to those of the ``within`` nearest to passing that are not yet ahead."""
         flat, own = cams.flatten(1), self.pixels.to(cams.device)[:, None]
         gaps = (flat.gather(1, own) - flat).scatter(1, own, torch.inf)
@@ -183,7 +183,7 @@ def drive_apart(question: Question, ball: Ball, pair: tuple[int, int], steps: in
     """The image (1, C, H, W) in the region with the smallest ``CAM_i - CAM_j`` that PGD meets, in float64."""
     target, best, least_gap = Pairs(torch.tensor([pair]), torch.zeros(1)), ball.center, float("inf")
     for x in _path(question, ball, ball.center, target, 1.0, steps):
-        gap = float(target.left(question.net.cams(x, question.class_idx))[0])
+        gap = float(target.slack(question.net.cams(x, question.class_idx))[0])
         if gap < least_gap:
             best, least_gap = x, gap
     return best
@@ -197,23 +197,23 @@ def _path(question: Question, ball: Ball, image: Tensor, target: Targets, size: 
     for step in range(steps + 1):
         yield x
         x = x.clone().requires_grad_(True)
-        (gradient,) = torch.autograd.grad(-_left(question, target, x)[0].sum(), x)
+        (gradient,) = torch.autograd.grad(-_slack(question, target, x)[0].sum(), x)
         x = _moved(region, x.detach(), gradient, size * 0.01 ** (step / steps))
 
 
-def _left(question: Question, targets: Targets, x: Tensor) -> tuple[Tensor, Tensor]:
-    """What images (Q, C, H, W) have left of their rows, differentiable, and their CAMs (Q, H, W).
+def _slack(question: Question, targets: Targets, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The slacks of images (Q, C, H, W) in their rows, differentiable, and their CAMs (Q, H, W).
 
     Where the class is to be kept, its loss weighs as much as a CAM pixel's.
     """
     cams = question.net.cams(x, question.class_idx)
-    left = targets.left(cams)
+    slack = targets.slack(cams)
     if question.predicted is not None:
         gaps = class_rows(question.net.classes, question.predicted).to(x)
         behind = -(question.net.class_scores(x) @ gaps.T).amin(dim=1)
         lost = behind.clamp(min=0) * question.cam.numel()
-        left = left + lost
-    return left, cams
+        slack = slack + lost
+    return slack, cams
 
 
 def _moved(region: Regions, x: Tensor, gradient: Tensor, size: float) -> Tensor:
@@ -259,7 +259,7 @@ def _descend(
     nearest: list[float] = []
     for step in range(options.steps + 1):
         x.requires_grad_(True)
-        left, cams = _left(question, targets, x)
+        slack, cams = _slack(question, targets, x)
         margins = question.topk.margin(cams.detach())
         order = margins.argsort(stable=True)
         for row in order[margins[order] <= 0].tolist():  # the first replays, unless its class is lost
@@ -269,7 +269,7 @@ def _descend(
         nearest.append(min(float(margins.min()), nearest[-1] if nearest else float("inf")))
         if step == options.steps or _stalled(nearest) or deadline.over:
             return None
-        (gradient,) = torch.autograd.grad(-left.sum(), x)
+        (gradient,) = torch.autograd.grad(-slack.sum(), x)
         # the first step is FGSM's, across the whole region; later ones shrink geometrically to a tenth of it
         x = _moved(region, x.detach(), gradient, 0.1 ** (step / options.steps))
     return None

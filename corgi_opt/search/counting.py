@@ -29,9 +29,9 @@ from corgi_opt.search.pairs import CamExpressions
 
 @dataclass(frozen=True, eq=False)
 class CountAnswer:
-    """``left`` > 0: proven lower bound of what the pixel has left; ``witness``: it can fall out; else ``reason``."""
+    """``slack`` > 0: proven lower bound of the pixel's slack; ``witness``: it can fall out; else ``reason``."""
 
-    left: float
+    slack: float
     witness: Witness | None
     binaries: int
     nodes: int
@@ -73,7 +73,7 @@ class CountSolver:
         try:
             for attempt in attempts:
                 answer = self._solve(pixel, attempt, relaxed, deadline)
-                if answer.left > 0 or answer.witness is not None or answer.reason:
+                if answer.slack > 0 or answer.witness is not None or answer.reason:
                     break
         except (TooLargeError, TimeoutError) as stop:
             return CountAnswer(-math.inf, None, 0, 0, str(stop))
@@ -100,8 +100,8 @@ class CountSolver:
         proven = solution.status in (Status.OPTIMAL, Status.DECIDED, Status.LIMIT)
         if proven and solution.bound > decide_at:
             # where rivals had to pass clearly, the others may tie: nothing is proven
-            left = -math.inf if attempt.clearly else float((error * scales).min())
-            return CountAnswer(left, None, binaries, nodes, "" if left > 0 else TOO_CLOSE)
+            slack = -math.inf if attempt.clearly else float((error * scales).min())
+            return CountAnswer(slack, None, binaries, nodes, "" if slack > 0 else TOO_CLOSE)
         witness = None
         if solution.x is not None and solution.objective <= decide_at:
             image = program.image(solution.x, self.ball.center)
