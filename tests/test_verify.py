@@ -15,6 +15,7 @@ from oracles import brute_force_margin, plain_milp_margin
 from patience import mostly_slow
 
 import corgi_opt as co
+from corgi_opt._deadline import Deadline
 from corgi_opt.answering import backends
 from corgi_opt.problem.results import Verdict
 
@@ -202,7 +203,7 @@ def run_out(function, monkeypatch):
     """``function``, at whose first call every deadline passes."""
 
     def last(*args):
-        monkeypatch.setattr(co.deadline.Deadline, "left", 0.0)
+        monkeypatch.setattr(Deadline, "left", 0.0)
         return function(*args)
 
     return last

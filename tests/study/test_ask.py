@@ -48,7 +48,7 @@ def test_a_question_survives_json_and_says_only_what_matters():
         ({"k": 1, "method": "simplex"}, "unknown method"),
         ({"k": [], "method": "bab"}, "empty list"),
         ({"k": 0, "method": "bab"}, "k must be"),
-        ({"k": 1, "method": "milp", "norm": "2"}, "no MILP"),
+        ({"k": 1, "method": "milp", "norm": "2"}, "'milp' answers norm"),
         ({"k": 1, "method": "bab", "kind": "radius", "eps": 0.1}, "no eps"),
         ({"k": 1, "method": "bab", "kind": "margin"}, "takes an eps"),
         ({"k": 1, "method": "bab", "kind": "guess"}, "kind must be"),
