@@ -7,7 +7,7 @@ import inspect
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -112,9 +112,9 @@ CALLS: dict[str, Callable[[Scene], Any]] = {
     "LayerGraph.forward": lambda s: s.net.graph.forward(s.x64),
     "LayerGraph.values": lambda s: s.net.graph.values(s.x64),
     "LayerGraph.to": lambda s: s.net.graph.to(torch.float32).forward(s.x),
-    "Ball": lambda s: (lambda b: (b.center, b.lower, b.upper, b.project(s.x64), b.with_eps(0.5).eps, b.contains(s.x)))(
-        co.Ball(s.x, EPS)
-    ),
+    "Ball": lambda s: (
+        lambda b: (b.center, b.lower, b.upper, b.project(s.x64), replace(b, eps=0.5).eps, b.contains(s.x))
+    )(co.Ball(s.x, EPS)),
     "TopK": lambda s: (lambda t, cams: (t, t.gaps(cams), t.margin(cams), t.worst_pair(s.cam)))(
         co.TopK.of(s.net.cam(s.x, 0), K), s.net.cams(s.x64, 0)
     ),

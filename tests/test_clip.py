@@ -54,7 +54,7 @@ def test_every_spelling_is_the_same_box(said):
     assert checked_clip(said) == checked_clip(said, SHAPE) == BOX
     ball = co.Ball(image(*SHAPE) * 0.5 + 0.25, 0.1, clip=said)
     assert ball.clip == BOX and hash(ball.clip) == hash(BOX)
-    assert ball.with_eps(0.2).clip == BOX
+    assert replace(ball, eps=0.2).clip == BOX
 
 
 @pytest.mark.parametrize(

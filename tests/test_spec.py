@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -79,7 +80,7 @@ def test_ties():
 def test_norms_have_one_name(spelling, name):
     ball = co.Ball(image(1, 2, 2), 0.1, spelling)
     assert ball.norm == name
-    assert ball.with_eps(0.2).norm == name
+    assert replace(ball, eps=0.2).norm == name
 
 
 @pytest.mark.parametrize("norm", ["3", "L2", "Inf", "", 0, 3, -1, 1.5, True, None, math.nan, -math.inf, [2], (1,), {}])
@@ -109,7 +110,7 @@ def test_contains_is_exact_in_other_norms(norm, step):
     beyond = edge.clone()
     beyond[..., 1] += 1e-12
     assert not ball.contains(beyond)
-    assert not ball.with_eps(float(np.nextafter(0.625, 0))).contains(edge)
+    assert not replace(ball, eps=float(np.nextafter(0.625, 0))).contains(edge)
     # inside the ball and outside the box
     assert not co.Ball(x, 0.625, norm, (0.0, 0.9)).contains(x + torch.tensor([[[[0.0, 0.45]]]]))
 

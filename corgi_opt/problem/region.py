@@ -117,7 +117,3 @@ class Ball:
             inside = self.center + (x - self.center) * (self.eps / found * (1 - slack))
             inside = torch.minimum(torch.maximum(inside, self.lower[None]), self.upper[None])
         return inside if self.distance(inside) <= self.eps else self.center.clone()
-
-    @pinned
-    def with_eps(self, eps: float) -> Ball:
-        return Ball(self.center, eps, self.norm, self.clip)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import statistics
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -180,7 +181,7 @@ def test_no_rows_at_all():
 
 def test_nothing_is_unstable_in_a_region_of_one_image():
     at = setting("pooled", 0)
-    known = relaxed(at.net, at.ball.with_eps(0.0))
+    known = relaxed(at.net, replace(at.ball, eps=0.0))
     found = ascend(known, at.net.features, at.pixel_rows())
     torch.testing.assert_close(found, at.net.cam(at.ball.center, 0).flatten(), rtol=1e-9, atol=1e-9)
 

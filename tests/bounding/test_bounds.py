@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from nets import Deep, Everything, Plain, Pooled, Residual, image, seeded
@@ -91,7 +93,7 @@ def test_a_larger_region_is_never_tighter():
     net, ball = setting(Pooled, {}, (1, 8, 8), 3, 0.01)
     last: Interval | None = None
     for eps in (0.01, 0.03, 0.09):
-        now = pixels(net, relaxed(net, ball.with_eps(eps)), 0)
+        now = pixels(net, relaxed(net, replace(ball, eps=eps)), 0)
         if last is not None:
             assert bool((now.lower <= last.lower + 1e-9).all())
         last = now

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -131,7 +132,7 @@ def test_pixels_in_a_corner_leave_work_out():
 def test_what_holds_over_a_larger_region_is_kept(case, norm, eps, factor):
     """Nothing that is known is lost: neurons that a larger region has settled stay settled, bounds stay inside."""
     net, ball = network(case), ball_of(case, norm, eps)
-    larger = crown_pass(net.graph, regions(ball.with_eps(factor * eps)))
+    larger = crown_pass(net.graph, regions(replace(ball, eps=factor * eps)))
     alone = crown_pass(net.graph, regions(ball))
     found = crown_pass(net.graph, regions(ball), above=larger.intervals)
     points = points_in(ball.lower, ball.upper, 200, 0)
@@ -158,7 +159,7 @@ def test_what_holds_over_a_larger_region_is_kept(case, norm, eps, factor):
 def batch_of_balls(case: str, norm: str, eps: float) -> list[co.Ball]:
     """Three images, and one of them at two other eps (0 is one of them)."""
     balls = [ball_of(case, norm, eps, seed) for seed in (100, 101, 102)]
-    return [*balls, balls[1].with_eps(0.0), balls[1].with_eps(2 * eps)]
+    return [*balls, replace(balls[1], eps=0.0), replace(balls[1], eps=2 * eps)]
 
 
 @pytest.mark.parametrize(("norm", "eps"), [("inf", 0.05), ("2", 0.3), ("1", 0.5)])

@@ -113,7 +113,7 @@ def test_a_search_ends_where_its_bound_is_enough(monkeypatch):
 
 def test_a_program_without_units_has_no_planes():
     at = setting("pooled")[0]
-    program = Setting.of(at.net, at.ball.with_eps(1e-5)).program()
+    program = Setting.of(at.net, replace(at.ball, eps=1e-5)).program()
     assert program.units == 0
     assert layers(program) == []
     planes = hull_planes(program)
