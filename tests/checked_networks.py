@@ -13,7 +13,8 @@ import corgi_opt as co
 from corgi_opt.answering.prover import plain_network
 from corgi_opt.proof.arithmetic import Float64
 from corgi_opt.proof.bounds import Bounds, Claims
-from corgi_opt.proof.network import Network, Relu
+from corgi_opt.proof.network import Network
+from corgi_opt.proof.operations import Relu
 from corgi_opt.proof.region import Region
 
 NORMS = ("inf", "2", "1")

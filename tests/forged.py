@@ -18,7 +18,8 @@ import numpy as np
 from corgi_opt.errors import CorgiError
 from corgi_opt.proof.certificate import Certificate, Claim, PixelTree
 from corgi_opt.proof.checker import check
-from corgi_opt.proof.network import Conv, Input, Network, Node, Relu
+from corgi_opt.proof.network import Network, Node
+from corgi_opt.proof.operations import Conv, Input, Relu
 from corgi_opt.proof.region import Region
 from corgi_opt.proof.tree import Tree
 

@@ -12,7 +12,8 @@ from fractions import Fraction
 
 import numpy as np
 
-from corgi_opt.proof.network import Combine, Conv, Input, Network, Node, Relu
+from corgi_opt.proof.network import Network, Node
+from corgi_opt.proof.operations import Combine, Conv, Input, Relu
 
 ONE = (1, 1)
 

@@ -17,11 +17,11 @@ from torch import nn
 from corgi_opt._ambient import pinned
 from corgi_opt._deadline import Deadline
 from corgi_opt.answering.backends import missing_for
+from corgi_opt.answering.plain import plain_network as plain_network
 from corgi_opt.bounding.crown import Bounded
 from corgi_opt.bounding.dual import Interval
 from corgi_opt.encode.expressions import Expressions
 from corgi_opt.errors import CertificateError, InputError, ProofError
-from corgi_opt.network import ops
 from corgi_opt.network.cam import CamNetwork, from_torch
 from corgi_opt.problem.question import Question
 from corgi_opt.problem.region import Ball
@@ -30,7 +30,8 @@ from corgi_opt.proof.arithmetic import Float64
 from corgi_opt.proof.bounds import Bounds, Claims
 from corgi_opt.proof.certificate import Certificate, Claim, PixelTree
 from corgi_opt.proof.checker import Checked, Margins, check, require_inside
-from corgi_opt.proof.network import Combine, Conv, Input, Network, Node, Op, Relu, Tap
+from corgi_opt.proof.network import Network
+from corgi_opt.proof.operations import Relu
 from corgi_opt.proof.region import Region
 from corgi_opt.proof.tree import Tree
 from corgi_opt.search.decide import Branched
@@ -40,38 +41,6 @@ from corgi_opt.search.pairs import CamExpressions, PairSolver
 SLACK = 1e-9
 """What claimed bounds leave, of their layer's largest, and trees, of the question's scale, for the rounding of another
 machine."""
-
-
-def plain_network(net: CamNetwork) -> Network:
-    """The network up to its last feature map, as arrays; what certificates hash."""
-    names = net.graph.ancestors(net.features)
-    place = {name: at for at, name in enumerate(names)}
-    nodes = []
-    for name in names:
-        node = net.graph[name]
-        nodes.append(Node(_plain(node.op), tuple(place[i] for i in node.inputs), node.shape))
-    return Network(tuple(nodes), place[net.features], net.weight.double().cpu().numpy())
-
-
-def _plain(op: ops.Op) -> Op:
-    if isinstance(op, ops.Input):
-        return Input()
-    if isinstance(op, ops.ReLU):
-        return Relu()
-    if isinstance(op, ops.Tap):
-        return Tap(op.stride, op.offset)
-    if isinstance(op, ops.Combine):
-        shift = np.zeros((1, 1, 1)) if op.shift is None else _map(op.shift)
-        return Combine(tuple(_map(c) for c in op.coefs), shift)
-    assert isinstance(op, ops.Conv2d), f"a lowered network has no {type(op).__name__}"
-    bias = np.zeros(len(op.weight)) if op.bias is None else op.bias.double().cpu().numpy()
-    return Conv(op.weight.double().cpu().numpy(), bias, op.stride, op.padding, op.dilation, op.groups)
-
-
-def _map(values: torch.Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
-    """A coefficient as a map (C or 1, H or 1, W or 1)."""
-    found = values.double().cpu().numpy()
-    return found.reshape((1,) * (3 - found.ndim) + found.shape)
 
 
 @dataclass(frozen=True, eq=False)

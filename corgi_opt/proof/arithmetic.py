@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+Array = NDArray[np.float64]
+
 Numbers = NDArray[Any]
 """Of float64, or of Fractions (dtype object)."""
 

@@ -2,8 +2,9 @@
 
 The bound is that of bounding/dual.py, calculated anew, with everything that rounding may hide taken off:
 
-* at an affine node, the coefficients ``lam`` that are computed for an operand differ from ``M' mu`` by at most
+* at a weighted node, the coefficients ``lam`` that are computed for an operand differ from ``M' mu`` by at most
   ``gamma_n |M|'|mu|`` (n products each), which is worth that times the operand's magnitude: ``gamma_n |mu|' |M| mag``;
+  at a selection by nothing;
 * where two consumers' coefficients are added, by one rounding;
 * at a ReLU, mu *is* what was computed, whatever it is; ``phi`` is off by a few roundings of its terms;
 * sums are bounded by the sums of their terms' magnitudes (tally.py).
@@ -14,18 +15,21 @@ So the value is a lower bound over the exact network whose weights these floats 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from corgi_opt.errors import ProofError
-from corgi_opt.proof.arithmetic import UNIT, Arithmetic, Numbers
-from corgi_opt.proof.network import Array, Combine, Conv, Input, Network, Relu, Tap
+from corgi_opt.proof.arithmetic import UNIT, Arithmetic, Array, Numbers
+from corgi_opt.proof.network import Network
+from corgi_opt.proof.operations import Combine, Input, Relu, Selection, Weighted
 from corgi_opt.proof.region import Region, add_minimum
-from corgi_opt.proof.rows import Rows, combine_map, combine_rows, conv_map, conv_rows, tap_map, tap_rows
+from corgi_opt.proof.rows import Rows, Shape
 from corgi_opt.proof.tally import GENEROUS, Tally
 
 Indices = NDArray[np.int64]
@@ -51,8 +55,8 @@ class Bounds:
         self.network, self.region, self.arithmetic = network, region, arithmetic
         self.lower: dict[int, Array] = {}
         self.upper: dict[int, Array] = {}
-        self._numbers: dict[int, tuple[Numbers, ...]] = {}
-        self._worth: dict[int, tuple[Array, ...]] = {}  # |M_i| mag of each operand of an affine node
+        self._numbers: dict[int, tuple[list[Numbers], Numbers]] = {}  # weights and bias of a weighted node
+        self._worth: dict[int, list[Array]] = {}  # |M_i| mag of each of its operands
         self._center, self._low, self._high = region.center, region.lower, region.upper
 
     # --- forwards --------------------------------------------------------------------------------------------
@@ -88,33 +92,20 @@ class Bounds:
         if isinstance(op, Relu):
             return np.maximum(known[0][0], 0.0), np.maximum(known[0][1], 0.0)
         shape = self.network.nodes[node].shape
-        if isinstance(op, Tap):
-            low, high = (tap_map(op, side, shape) for side in known[0])
+        if isinstance(op, Selection):
+            low, high = (op.image([side[end] for side in known], shape) for end in (0, 1))
             return low, high
-        found = self._affine_interval(op, known, shape)
-        if isinstance(op, Combine):
-            found = self._maximum(node, op, found)
-        return found
+        found = self._weighted_interval(op, known, shape)
+        return self._maximum(node, op, found) if isinstance(op, Combine) else found
 
-    def _affine_interval(
-        self, op: Conv | Combine, known: list[tuple[Array, Array]], shape: tuple[int, int, int]
-    ) -> tuple[Array, Array]:
+    def _weighted_interval(self, op: Weighted, known: list[tuple[Array, Array]], shape: Shape) -> tuple[Array, Array]:
         """``M+ l + M- u + b`` and ``M+ u + M- l + b``, less and plus what rounding may hide: nothing where no product
         is other than zero, so that what is constant for such a reason has a point for an interval."""
         numbers = [tuple(self.arithmetic.of(side) for side in sides) for sides in known]
-        if isinstance(op, Conv):
-            weights, bias = [op.weight], op.bias[:, None, None]
-            terms = op.weight[0].size
+        weights, bias, terms = op.weights, op.bias_map, op.terms * len(known)
 
-            def image(parts: list[Numbers], values: list[Numbers]) -> Numbers:
-                return conv_map(op, parts[0], values[0], shape)
-
-        else:
-            weights, bias = list(op.coefs), op.shift
-            terms = len(weights)
-
-            def image(parts: list[Numbers], values: list[Numbers]) -> Numbers:
-                return np.broadcast_to(combine_map(op, values, parts), shape)
+        def image(parts: Sequence[Numbers], values: Sequence[Numbers]) -> Numbers:
+            return np.broadcast_to(reduce(add, op.images(parts, values, shape)), shape)
 
         of = self.arithmetic.of
         plus, minus = [of(np.maximum(w, 0.0)) for w in weights], [of(np.minimum(w, 0.0)) for w in weights]
@@ -187,19 +178,13 @@ class Bounds:
         return Rows(self.arithmetic.of(coefs), np.stack([y, x], axis=1))
 
     def _prepare(self, node: int) -> None:
-        """What errors in the coefficients of an affine node's operands are worth."""
+        """What errors in the coefficients of a weighted node's operands are worth."""
         op, inputs = self.network.nodes[node].op, self.network.nodes[node].inputs
-        of = self.arithmetic.of
-        if isinstance(op, Conv):
-            self._numbers[node] = (of(op.weight), of(op.bias))
-            magnitude = self.magnitude(inputs[0])
-            worth = conv_map(op, np.abs(op.weight), magnitude, self.network.nodes[node].shape)
-            self._worth[node] = (worth + op.weight[0].size * self.arithmetic.tiny,)
-        elif isinstance(op, Combine):
-            self._numbers[node] = (*(of(c) for c in op.coefs), of(op.shift))
-            self._worth[node] = tuple(
-                np.abs(c) * self.magnitude(i) + self.arithmetic.tiny for c, i in zip(op.coefs, inputs, strict=True)
-            )
+        if isinstance(op, Weighted):
+            weights, shape = op.weights, self.network.nodes[node].shape
+            self._numbers[node] = [self.arithmetic.of(w) for w in weights], self.arithmetic.of(op.bias_map)
+            worth = op.images([np.abs(w) for w in weights], [self.magnitude(i) for i in inputs], shape)
+            self._worth[node] = [each + op.terms * self.arithmetic.tiny for each in worth]
 
     def magnitude(self, node: int) -> Array:
         """How large the values (C, H, W) of a node may be."""
@@ -230,7 +215,7 @@ class Bounds:
             op, inputs = self.network.nodes[at].op, self.network.nodes[at].inputs
             if isinstance(op, Input):
                 return here
-            below = [at_relu(at, here, tally)] if isinstance(op, Relu) else self._through(at, here, tally)
+            below = [at_relu(at, here, tally)] if isinstance(op, Relu) else self._through(at, op, here, tally)
             for operand, part in zip(inputs, below, strict=True):
                 if operand in pending:
                     part = pending[operand].plus(part, self.network.nodes[operand].shape)
@@ -238,25 +223,12 @@ class Bounds:
                 pending[operand] = part
         return None
 
-    def _through(self, at: int, rows: Rows, tally: Tally) -> list[Rows]:
-        op = self.network.nodes[at].op
-        if isinstance(op, Tap):
-            return [tap_rows(op, rows)]
-        inputs, numbers = self.network.nodes[at].inputs, self._numbers[at]
-        if isinstance(op, Conv):
-            tally.add(rows.coefs.sum(axis=(2, 3)) * numbers[1])
-            if tally.rounds:  # of the sums over positions
-                size = np.abs(rows.coefs).sum(axis=(2, 3)) @ np.abs(op.bias)
-                tally.may_be_off(self.arithmetic.gamma(int(np.prod(rows.coefs.shape[2:])) + 2) * size)
-            below = [conv_rows(op, numbers[0], rows)]
-            terms = op.weight.size // op.weight.shape[1] // op.groups
-        else:
-            assert isinstance(op, Combine)
-            if op.shift.any():
-                shift = numbers[-1]
-                tally.add(rows.coefs * (shift if shift.shape[1:] == (1, 1) else rows.gather(shift)))
-            below = [combine_rows(c, rows) for c in numbers[:-1]]
-            terms = 1
+    def _through(self, at: int, op: Selection | Weighted, rows: Rows, tally: Tally) -> list[Rows]:
+        if isinstance(op, Selection):
+            return op.adjoint(rows)
+        inputs, (weights, bias), terms = self.network.nodes[at].inputs, self._numbers[at], op.adjoint_terms
+        op.add_bias(rows, bias, tally)
+        below = op.adjoint(weights, rows)
         for operand, worth in zip(inputs, self._worth[at], strict=True):
             self._worth_of(rows, worth, self.arithmetic.gamma(terms + 2), tally)
             if tally.rounds:
@@ -266,8 +238,7 @@ class Bounds:
     def _worth_of(self, rows: Rows, worth: Array, relative: Any, tally: Tally) -> None:
         """Adds the error of coefficients that are off by a relative error."""
         if tally.rounds:
-            here = worth if worth.shape[1:] == (1, 1) else rows.gather(worth)
-            tally.may_be_off(relative * GENEROUS * (np.abs(rows.coefs) * here).sum(axis=(1, 2, 3)))
+            tally.may_be_off(relative * GENEROUS * (np.abs(rows.coefs) * rows.over(worth)).sum(axis=(1, 2, 3)))
 
     def _relax(self, at: int, rows: Rows, tally: Tally) -> Rows:
         """CROWN's multipliers (Zhang et al. 2018), and ``phi`` for them."""
@@ -299,12 +270,8 @@ class Bounds:
             op, (channels, height, width) = self.network.nodes[at].op, self.network.nodes[at].shape
             h, w = min(sizes[at][0], height), min(sizes[at][1], width)
             largest = max(largest, channels * h * w)
-            stride = op.stride if isinstance(op, (Conv, Tap)) else (1, 1)
-            extent = (1, 1)
-            if isinstance(op, Conv):
-                extent = tuple(d * (n - 1) + 1 for d, n in zip(op.dilation, op.weight.shape[2:], strict=True))
+            need = op.reads((h, w))
             for operand in self.network.nodes[at].inputs:
-                need = tuple((n - 1) * s + e for n, s, e in zip((h, w), stride, extent, strict=True))
                 before = sizes.get(operand, (0, 0))
                 sizes[operand] = (max(before[0], need[0]), max(before[1], need[1]))
         return largest

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from corgi_opt.errors import CertificateError
 from corgi_opt.proof.archive import MOST_MEMBERS, TEXT, array, unpacked
+from corgi_opt.proof.arithmetic import Array
 from corgi_opt.proof.bounds import Claims
-from corgi_opt.proof.network import Array
 from corgi_opt.proof.region import Clip, Norm, Region
 from corgi_opt.proof.tree import Tree
 

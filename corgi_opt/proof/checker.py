@@ -16,11 +16,11 @@ from fractions import Fraction
 import numpy as np
 
 from corgi_opt.errors import ProofError
-from corgi_opt.proof.arithmetic import Arithmetic, Exact, Float64, keeps_denormals
+from corgi_opt.proof.arithmetic import Arithmetic, Array, Exact, Float64, keeps_denormals
 from corgi_opt.proof.bounds import Bounds, Indices
 from corgi_opt.proof.certificate import Certificate, Claim, PixelTree
 from corgi_opt.proof.memory import blocks
-from corgi_opt.proof.network import Array, Conv, Network
+from corgi_opt.proof.network import Network
 from corgi_opt.proof.region import Region
 from corgi_opt.proof.rows import Rows
 from corgi_opt.proof.tree import Program, covers
@@ -67,7 +67,7 @@ def check(certificate: Certificate, network: Network, *, exact: bool = False) ->
 def _require_small(network: Network) -> None:
     """Raises ProofError for a network that fractions are no way to check."""
     held = sum(math.prod(node.shape) for node in network.nodes) + network.weight.size
-    held += sum(node.op.weight.size for node in network.nodes if isinstance(node.op, Conv))
+    held += sum(weight.size for node in network.nodes for weight in node.op.weights)
     if held > MOST_EXACT:
         raise ProofError(
             f"the network has {held:,} weights and values; fractions are for those with up to {MOST_EXACT:,}: check "

@@ -1,4 +1,5 @@
-"""The network that a certificate speaks of, as plain arrays: four affine operations and ReLU, and nothing of torch.
+"""The network that a certificate speaks of, as plain arrays: affine operations (operations.py) and ReLU, and nothing of
+torch.
 
 Values are maps (C, H, W). Its SHA-256 is over operations, wiring and every weight's bits, not over names.
 """
@@ -11,52 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
-Shape = tuple[int, int, int]
-Pair = tuple[int, int]
-
-
-@dataclass(frozen=True, eq=False)
-class Input:
-    """The image."""
-
-
-@dataclass(frozen=True, eq=False)
-class Relu:
-    """``max(x, 0)``."""
-
-
-@dataclass(frozen=True, eq=False)
-class Conv:
-    """Cross-correlation with zero padding: weight (C_out, C_in/groups, kh, kw), bias (C_out,)."""
-
-    weight: Array
-    bias: Array
-    stride: Pair
-    padding: Pair
-    dilation: Pair
-    groups: int
-
-
-@dataclass(frozen=True, eq=False)
-class Tap:
-    """``out[r, c] = in[stride*r + offset]`` per axis, zero off the map."""
-
-    stride: Pair
-    offset: Pair
-
-
-@dataclass(frozen=True, eq=False)
-class Combine:
-    """``sum_i coefs[i] * x_i + shift``, elementwise; each coefficient (C or 1, 1, 1) or (C or 1, H, W)."""
-
-    coefs: tuple[Array, ...]
-    shift: Array
-
-
-Op = Input | Relu | Conv | Tap | Combine
+from corgi_opt.proof.arithmetic import Array
+from corgi_opt.proof.operations import Op
+from corgi_opt.proof.rows import Shape
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,17 +50,12 @@ class Network:
             digest.update(np.ascontiguousarray(values, dtype="<f8").tobytes())
 
         for node in self.nodes:
-            op = node.op
-            say([type(op).__name__, node.inputs, node.shape])
-            if isinstance(op, Conv):
-                say([op.stride, op.padding, op.dilation, op.groups])
-                number(op.weight)
-                number(op.bias)
-            elif isinstance(op, Tap):
-                say([op.stride, op.offset])
-            elif isinstance(op, Combine):
-                for part in (*op.coefs, op.shift):
-                    number(part)
+            say([type(node.op).__name__, node.inputs, node.shape])
+            settings, arrays = _held(node.op)
+            if settings:
+                say(settings)
+            for array in arrays:
+                number(array)
         say(["features", self.features])
         number(self.weight)
         return digest.hexdigest()
@@ -116,3 +70,21 @@ class Network:
 
     def consumers(self, node: int) -> Sequence[int]:
         return [at for at, other in enumerate(self.nodes) if node in other.inputs]
+
+
+def _held(op: Op) -> tuple[list[object], list[Array]]:
+    """All that an operation holds, so that nothing is forgotten: its settings, and its arrays one by one.
+
+    Raises TypeError for what is neither.
+    """
+    settings, arrays = list[object](), list[Array]()
+    for name, value in vars(op).items():
+        if isinstance(value, np.ndarray):
+            arrays.append(value)
+        elif isinstance(value, tuple) and any(isinstance(part, np.ndarray) for part in value):
+            arrays.extend(value)
+        elif isinstance(value, (int, float, str, tuple)):
+            settings.append(value)
+        else:
+            raise TypeError(f"{type(op).__name__}.{name} is neither arrays nor a setting: {type(value).__name__}")
+    return settings, arrays

@@ -13,8 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from corgi_opt.proof.arithmetic import Arithmetic, Numbers
-from corgi_opt.proof.network import Array
+from corgi_opt.proof.arithmetic import Arithmetic, Array, Numbers
 from corgi_opt.proof.tally import Tally
 
 Norm = Literal["inf", "2", "1"]

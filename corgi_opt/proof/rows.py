@@ -1,4 +1,4 @@
-"""Linear functionals of one node's map, many at once, each on a window of its own; the network's adjoints on them."""
+"""Linear functionals of one node's map, many at once, each on a window of its own."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from corgi_opt.proof.arithmetic import Numbers
-from corgi_opt.proof.network import Combine, Conv, Shape, Tap
+
+Shape = tuple[int, int, int]
+"""Of a map: (C, H, W)."""
 
 Corners = NDArray[np.int64]
 
@@ -36,6 +38,10 @@ class Rows:
         windows = sliding_window_view(np.pad(maps, ((0, 0), *pads)), (h, w), axis=(1, 2))
         y, x = self.corners[:, 0] + pads[0][0], self.corners[:, 1] + pads[1][0]
         return np.moveaxis(windows[:, y, x], 0, 1)
+
+    def over(self, maps: NDArray[Any]) -> NDArray[Any]:
+        """Maps (K, H, W) on the windows; those that are the same everywhere, (K, 1, 1), as they are, to broadcast."""
+        return maps if maps.shape[1:] == (1, 1) else self.gather(maps)
 
     def on(self, shape: Shape) -> Rows:
         """The same where there are neurons: zero off the map, no axis longer than the map's."""
@@ -76,68 +82,3 @@ class Rows:
         for (y, x), part in zip(starts, parts, strict=True):
             total[:, :, y : y + part.shape[2], x : x + part.shape[3]] += part
         return Rows(total, corners)
-
-
-def conv_rows(op: Conv, weight: Numbers, rows: Rows) -> Rows:
-    """``W' lambda``: the functionals of a convolution's operand. ``weight`` is the operation's, as numbers."""
-    count, _, h, w = rows.coefs.shape
-    each, per_group, kh, kw = weight.shape[0] // op.groups, *weight.shape[1:]
-    lam = rows.coefs.reshape(count, op.groups, each, h * w)
-    by_group = weight.reshape(op.groups, each, per_group, kh, kw)
-    (sy, sx), (dy, dx) = op.stride, op.dilation
-    size = ((h - 1) * sy + dy * (kh - 1) + 1, (w - 1) * sx + dx * (kw - 1) + 1)
-    below = np.zeros((count, op.groups * per_group, *size), dtype=rows.coefs.dtype)
-    for y in range(kh):
-        for x in range(kw):
-            part = by_group[:, :, :, y, x].transpose(0, 2, 1) @ lam
-            to = below[:, :, y * dy : y * dy + (h - 1) * sy + 1 : sy, x * dx : x * dx + (w - 1) * sx + 1 : sx]
-            to += part.reshape(to.shape)
-    return Rows(below, rows.corners * np.array(op.stride) - np.array(op.padding))
-
-
-def tap_rows(op: Tap, rows: Rows) -> Rows:
-    """The functionals of a tap's operand: the same coefficients, elsewhere."""
-    (h, w), (sy, sx) = rows.coefs.shape[2:], op.stride
-    below = np.zeros((*rows.coefs.shape[:2], (h - 1) * sy + 1, (w - 1) * sx + 1), dtype=rows.coefs.dtype)
-    below[:, :, ::sy, ::sx] = rows.coefs
-    return Rows(below, rows.corners * np.array(op.stride) + np.array(op.offset))
-
-
-def combine_rows(coef: Numbers, rows: Rows) -> Rows:
-    """The functionals of one operand of a Combine with this coefficient."""
-    here = coef if coef.shape[1:] == (1, 1) else rows.gather(coef)
-    return replace(rows, coefs=rows.coefs * here)
-
-
-def conv_map(op: Conv, weight: Numbers, values: Numbers, shape: Shape) -> Numbers:
-    """``W x`` of a map (C, H, W), without the bias."""
-    (py, px), (sy, sx), (dy, dx) = op.padding, op.stride, op.dilation
-    each, per_group, kh, kw = weight.shape[0] // op.groups, *weight.shape[1:]
-    _, height, width = shape
-    need = ((height - 1) * sy + dy * (kh - 1) + 1, (width - 1) * sx + dx * (kw - 1) + 1)
-    after = (max(0, need[0] - py - values.shape[1]), max(0, need[1] - px - values.shape[2]))
-    padded = np.pad(values, ((0, 0), (py, after[0]), (px, after[1])))
-    by_group = weight.reshape(op.groups, each, per_group, kh, kw)
-    total = np.zeros((op.groups, each, height * width), dtype=values.dtype)
-    for y in range(kh):
-        for x in range(kw):
-            taken = padded[:, y * dy : y * dy + (height - 1) * sy + 1 : sy, x * dx : x * dx + (width - 1) * sx + 1 : sx]
-            total += by_group[:, :, :, y, x] @ taken.reshape(op.groups, per_group, -1)
-    return total.reshape(shape)
-
-
-def tap_map(op: Tap, values: Numbers, shape: Shape) -> Numbers:
-    """A tap of a map (C, H, W)."""
-    _, height, width = shape
-    y, x = (np.arange(n) * s + o for n, s, o in zip((height, width), op.stride, op.offset, strict=True))
-    there = ((y >= 0) & (y < values.shape[1]))[:, None] & ((x >= 0) & (x < values.shape[2]))[None, :]
-    taken = values[:, y.clip(0, values.shape[1] - 1)[:, None], x.clip(0, values.shape[2] - 1)[None, :]]
-    return np.where(there[None], taken, taken * 0)
-
-
-def combine_map(op: Combine, values: list[Numbers], coefs: list[Numbers]) -> Numbers:
-    """``sum_i coefs[i] * values[i]``, without the shift."""
-    total = coefs[0] * values[0]
-    for coef, value in zip(coefs[1:], values[1:], strict=True):
-        total = total + coef * value
-    return total

@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from corgi_opt.proof.arithmetic import Arithmetic, Float64, Numbers
-from corgi_opt.proof.network import Array
+from corgi_opt.proof.arithmetic import Arithmetic, Array, Float64, Numbers
 
 GENEROUS = 1 + 2.0**-20
 """By more than the error bounds themselves are rounded."""

@@ -21,12 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from corgi_opt.errors import ProofError
-from corgi_opt.proof.arithmetic import Float64, Numbers
+from corgi_opt.proof.arithmetic import Array, Float64, Numbers
 from corgi_opt.proof.bounds import Bounds, Indices, add_phi, crown_slopes
 from corgi_opt.proof.memory import blocks, require_room
-from corgi_opt.proof.network import Array, Relu, Shape
+from corgi_opt.proof.operations import Relu
 from corgi_opt.proof.region import add_minimum
-from corgi_opt.proof.rows import Rows
+from corgi_opt.proof.rows import Rows, Shape
 from corgi_opt.proof.tally import GENEROUS, Tally
 
 LEAVES_AT_ONCE = 256

@@ -16,7 +16,7 @@ from corgi_opt.bounding.crown import crown_pass
 from corgi_opt.bounding.regions import Regions
 from corgi_opt.proof.arithmetic import Exact, Float64
 from corgi_opt.proof.bounds import Bounds
-from corgi_opt.proof.network import Relu
+from corgi_opt.proof.operations import Relu
 from corgi_opt.proof.region import Region
 from corgi_opt.proof.rows import Rows
 

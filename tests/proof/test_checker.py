@@ -28,7 +28,8 @@ from corgi_opt.problem.question import Question
 from corgi_opt.proof import archive as archive_module
 from corgi_opt.proof.certificate import Certificate, Claim
 from corgi_opt.proof.checker import check
-from corgi_opt.proof.network import Conv, Input, Network, Node, Relu
+from corgi_opt.proof.network import Network, Node
+from corgi_opt.proof.operations import Conv, Input, Relu
 from corgi_opt.proof.region import Region
 from corgi_opt.search import branch as branch_module
 

@@ -13,7 +13,8 @@ from patience import mostly_slow
 from corgi_opt.errors import ProofError
 from corgi_opt.proof.arithmetic import Exact, Float64
 from corgi_opt.proof.bounds import Bounds, Claims
-from corgi_opt.proof.network import Combine, Conv, Input, Network, Node, Relu
+from corgi_opt.proof.network import Network, Node
+from corgi_opt.proof.operations import Combine, Conv, Input, Relu
 from corgi_opt.proof.region import Region
 from corgi_opt.proof.rows import Rows
 from corgi_opt.proof.tree import Program, Tree, covers

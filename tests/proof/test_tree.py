@@ -12,7 +12,7 @@ from checked_networks import built, crowned, region
 from oracles import points_in
 
 from corgi_opt.proof.bounds import Bounds
-from corgi_opt.proof.network import Relu
+from corgi_opt.proof.operations import Relu
 from corgi_opt.proof.rows import Rows
 from corgi_opt.proof.tree import Program, Tree, covers
 
