@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
-
-import torch
-from torch import Tensor
 
 from corgi_opt.bounding.dual import Interval
 from corgi_opt.bounding.regions import Regions
 from corgi_opt.bounding.tolerance import Rounding
 from corgi_opt.errors import NumericalError
 from corgi_opt.network.graph import LayerGraph
-from corgi_opt.network.ops import Combine, Conv2d, Input, MaxPool2d, Op, ReLU
+from corgi_opt.network.ops import Conv2d, Input, Op
 
 
 def propagate(
@@ -58,21 +54,7 @@ def interval_bounds(graph: LayerGraph, regions: Regions) -> dict[str, Interval]:
 
 
 def _image(op: Op, inputs: list[Interval]) -> Interval:
-    if isinstance(op, Conv2d):
-        return _convolve(op, inputs[0])
-    if isinstance(op, Combine):
-        return _combine(op, inputs)
-    # Taps, ReLU and max pooling are monotone in every operand.
-    assert isinstance(op, (ReLU, MaxPool2d)) or op.geometry.extent == (1, 1)
-    lower, upper = (op.apply([i[side] for i in inputs]) for side in (0, 1))
-    return Interval(lower, upper)
-
-
-def _convolve(op: Conv2d, x: Interval) -> Interval:
-    center, radius = (x.lower + x.upper) / 2, (x.upper - x.lower) / 2
-    middle = op.apply([center])
-    spread = replace(op, weight=op.weight.abs(), bias=None).apply([radius])
-    return Interval(middle - spread, middle + spread)
+    return Interval(*op.interval([i.lower for i in inputs], [i.upper for i in inputs]))
 
 
 def _convolve_image(op: Conv2d, regions: Regions) -> Interval:
@@ -85,14 +67,3 @@ def _convolve_image(op: Conv2d, regions: Regions) -> Interval:
     dual_norm = size.amax(dim=1) if regions.norm == "1" else size.norm(dim=1)
     spread = regions.eps[:, None, None, None] * dual_norm[None, :, None, None]
     return Interval(middle - spread, middle + spread)
-
-
-def _combine(op: Combine, inputs: list[Interval]) -> Interval:
-    shift = torch.zeros((), dtype=inputs[0].lower.dtype, device=inputs[0].lower.device)
-    lower: Tensor = shift if op.shift is None else op.shift
-    upper = lower
-    for c, x in zip(op.coefs, inputs, strict=True):
-        plus, minus = c.clamp(min=0), c.clamp(max=0)
-        lower = lower + plus * x.lower + minus * x.upper
-        upper = upper + plus * x.upper + minus * x.lower
-    return Interval(lower, upper)

@@ -32,13 +32,12 @@ Winograd, TF32), which torch does not use in float64.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from corgi_opt.network.graph import LayerGraph
-from corgi_opt.network.ops import Combine, Conv2d, Input, MaxPool2d, ReLU
+from corgi_opt.network.ops import Input, ReLU, Weighted
 
 UNIT = 2.0**-53
 """Relative error of one rounding in float64."""
@@ -83,21 +82,13 @@ class Rounding:
     def interval(self, name: str) -> Tensor | None:
         """What its interval (B, C, H, W), calculated from its operands', may be off by; None: it is exact."""
         node, op = self._graph[name], self._graph[name].op
-        sizes = [self._size[i] for i in node.inputs]
-        if isinstance(op, Conv2d):
-            products = replace(op, weight=op.weight.abs(), bias=None).apply(sizes)
-            bias = None if op.bias is None else op.bias.abs()[:, None, None]
-            terms = op.weight[0].numel()
-        elif isinstance(op, Combine):
-            products = sizes[0].new_zeros(len(sizes[0]), *node.shape)
-            for c, size in zip(op.coefs, sizes, strict=True):
-                products = products + c.abs() * size
-            bias, terms = None if op.shift is None else op.shift.abs(), len(sizes)
-        else:
+        if not isinstance(op, Weighted):
             return None
-        whole = products if bias is None else products + bias
+        sizes = [self._size[i] for i in node.inputs]
+        products, bias = op.linear().absolute().apply(sizes), op.bias_map()
+        whole = products if bias is None else products + bias.abs()
         self._worth[name] = whole.amax(dim=(2, 3))
-        return torch.where(products > 0, gamma(terms) * whole, 0.0)
+        return torch.where(products > 0, gamma(op.terms * len(sizes)) * whole, 0.0)
 
     def learn(self, name: str, lower: Tensor, upper: Tensor) -> None:
         """That these are proven bounds (B, C, H, W) of a node."""
@@ -106,11 +97,9 @@ class Rounding:
             # of one that is always off nothing comes on
             before = self._size[node.inputs[0]]
             size = torch.where(upper > 0, before, torch.zeros_like(before))
-        elif isinstance(op, MaxPool2d):
-            size = op.apply([self._size[node.inputs[0]]])
-        elif isinstance(op, (Conv2d, Combine, Input)):
+        elif isinstance(op, (Weighted, Input)):
             size = torch.maximum(lower.abs(), upper.abs())
-        else:
+        else:  # of what is handed on as it is
             size = op.apply([self._size[i] for i in node.inputs])
         if node.pooled is not None and node.pooled.source in self._size:
             size = torch.maximum(size, node.pooled.pool.apply([self._size[node.pooled.source]]))

@@ -49,7 +49,7 @@ class Translation:
 
     def add(self, fx: Any, name: str, op: Op, inputs: tuple[str, ...]) -> str:
         """Adds a node; an elementwise one keeps its operand's shape (a flattened map stays a map)."""
-        shape = self.builder.nodes[inputs[0]].shape if inputs and isinstance(op, (ReLU, Combine)) else None
+        shape = self.builder.nodes[inputs[0]].shape if inputs and op.elementwise else None
         return self.builder.add(name, op, inputs, shape or self.shape(fx), module_path(fx))
 
     def value(self, arg: Any) -> str:

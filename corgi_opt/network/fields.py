@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from corgi_opt.network.graph import LayerGraph
-from corgi_opt.network.ops import Conv2d, MaxPool2d, Op
+from corgi_opt.network.ops import Geometry
 
 MOST_PATHS = 16
 """Products that are told apart; beyond it two become one that holds both (a field that is larger is safe)."""
@@ -77,19 +77,17 @@ def _paths(graph: LayerGraph, node: str) -> list[_Path]:
         paths = pending.pop(name)
         for operand in graph[name].inputs:
             lengths = zip(graph[name].shape[1:], graph[operand].shape[1:], strict=True)
-            reads = [_axis(graph[name].op, axis, *ends) for axis, ends in enumerate(lengths)]
+            reads = [_axis(graph[name].op.geometry, axis, *ends) for axis, ends in enumerate(lengths)]
             below = [_Path(_read(p.rows, reads[0]), _read(p.columns, reads[1])) for p in paths]
             pending[operand] = _distinct([*pending.get(operand, []), *below])
     return pending.get(graph.input, [])
 
 
-def _axis(op: Op, axis: int, length: int, before: int) -> Tensor:
+def _axis(geometry: Geometry, axis: int, length: int, before: int) -> Tensor:
     """Which positions of an operand each position of a node's map reads along one axis (length, before)."""
-    geometry = op.geometry
-    step = op.dilation[axis] if isinstance(op, (Conv2d, MaxPool2d)) else 1
     start = torch.arange(length)[:, None] * geometry.stride[axis] + geometry.offset[axis]
     away = torch.arange(before)[None] - start
-    return (away >= 0) & (away < geometry.extent[axis]) & (away % step == 0)
+    return (away >= 0) & (away < geometry.extent[axis]) & (away % geometry.step[axis] == 0)
 
 
 def _read(reached: Tensor, reads: Tensor) -> Tensor:

@@ -2,10 +2,14 @@
 
 Every tensor between nodes is a map ``(N, C, H, W)``; a vector is a map of one pixel. Each operation knows
 
-* ``apply``: the forward map on whole images,
+* ``apply``: the forward map on whole images, and ``interval``: bounds of it from bounds of what it reads,
 * ``geometry``: which input rows and columns a window of its output reads (receptive-field arithmetic),
 * for affine operations, ``adjoint``: the transpose on windows, and ``constant``: the bias' share of a linear
-  functional.
+  functional. One that only selects rounds nothing; one that sums products says how many, and what they come to in
+  absolute values (``absolute``, ``linear``, ``bias_map``, ``terms``), which is what rounding is counted from.
+
+So a new affine operation is a class here, one that proof/operations.py has for it, and a row of answering/plain.py that
+makes the one of the other; a builder says which layers are it.
 
 A *window* is a rectangle of positions that may overhang the image: positions outside hold no neuron, and
 whoever reads a window there reads zero. This makes the windows of all positions of a layer one shape, so that
@@ -17,7 +21,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -46,11 +50,13 @@ class Window(NamedTuple):
 
 
 class Geometry(NamedTuple):
-    """Output row r reads input rows ``stride*r + offset .. stride*r + offset + extent - 1`` (each per axis)."""
+    """Output row r reads input rows ``stride*r + offset .. stride*r + offset + extent - 1`` (each per axis), of these
+    every ``step``-th from the first."""
 
     stride: tuple[int, int] = (1, 1)
     offset: tuple[int, int] = (0, 0)
     extent: tuple[int, int] = (1, 1)
+    step: tuple[int, int] = (1, 1)
 
     def size(self, h: int, w: int) -> tuple[int, int]:
         (sy, sx), (ey, ex) = self.stride, self.extent
@@ -176,7 +182,9 @@ def crop(values: Tensor, window: Window) -> Tensor:
 
 
 class Op(ABC):
-    """One operation of a layer graph."""
+    """One operation of a layer graph. ``elementwise``: its value has its operands' shape."""
+
+    elementwise: ClassVar[bool] = False
 
     @property
     def geometry(self) -> Geometry:
@@ -186,8 +194,19 @@ class Op(ABC):
     def apply(self, inputs: Sequence[Tensor]) -> Tensor:
         """The operation on whole maps, each (N, C_i, H_i, W_i) -> (N, C, H, W)."""
 
+    @abstractmethod
+    def interval(self, lower: Sequence[Tensor], upper: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Bounds (N, C, H, W) of its value from its operands'; rounding is not accounted for."""
+
     def to(self, dtype: torch.dtype, device: torch.device) -> Op:
         return self
+
+
+class Monotone(Op):
+    """An operation whose value does not fall where an operand rises."""
+
+    def interval(self, lower: Sequence[Tensor], upper: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        return self.apply(lower), self.apply(upper)
 
 
 class Affine(Op):
@@ -205,6 +224,51 @@ class Affine(Op):
         """``b' lam`` (R,), or None when there is no bias."""
 
 
+class Selection(Monotone, Affine):
+    """Every value is one of the operands' or zero: nothing is rounded."""
+
+    def constant(self, lam: Tensor, places: Places, shape: Shape) -> Tensor | None:
+        return None
+
+
+class Weighted(Affine):
+    """Sums of products, which round."""
+
+    @abstractmethod
+    def absolute(self) -> Weighted:
+        """``sum_i |M_i| x_i + |b|``."""
+
+    @abstractmethod
+    def linear(self) -> Weighted:
+        """``sum_i M_i x_i``."""
+
+    @abstractmethod
+    def bias_map(self) -> Tensor | None:
+        """``b``, (C or 1, 1, 1) or (C or 1, H, W)."""
+
+    @property
+    @abstractmethod
+    def terms(self) -> int:
+        """Products that a value of an ``M_i x_i`` is the sum of, at most."""
+
+    def interval(self, lower: Sequence[Tensor], upper: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """``M c + b -+ |M| r`` for centers c and radii r."""
+        sides = list(zip(lower, upper, strict=True))
+        middle = self.apply([(low + high) / 2 for low, high in sides])
+        spread = self.linear().absolute().apply([(high - low) / 2 for low, high in sides])
+        return middle - spread, middle + spread
+
+    def constant(self, lam: Tensor, places: Places, shape: Shape) -> Tensor | None:
+        bias = self.bias_map()
+        return None if bias is None else (lam * on_windows(bias, places, lam)).sum(dim=(1, 2, 3))
+
+
+def on_windows(values: Tensor, places: Places, lam: Tensor) -> Tensor:
+    """A map (C or 1, H, W) on the windows of coefficients ``lam``; one that is the same everywhere, (C or 1, 1, 1), as
+    it is, to broadcast."""
+    return values if values.shape[-2:] == (1, 1) else gather(values[None], places, *lam.shape[-2:])
+
+
 @dataclass(frozen=True, eq=False)
 class Input(Op):
     """The image."""
@@ -212,17 +276,22 @@ class Input(Op):
     def apply(self, inputs: Sequence[Tensor]) -> Tensor:
         raise TypeError("the input node has no operands")
 
+    def interval(self, lower: Sequence[Tensor], upper: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        raise TypeError("the input node has no operands")
+
 
 @dataclass(frozen=True, eq=False)
-class ReLU(Op):
+class ReLU(Monotone):
     """``max(x, 0)``, the only nonlinearity of a lowered network."""
+
+    elementwise = True
 
     def apply(self, inputs: Sequence[Tensor]) -> Tensor:
         return inputs[0].relu()
 
 
 @dataclass(frozen=True, eq=False)
-class MaxPool2d(Op):
+class MaxPool2d(Monotone):
     """Max pooling, before it is lowered to differences (the paper's bound relaxes it whole)."""
 
     kernel: tuple[int, int]
@@ -234,14 +303,14 @@ class MaxPool2d(Op):
     @property
     def geometry(self) -> Geometry:
         extent = tuple(d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel, strict=True))
-        return Geometry(self.stride, (-self.padding[0], -self.padding[1]), (extent[0], extent[1]))
+        return Geometry(self.stride, (-self.padding[0], -self.padding[1]), (extent[0], extent[1]), self.dilation)
 
     def apply(self, inputs: Sequence[Tensor]) -> Tensor:
         return F.max_pool2d(inputs[0], self.kernel, self.stride, self.padding, self.dilation, ceil_mode=self.ceil_mode)
 
 
 @dataclass(frozen=True, eq=False)
-class Conv2d(Affine):
+class Conv2d(Weighted):
     """Cross-correlation with zero padding; also average pooling, global pooling and dense layers.
 
     weight (C_out, C_in/groups, kh, kw), bias (C_out,) or None.
@@ -258,7 +327,7 @@ class Conv2d(Affine):
     def geometry(self) -> Geometry:
         kh, kw = self.weight.shape[-2:]
         extent = (self.dilation[0] * (kh - 1) + 1, self.dilation[1] * (kw - 1) + 1)
-        return Geometry(self.stride, (-self.padding[0], -self.padding[1]), extent)
+        return Geometry(self.stride, (-self.padding[0], -self.padding[1]), extent, self.dilation)
 
     def apply(self, inputs: Sequence[Tensor]) -> Tensor:
         return F.conv2d(inputs[0], self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
@@ -271,13 +340,26 @@ class Conv2d(Affine):
     def constant(self, lam: Tensor, places: Places, shape: Shape) -> Tensor | None:
         return None if self.bias is None else lam.sum(dim=(2, 3)) @ self.bias
 
+    def absolute(self) -> Conv2d:
+        return replace(self, weight=self.weight.abs(), bias=None if self.bias is None else self.bias.abs())
+
+    def linear(self) -> Conv2d:
+        return replace(self, bias=None)
+
+    def bias_map(self) -> Tensor | None:
+        return None if self.bias is None else self.bias[:, None, None]
+
+    @property
+    def terms(self) -> int:
+        return self.weight[0].numel()
+
     def to(self, dtype: torch.dtype, device: torch.device) -> Conv2d:
         bias = None if self.bias is None else self.bias.to(device, dtype)
         return replace(self, weight=self.weight.to(device, dtype), bias=bias)
 
 
 @dataclass(frozen=True, eq=False)
-class Tap(Affine):
+class Tap(Selection):
     """One tap of a pooling window: ``out[r, c] = in[stride*r + offset]`` per axis, zero outside the image.
 
     ``place``: its row and column from the corner of the window.
@@ -302,12 +384,9 @@ class Tap(Affine):
         out[..., :: self.stride[0], :: self.stride[1]] = lam
         return [out]
 
-    def constant(self, lam: Tensor, places: Places, shape: Shape) -> Tensor | None:
-        return None
-
 
 @dataclass(frozen=True, eq=False)
-class Combine(Affine):
+class Combine(Weighted):
     """``sum_i coef_i * x_i + shift``, elementwise: residual adds, differences, scales, masks.
 
     Each coefficient and the shift broadcast to (C, H, W): shape (C or 1, 1, 1) or (C or 1, H, W).
@@ -316,24 +395,37 @@ class Combine(Affine):
     coefs: tuple[Tensor, ...]
     shift: Tensor | None = None
 
+    elementwise = True
+    terms = 1
+
     def apply(self, inputs: Sequence[Tensor]) -> Tensor:
         total = sum(c * x for c, x in zip(self.coefs, inputs, strict=True))
         assert isinstance(total, Tensor)  # there is at least one input
         return total if self.shift is None else total + self.shift
 
     def adjoint(self, lam: Tensor, places: Places, shape: Shape) -> list[Tensor]:
-        return [lam * self._windows(c, places, lam) for c in self.coefs]
+        return [lam * on_windows(c, places, lam) for c in self.coefs]
 
-    def constant(self, lam: Tensor, places: Places, shape: Shape) -> Tensor | None:
-        if self.shift is None:
-            return None
-        return (lam * self._windows(self.shift, places, lam)).sum(dim=(1, 2, 3))
+    def absolute(self) -> Combine:
+        return Combine(tuple(c.abs() for c in self.coefs), None if self.shift is None else self.shift.abs())
 
-    @staticmethod
-    def _windows(c: Tensor, places: Places, lam: Tensor) -> Tensor:
-        if c.shape[-2:] == (1, 1):
-            return c
-        return gather(c[None], places, *lam.shape[-2:])
+    def linear(self) -> Combine:
+        return Combine(self.coefs)
+
+    def bias_map(self) -> Tensor | None:
+        return self.shift
+
+    def interval(self, lower: Sequence[Tensor], upper: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """``M+ l + M- u + b`` and ``M+ u + M- l + b``."""
+        shift = self.shift
+        if shift is None:
+            shift = torch.zeros((), dtype=lower[0].dtype, device=lower[0].device)
+        low = high = shift
+        for c, l, u in zip(self.coefs, lower, upper, strict=True):
+            plus, minus = c.clamp(min=0), c.clamp(max=0)
+            low = low + plus * l + minus * u
+            high = high + plus * u + minus * l
+        return low, high
 
     def to(self, dtype: torch.dtype, device: torch.device) -> Combine:
         shift = None if self.shift is None else self.shift.to(device, dtype)

@@ -8,7 +8,6 @@ a few units in the last place of its own: Higham, Accuracy and Stability of Nume
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -17,7 +16,7 @@ from corgi_opt.errors import ParityError
 from corgi_opt.network.exported import Exported
 from corgi_opt.network.graph import LayerGraph, Node
 from corgi_opt.network.ingest import Ingested
-from corgi_opt.network.ops import Combine, Conv2d, Input
+from corgi_opt.network.ops import Input, Weighted
 
 STEP_TOLERANCE = 1e-11
 """Largest difference of one operation's value from torch's in float64, relative to the sum of its absolute terms."""
@@ -35,7 +34,7 @@ MOST_ROUNDING = 1e-3
 def size_of_step(graph: LayerGraph, name: str, values: Mapping[str, Tensor]) -> Tensor:
     """The sum of the absolute terms of one node's last affine step, at the values that it read."""
     node = graph[name]
-    sums = isinstance(node.op, (Conv2d, Combine))
+    sums = isinstance(node.op, Weighted)
     return _size(node, [values[i].abs() if sums else size_of_step(graph, i, values) for i in node.inputs], values[name])
 
 
@@ -51,11 +50,7 @@ def _size(node: Node, operands: list[Tensor], value: Tensor) -> Tensor:
     op = node.op
     if isinstance(op, Input):
         return value.abs()
-    if isinstance(op, Conv2d):
-        op = replace(op, weight=op.weight.abs(), bias=None if op.bias is None else op.bias.abs())
-    elif isinstance(op, Combine):
-        op = Combine(tuple(c.abs() for c in op.coefs), None if op.shift is None else op.shift.abs())
-    return op.apply(operands)
+    return (op.absolute() if isinstance(op, Weighted) else op).apply(operands)
 
 
 def probes(example: Tensor) -> Iterator[Tensor]:
