@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mutants import MUTANTS
 from nets import Pooled, seeded
 
 import corgi_opt as co
@@ -201,6 +202,12 @@ def test_slow_and_optional_packages_are_imported_when_needed(package):
 def test_modules_stay_small(package):
     lengths = {name: len(path.read_text().splitlines()) for name, path in modules(package).items()}
     assert {n: length for n, length in lengths.items() if length > LONGEST} == {}
+
+
+def test_every_mutant_has_its_line():
+    """A line that has moved on would be a mutant that nobody notices is none."""
+    checker = SOURCES["corgi_opt"] / "proof"
+    assert [(name, old) for name, old, _ in MUTANTS if (checker / name).read_text().count(old) != 1] == []
 
 
 @pytest.mark.parametrize("name", co.__all__)
