@@ -16,7 +16,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[1]
-FILES = ("test_one_input.py", "test_bounds.py", "test_region.py", "test_tree.py", "test_checker.py")
+FILES = (
+    "test_one_input.py",
+    "test_bounds.py",
+    "test_region.py",
+    "test_tree.py",
+    "test_new_operation.py",
+    "test_checker.py",
+)
 
 # Two error terms are not here, as what others take off covers them wherever we looked: the rounding of a sum of two
 # consumers' coefficients, and of phi's products.
@@ -57,6 +64,7 @@ MUTANTS: tuple[tuple[str, str, str], ...] = (
     ("region.py", "np.nextafter(self.center + self.eps, np.inf)", "(self.center + self.eps * (1 - 1e-9))"),
     ("region.py", "np.maximum(low, self.ends[0])", "np.maximum(low, self.ends[0] + 1e-3)"),
     ("operations.py", "rows.corners * np.array(self.stride) - np.array(self.padding)", "rows.corners * np.array(self.stride) + np.array(self.padding)"),
+    ("operations.py", "rows.corners * np.array(self.stride) + np.array(self.offset)", "rows.corners * np.array(self.stride) - np.array(self.offset)"),
     ("rows.py", "return replace(rows, coefs=rows.coefs * there)", "return rows"),
     ("tree.py", "low = np.where(phases > 0, np.maximum(self.low, 0.0), self.low)", "low = np.maximum(self.low, 0.0)"),
     ("tree.py", "high = np.where(phases < 0, np.minimum(self.high, 0.0), self.high)", "high = np.where(phases <= 0, 0.0, self.high)"),
@@ -90,6 +98,7 @@ MUTANTS: tuple[tuple[str, str, str], ...] = (
     ("archive.py", "m.filename == TEXT and m.file_size > MOST_TEXT", "False"),
     ("archive.py", "length > MOST_DIRECTORY", "False"),
     ("network.py", "for array in arrays:", "for array in arrays[:1]:"),
+    ("network.py", "            if settings:\n", "            if False:\n"),
 )  # fmt: skip
 
 
