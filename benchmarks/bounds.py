@@ -37,21 +37,22 @@ from torch import Tensor, nn
 import corgi_opt as co
 from corgi_opt._deadline import Deadline
 from corgi_opt.bounding.ascent import ascend
-from corgi_opt.bounding.corgi import corgi_bounds, corgi_cam_bounds
+from corgi_opt.bounding.corgi import corgi_bounds
 from corgi_opt.bounding.crown import Bounded, Relaxed, crown_pass, settle, unscreened
 from corgi_opt.bounding.dual import Interval, Relaxation, lower_bounds
 from corgi_opt.bounding.interval import interval_bounds
 from corgi_opt.bounding.margins import Margins
-from corgi_opt.bounding.objective import cam_bounds, pair_rows
+from corgi_opt.bounding.objective import Bound, interval_parts, objectives, part_bounds, share_in_atoms
 from corgi_opt.bounding.regions import Regions
 from corgi_opt.bounding.relaxation import PoolPlanes, direct_planes
 from corgi_opt.data import gtsrb
 from corgi_opt.encode.expressions import Expressions
 from corgi_opt.encode.triangle import triangle
-from corgi_opt.problem.properties import TopK
+from corgi_opt.problem.atoms import Parts, cam_pixels
 from corgi_opt.problem.question import Question
+from corgi_opt.problem.scene import Scene
+from corgi_opt.search.atom import AtomAnswer, AtomSolver, PartExpressions
 from corgi_opt.search.decide import SolvedProgram
-from corgi_opt.search.pairs import CamExpressions, PairAnswer, PairSolver
 
 CPU = torch.device("cpu")
 Bounds = Callable[[float], tuple[Tensor, Tensor]]
@@ -84,20 +85,20 @@ def ours(net: co.CamNetwork, x: Tensor, class_idx: int) -> dict[str, Bounds]:
     def ibp(eps: float) -> tuple[Tensor, Tensor]:
         here, regions = setting(eps, torch.float32)
         features = interval_bounds(here.graph, regions)[here.features]
-        return one(corgi_cam_bounds(here, class_idx, features))
+        return one(interval_parts(here, pixels(here, class_idx), features))
 
     def corgi(eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         here, regions = setting(eps, dtype)
-        return one(corgi_cam_bounds(here, class_idx, corgi_bounds(here, regions)))
+        return one(interval_parts(here, pixels(here, class_idx), corgi_bounds(here, regions)))
 
     def crown(eps: float, dtype: torch.dtype, screened: bool = True) -> tuple[Tensor, Tensor]:
         here, regions = setting(eps, dtype)
         relaxed = crown_pass(here.graph, regions, refiner=settle if screened else unscreened)
-        return one(cam_bounds(here, class_idx, relaxed.bound, every_pixel(here)))
+        return one(cam_bounds(here, class_idx, relaxed.bound))
 
     def dual(eps: float) -> tuple[Tensor, Tensor]:
         here, regions = setting(eps, torch.float64)
-        return one(cam_bounds(here, class_idx, partial(ascend, crown_pass(here.graph, regions)), every_pixel(here)))
+        return one(cam_bounds(here, class_idx, partial(ascend, crown_pass(here.graph, regions))))
 
     return {
         "ours: crown, float32": partial(crown, dtype=torch.float32),
@@ -111,8 +112,15 @@ def ours(net: co.CamNetwork, x: Tensor, class_idx: int) -> dict[str, Bounds]:
     }
 
 
-def every_pixel(net: co.CamNetwork, images: int = 1) -> Tensor:
-    return torch.ones(images, net.map_shape[0] * net.map_shape[1], dtype=torch.bool, device=net.weight.device)
+def pixels(net: co.CamNetwork, class_idx: int) -> Parts:
+    return cam_pixels(net.classes, class_idx, net.map_shape[0] * net.map_shape[1])
+
+
+def cam_bounds(net: co.CamNetwork, class_idx: int, bound: Bound, images: int = 1) -> Interval:
+    """Of every CAM pixel (N, P)."""
+    parts = pixels(net, class_idx)
+    every = torch.ones(images, len(parts), dtype=torch.bool)
+    return part_bounds(net, parts, bound, every, every)
 
 
 def theirs(features: nn.Module, weight: Tensor, x: Tensor) -> dict[str, Bounds]:
@@ -138,7 +146,7 @@ def passes(
     net: co.CamNetwork, x: Tensor, class_idx: int, eps: float, k: int, peers: dict[str, Bounds], runs: int
 ) -> None:
     """One line for each way to bound all CAM pixels."""
-    topk = TopK.of(net.cam(x, class_idx), k)
+    order = net.cam(x, class_idx).flatten().argsort(descending=True)
     limit = co.radius(net, x, k=k, method="corgi", class_idx=class_idx).upper
     base = 0.0
     for name, bounds in {**ours(net, x, class_idx), **peers}.items():
@@ -149,18 +157,18 @@ def passes(
             continue
         taken = median_seconds(partial(bounds, eps), runs)
         base = base or taken
-        radius = bisected(bounds, topk, limit)
+        radius = bisected(bounds, order[:k], order[k:], limit)
         width = float((high - low).mean())
         print(f"{name:>36}  {taken:7.3f} s  {taken / base:6.1f} x  width {width:10.4f}  radius {radius:.4g}")
 
 
-def bisected(bounds: Bounds, topk: TopK, limit: float) -> float:
+def bisected(bounds: Bounds, top: Tensor, rest: Tensor, limit: float) -> float:
     """The radius that pixels' bounds alone certify, by 7 bisections below a broken eps."""
     low, high = 0.0, limit
     for _ in range(7):
         middle = (low + high) / 2
         lower, upper = bounds(middle)
-        if float(lower[topk.top].min()) > float(upper[topk.rest].max()):
+        if float(lower[top].min()) > float(upper[rest].max()):
             low = middle
         else:
             high = middle
@@ -179,7 +187,7 @@ def pools(cases: dict[str, tuple[co.CamNetwork, Tensor, int, Sequence[float]]]) 
             widths = {}
             for how, relaxations in ways_to_pool(relaxed).items():
                 bound = partial(lower_bounds, here.graph, regions=relaxed.regions, relaxations=relaxations)
-                low, high = cam_bounds(here, class_idx, bound, every_pixel(here))
+                low, high = cam_bounds(here, class_idx, bound)
                 widths[how] = float((high - low).mean())
             used = [p.direct.used for p in relaxed.pools.values() if p.direct is not None and p.direct.used is not None]
             windows = sum(int(map_.sum()) for pair in used for map_ in pair)
@@ -204,9 +212,17 @@ def ways_to_pool(relaxed: Relaxed) -> dict[str, Mapping[str, Relaxation]]:
 # --- queries -------------------------------------------------------------------------------------------------------
 
 
+def most_doubtful(margins: Margins) -> list[int]:
+    """Open atoms of the first region whose parts share an input, the most doubtful first."""
+    atoms = torch.nonzero(margins.open[0]).flatten()
+    atoms = atoms[share_in_atoms(margins.question.net, margins.question.groups, atoms)]
+    found: list[int] = atoms[margins.lower[0, atoms].argsort(stable=True)].tolist()
+    return found
+
+
 def queries(net: co.CamNetwork, x: Tensor, class_idx: int, k: int, epses: Sequence[float], runs: int) -> None:
     """Pairs that CROWN leaves at some eps: how much of the LP's improvement dual ascent finds, and in what time."""
-    question = Question.ask(net, x, k=k, class_idx=class_idx, norm="inf", clip=(0.0, 1.0), tie_tol=None)
+    question = Question.ask(Scene.of(net, x, class_idx=class_idx, norm="inf", clip=(0.0, 1.0)), co.TopK(k))
     here = net.to(torch.float64, CPU)
     recovered, ratios = [], []
     for eps in epses:
@@ -217,18 +233,20 @@ def queries(net: co.CamNetwork, x: Tensor, class_idx: int, k: int, epses: Sequen
         assert relaxed is not None
         ball, known = question.ball(eps), relaxed.only(0)
 
-        def solve(pair: tuple[int, int], ball: co.Ball = ball, known: Bounded = known) -> PairAnswer:
+        def solve(atom: int, ball: co.Ball = ball, known: Bounded = known) -> AtomAnswer:
             """Encodes from nothing and solves."""
-            cam = CamExpressions(question, Expressions(here.graph, known))
-            return PairSolver(question, ball, cam, SolvedProgram(triangle, Highs())).solve(pair, Deadline(600))
+            parts = PartExpressions(question, Expressions(here.graph, known))
+            return AtomSolver(question, ball, parts, SolvedProgram(triangle, Highs())).solve(atom, Deadline(600))
 
-        for pair in margins.open_pairs()[:6]:
-            wanted = torch.tensor([pair])
-            ((_, rows),) = pair_rows(here, class_idx, wanted, torch.zeros(1, dtype=torch.long))
+        groups = question.groups
+        for atom in most_doubtful(margins)[:6]:
+            pair, one = groups.labels[atom].tolist(), torch.tensor([atom])
+            (objective,) = objectives(here, groups.parts, groups.terms[one], groups.coefs[one], torch.zeros_like(one))
+            rows = objective.rows
             crown, dual = (float(b(here.features, rows)) for b in (relaxed.bound, partial(ascend, relaxed)))
-            lp = solve(pair).lower
+            lp = solve(atom).lower
             taken = median_seconds(partial(ascend, relaxed, here.features, rows), runs)
-            by_lp = median_seconds(partial(solve, pair), runs)
+            by_lp = median_seconds(partial(solve, atom), runs)
             ratios.append(taken / by_lp)
             recovered.append((dual - crown) / (lp - crown) if lp - crown > 1e-6 else 1.0)
             print(
@@ -272,7 +290,7 @@ def batch(net: co.CamNetwork, images: Sequence[Tensor], class_idx: int, eps: flo
     def run(device: torch.device, part: Sequence[co.Ball]) -> None:
         here = net.to(torch.float32, device)
         relaxed = crown_pass(here.graph, Regions.of(part, torch.float32, device))
-        cam_bounds(here, class_idx, relaxed.bound, every_pixel(here, len(part))).lower.sum().item()
+        cam_bounds(here, class_idx, relaxed.bound, len(part)).lower.sum().item()
 
     single = statistics.median(seconds(partial(run, CPU, [b])) for b in balls[:16])
     print(f"  CPU, one at a time: {1 / single:.1f} images/s")

@@ -36,9 +36,10 @@ from corgi_opt.encode.big_m import big_m
 from corgi_opt.encode.expressions import Expressions
 from corgi_opt.encode.program import compile_program
 from corgi_opt.problem.question import Question
+from corgi_opt.problem.scene import Scene
 from corgi_opt.proof.checker import check
+from corgi_opt.search.atom import AtomSolver, PartExpressions
 from corgi_opt.search.decide import Branched, SolvedProgram
-from corgi_opt.search.pairs import CamExpressions, PairSolver
 
 CLIPS = ((0.0, 1.0), None)
 
@@ -117,10 +118,8 @@ def verify(bench: Bench, k: int, method: str) -> None:
 def queries(bench: Bench, limit: float) -> None:
     """Single CAM pixels near the border of the top 15, to HiGHS's default gap, ours beside the textbook's."""
     solver = Highs(mip_rel_gap=1e-4, mip_abs_gap=1e-6, feasibility_tolerance=1e-6)
-    question = Question.ask(
-        bench.net, bench.x, k=15, class_idx=bench.paper.class_idx, norm="inf", clip=(0, 1), tie_tol=None
-    )
-    topk, faster = question.topk, []
+    scene = Scene.of(bench.net, bench.x, class_idx=bench.paper.class_idx, norm="inf", clip=(0, 1))
+    question, order, faster = Question.ask(scene, co.TopK(15)), scene.cam.flatten().argsort(descending=True), []
     print("\n   eps  pixel | binaries: plain ours | seconds: plain     ours   ratio |     optimum: plain        ours")
     for eps in (2e-3, 3e-3, 4e-3):
         ball = question.ball(eps)
@@ -129,19 +128,19 @@ def queries(bench: Bench, limit: float) -> None:
         ladder.bound("crown")
         assert ladder.margins.relaxed is not None
         known = replace(ladder.margins.relaxed.only(0), planes={})
-        cam = CamExpressions(question, Expressions(bench.net.graph, known))
-        for pixel, sign in ((topk.top[-2], 1), (topk.top[-1], 1), (topk.rest[0], -1), (topk.rest[1], -1)):
-            plain = PlainMilp(bench.net, question.class_idx, int(pixel), float(sign), values)
+        parts = PartExpressions(question, Expressions(bench.net.graph, known))
+        for pixel, sign in zip(order[13:17].tolist(), (1, 1, -1, -1), strict=True):
+            plain = PlainMilp(bench.net, question.class_idx, pixel, float(sign), values)
             theirs = solver.solve(plain.problem(), time_limit=limit)
             start = time.perf_counter()
-            value = cam.pixels([int(pixel)], Deadline(60))[int(pixel)]
-            program = compile_program(cam.expressions, ball, [value if sign > 0 else -value], Deadline(60))
+            value = parts.parts([pixel], Deadline(60))[pixel]  # the parts of a top-k set are the pixels
+            program = compile_program(parts.expressions, ball, [value if sign > 0 else -value], Deadline(60))
             encoded = time.perf_counter() - start
             ours = solver.solve(big_m(program), time_limit=limit)
             mine, plainly = encoded + ours.report.seconds, theirs.report.seconds
             faster.append(plainly / mine)
             print(
-                f"{eps:.0e}  {sign * int(pixel):+5d} | {plain.binaries:15d} {program.units:4d} | {plainly:14.2f} "
+                f"{eps:.0e}  {sign * pixel:+5d} | {plain.binaries:15d} {program.units:4d} | {plainly:14.2f} "
                 f"{mine:8.2f} {faster[-1]:7.1f} | {theirs.objective:18.4f} {ours.objective * program.scales[0]:11.4f}"
                 f"  {theirs.status.value} {ours.status.value}",
                 flush=True,
@@ -165,18 +164,18 @@ def pairs(bench: Bench, limit: float) -> None:
     print("\nimage  k      eps       pair binaries | seconds: HiGHS      bab   ratio | nodes | lower: HiGHS       bab")
     for index, k, eps in asked:
         x, of_image = (bench.x, {"class_idx": bench.paper.class_idx}) if index is None else bench.image(first[index])
-        question = Question.ask(bench.net, x, k=k, norm="inf", clip=(0, 1), tie_tol=None, **of_image)
+        question = Question.ask(Scene.of(bench.net, x, norm="inf", clip=(0, 1), **of_image), co.TopK(k))
         ladder = Ladder(question, eps, torch.device("cpu"))
         ladder.bound("crown")
         assert ladder.margins.relaxed is not None
         known = replace(ladder.margins.relaxed.only(0), planes={})
-        cam = CamExpressions(question, Expressions(bench.net.graph, known))
-        for pair in ladder.margins.open_pairs()[:3]:
-            found = []
+        parts = PartExpressions(question, Expressions(bench.net.graph, known))
+        for atom in ladder.undecided[:3]:
+            found, pair = [], question.groups.labels[atom].tolist()
             branched = Branched(Highs(), torch.device("cpu"))
             for decide in (SolvedProgram(big_m, Highs()), branched):
-                solver = PairSolver(question, ladder.ball, cam, decide)
-                found.append(timed(partial(solver.solve, pair, Deadline(limit))))
+                solver = AtomSolver(question, ladder.ball, parts, decide)
+                found.append(timed(partial(solver.solve, atom, Deadline(limit))))
             (theirs, plainly), (ours, mine) = found
             faster.append(plainly / mine)
             print(

@@ -6,6 +6,8 @@ import math
 from numbers import Integral, Real
 from typing import Any
 
+import torch
+
 from corgi_opt.errors import InputError
 
 
@@ -36,3 +38,15 @@ def check_rtol(rtol: Any) -> float:
     if isinstance(rtol, bool) or not isinstance(rtol, Real) or not 0 < float(rtol) < 1:
         raise InputError(f"rtol must be a number between 0 and 1, got {rtol!r}")
     return float(rtol)
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """``"auto"``: CUDA where there is one, else the CPU. Raises InputError for an unknown or absent device."""
+    found = "cuda" if device == "auto" and torch.cuda.is_available() else "cpu"
+    try:
+        made = torch.zeros(1, device=torch.device(found if device == "auto" else device))
+        made.sum().item()  # "meta" makes tensors but cannot hold a value
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
+        message, others = str(error).splitlines()[0], "'cpu'" if device == "auto" else "'auto' or 'cpu'"
+        raise InputError(f"device {device!r} is not usable here ({message}); use {others}") from error
+    return made.device  # by its number, as its tensors say it: what is kept for a device is kept once

@@ -11,8 +11,8 @@ from torch import Tensor
 from corgi_opt.drawing.maps import Shown, draw_counterexample
 from corgi_opt.network.cam import CamNetwork
 from corgi_opt.problem.clip import Box, Clip, as_tensors
-from corgi_opt.problem.question import Question
 from corgi_opt.problem.results import Witness
+from corgi_opt.problem.scene import Scene
 
 
 def plot_counterexample(
@@ -28,16 +28,15 @@ def plot_counterexample(
 
     In the last panel a plus marks the pixels that came in, a cross those that were pushed out.
     """
-    # a witness was found, so the set was defined; whoever lowered tie_tol for it need not do so again here
-    question = Question.ask(net, x, k=k, class_idx=class_idx, norm="inf", clip=clip, tie_tol=0.0)
-    after = witness.cam.numpy()
-    brightest = np.argsort(-after.flatten(), kind="stable")[:k].tolist()
+    scene = Scene.of(net, x, class_idx=class_idx, norm="inf", clip=clip)
+    before, after = scene.cam.numpy(), witness.cam.numpy()
+    tops = [np.argsort(-cam.flatten(), kind="stable")[:k].tolist() for cam in (before, after)]
     return draw_counterexample(
-        Shown(question.x[0].numpy(), question.cam.numpy(), question.topk.top.tolist()),
-        Shown(witness.image[0].numpy(), after, brightest),
-        class_idx=question.class_idx,
+        Shown(scene.x[0].numpy(), before, tops[0]),
+        Shown(witness.image[0].numpy(), after, tops[1]),
+        class_idx=scene.class_idx,
         distance=witness.distance,
-        scale=_range((question.x, witness.image), question.clip),
+        scale=_range((scene.x, witness.image), scene.clip),
     )
 
 

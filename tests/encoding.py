@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 import torch.nn.functional as F
+from asking import pixel_rows
 from corgi_solvers import Problem
 from nets import Deep, Everything, Plain, Pooled, Residual, Tiny, image, seeded
 from oracles import brute_force_pair_minimum, conv_matrix, points_in
@@ -19,7 +20,6 @@ from torch import Tensor
 import corgi_opt as co
 from corgi_opt._deadline import Deadline
 from corgi_opt.bounding.crown import Bounded, Relaxed
-from corgi_opt.bounding.objective import pixel_rows
 from corgi_opt.encode import program as program_module
 from corgi_opt.encode.expressions import Expression, Expressions
 from corgi_opt.encode.program import Program, compile_program

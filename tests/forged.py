@@ -16,11 +16,12 @@ from pathlib import Path
 import numpy as np
 
 from corgi_opt.errors import CorgiError
-from corgi_opt.proof.certificate import Certificate, Claim, PixelTree
+from corgi_opt.proof.certificate import Certificate, Claim, PartTree
 from corgi_opt.proof.checker import check
 from corgi_opt.proof.network import Network, Node
 from corgi_opt.proof.operations import Conv, Input, Relu
 from corgi_opt.proof.region import Region
+from corgi_opt.proof.statement import TopPixels
 from corgi_opt.proof.tree import Tree
 
 GIB = 2**30
@@ -44,13 +45,13 @@ def tree(units: int, leaves: int = 1, inputs: int = 0) -> Tree:
     return Tree(np.full(units, 2), flat, phases, hints, hints, np.zeros((leaves, units)), np.arange(inputs), None)
 
 
-def certificate(net: Network, trees: tuple[PixelTree, ...] = (), top: int = 1) -> Certificate:
+def certificate(net: Network, trees: tuple[PartTree, ...] = (), top: int = 1) -> Certificate:
     region = Region(np.full(net.nodes[0].shape, 0.5), 0.1, "inf", None)
-    return Certificate(Claim("certified", net.sha256, region, 0, tuple(range(top)), top), {}, trees)
+    return Certificate(Claim("certified", net.sha256, region, TopPixels(0, tuple(range(top)), top)), {}, trees)
 
 
 def of_units(units: int, count: int = 1) -> Certificate:
-    return certificate(network(50), tuple(PixelTree((0, j + 1), (1, -1), tree(units)) for j in range(count)))
+    return certificate(network(50), tuple(PartTree((0, j + 1), (1.0, -1.0), tree(units)) for j in range(count)))
 
 
 def members(change: Mapping[str, bytes]) -> bytes:

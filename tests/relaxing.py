@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import torch
+from asking import cam_bounds, pair_bounds, pixels_of
 from torch import Tensor
 
 import corgi_opt as co
-from corgi_opt.bounding.corgi import corgi_bounds, corgi_cam_bounds
+from corgi_opt.bounding.corgi import corgi_bounds
 from corgi_opt.bounding.crown import Relaxed, crown_pass
 from corgi_opt.bounding.dual import Interval
 from corgi_opt.bounding.interval import interval_bounds
-from corgi_opt.bounding.objective import cam_bounds, pair_bounds
+from corgi_opt.bounding.objective import interval_parts
 from corgi_opt.bounding.regions import Regions
 
 CPU = torch.device("cpu")
@@ -42,8 +43,9 @@ def pairs(net: co.CamNetwork, known: Relaxed, class_idx: int, wanted: Tensor, bo
 
 
 def corgi_pixels(net: co.CamNetwork, ball: co.Ball, class_idx: int) -> Interval:
-    return only(corgi_cam_bounds(net, class_idx, corgi_bounds(net, regions(ball))))
+    return only(interval_parts(net, pixels_of(net, class_idx), corgi_bounds(net, regions(ball))))
 
 
 def ibp_pixels(net: co.CamNetwork, ball: co.Ball, class_idx: int) -> Interval:
-    return only(corgi_cam_bounds(net, class_idx, interval_bounds(net.graph, regions(ball))[net.features]))
+    features = interval_bounds(net.graph, regions(ball))[net.features]
+    return only(interval_parts(net, pixels_of(net, class_idx), features))

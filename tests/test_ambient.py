@@ -106,7 +106,7 @@ CALLS: dict[str, Callable[[Scene], Any]] = {
     "CamNetwork.logits": lambda s: s.net.logits(s.x),
     "CamNetwork.cam": lambda s: s.net.cam(s.x),
     "CamNetwork.cams": lambda s: s.net.cams(s.x, 0),
-    "CamNetwork.class_scores": lambda s: s.net.class_scores(s.x),
+    "CamNetwork.outputs": lambda s: s.net.outputs(s.x),
     "CamNetwork.model_cam": lambda s: s.net.model_cam(s.x, 0),
     "CamNetwork.model_logits": lambda s: s.net.model_logits(s.x),
     "LayerGraph.forward": lambda s: s.net.graph.forward(s.x64),
@@ -115,9 +115,6 @@ CALLS: dict[str, Callable[[Scene], Any]] = {
     "Ball": lambda s: (
         lambda b: (b.center, b.lower, b.upper, b.project(s.x64), replace(b, eps=0.5).eps, b.contains(s.x))
     )(co.Ball(s.x, EPS)),
-    "TopK": lambda s: (lambda t, cams: (t, t.gaps(cams), t.margin(cams), t.worst_pair(s.cam)))(
-        co.TopK.of(s.net.cam(s.x, 0), K), s.net.cams(s.x64, 0)
-    ),
     "digits": lambda _: (*digits.load_digits(), *digits.digits_split(), dict(digits.digits_model().named_parameters())),
 }
 """Under the name of what is called."""
@@ -271,7 +268,7 @@ def test_cams_are_differentiable_where_the_caller_differentiates(tmp_path):
     scene = Scene.at(tmp_path)
     x = scene.x.clone().requires_grad_(True)
     single = scene.net.graph.to(torch.float32)
-    for call in (lambda: scene.net.cams(x, 0), lambda: scene.net.class_scores(x), lambda: single.forward(x)):
+    for call in (lambda: scene.net.cams(x, 0), lambda: scene.net.outputs(x)[1], lambda: single.forward(x)):
         with default_dtype(torch.float64), torch.autocast("cpu", torch.bfloat16):
             found = call()
         assert found.requires_grad and found.dtype == torch.float32

@@ -8,6 +8,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from asking import ask
 from nets import Pooled, image, seeded
 from patience import mostly_slow
 from small_questions import SmallQuestion, questions
@@ -19,7 +20,6 @@ from corgi_opt.answering.backends import check_solver
 from corgi_opt.answering.ladder import Ladder
 from corgi_opt.answering.verdict import climb
 from corgi_opt.methods import TABLE
-from corgi_opt.problem.question import Question
 
 EACH = 8
 """Questions of one seed, norm and kind: about 50 by default, 500 more with -m slow."""
@@ -47,7 +47,7 @@ def verdict_of(net: co.CamNetwork, question: SmallQuestion, method: str) -> co.V
 def unattacked(net: co.CamNetwork, question: SmallQuestion) -> co.Verdict:
     """As by ``radius``, which knows what PGD finds: counterexamples are those of branch and bound."""
     asked = {n: v for n, v in question.arguments.items() if n != "eps"}
-    ladder = Ladder(Question.ask(net, question.x, tie_tol=None, **asked), question.eps, torch.device("cpu"))
+    ladder = Ladder(ask(net, question.x, tie_tol=None, **asked), question.eps, torch.device("cpu"))
     return climb(ladder, TABLE["bab"], None, check_solver(None, "bab", question.norm), Deadline(600))
 
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+from asking import about
 from nets import Plain, image, seeded
 
 import corgi_opt as co
@@ -143,7 +144,7 @@ def test_verify_json_is_the_verdict(corgi):
     found = only_json(ran)
     assert list(found) == [f.name for f in fields(co.Verdict) if f.repr]
     assert ran.code == 0
-    assert (found["status"], found["k"], found["class_idx"], found["eps"]) == ("certified", 3, 7, 0.003)
+    assert (found["status"], k_of(found), found["asked"]["class_idx"], found["eps"]) == ("certified", 3, 7, 0.003)
     assert found["counterexample"] is None
     net, x = bundled(0)
     v = co.verify(net, x, eps=0.003, k=3)
@@ -156,7 +157,11 @@ def test_verify_asks_the_relaxed_question_with_the_class_kept_by_another_solver(
     assert corgi("verify", *QUESTION, "--eps", 0.006).code == 1
     ran = corgi("verify", *QUESTION, "--eps", 0.006, "--within", 5, "--keep-class", "--solver", "pulp:highs", "--json")
     found = only_json(ran)
-    assert (ran.code, found["status"], found["k"], found["within"]) == (0, "certified", 3, 5)
+    assert (ran.code, found["status"], found["asked"]["property"]) == (
+        0,
+        "certified",
+        {"name": "TopK", "k": 3, "within": 5},
+    )
     said = corgi("radius", *QUESTION, "--within", 5, "--method", "crown").out
     assert "k=3 within 5, class 7, crown" in said
 
@@ -180,7 +185,7 @@ def test_class_clip_and_time_limit_reach_the_question(corgi):
     )
     net, x = bundled(0)
     v = co.verify(net, x, eps=0.001, k=3, class_idx=3, clip=None)
-    assert (found["class_idx"], found["status"]) == (3, v.status)
+    assert (found["asked"]["class_idx"], found["status"]) == (3, v.status)
     assert found["margin_lower"] == pytest.approx(v.margin_lower, rel=1e-9)
 
 
@@ -262,6 +267,10 @@ def test_radius_prints_the_bracket(corgi):
     assert ratio == pytest.approx(high / low, abs=1e-3)
 
 
+def k_of(found: dict) -> int:
+    return found["asked"]["property"]["k"]
+
+
 def test_radius_json_is_the_radius_and_its_ratio(corgi):
     found = only_json(corgi("radius", *QUESTION, "--method", "crown", "--rtol", 0.05, "--json"))
     assert list(found) == [*(f.name for f in fields(co.Radius) if f.repr), "ratio"]
@@ -272,7 +281,7 @@ def test_radius_json_is_the_radius_and_its_ratio(corgi):
 
 def test_what_json_has_no_word_for_is_null():
     endless = co.Radius(
-        0.0, float("inf"), 3, 3, 1, "milp", 0.0, float("inf"), None, None, "", {"seconds": float("nan")}
+        about(), 0.0, float("inf"), "milp", 0.0, float("inf"), None, None, "", {"seconds": float("nan")}
     )
     found = output.plain(endless)
     assert (found["upper"], found["ratio"], found["stats"]) == (None, None, {"seconds": None})
@@ -297,7 +306,7 @@ def test_compare_json_holds_every_radius(corgi):
     (question,) = found["questions"]
     assert list(question["answers"]) == ["corgi", "crown"] and question["eps"] is None
     assert question["answers"]["corgi"]["lower"] <= question["answers"]["crown"]["lower"]
-    assert found["clip"] == [0.0, 1.0]
+    assert question["asked"]["clip"] == [0.0, 1.0]
 
 
 def test_compare_takes_several_k_and_eps(corgi):
@@ -359,7 +368,7 @@ def test_a_model_file_takes_no_other_modules_place(corgi, models):
     (models / "json.py").write_text((models / "my_models.py").read_text())
     np.save("x.npy", image(1, 6, 6).numpy())
     ran = corgi("verify", models / "json.py:build", "--image", "x.npy", "--eps", 0.001, "--k", 2, "--json")
-    assert only_json(ran)["k"] == 2
+    assert k_of(only_json(ran)) == 2
     assert sys.modules["json"] is json
     assert str(models) not in sys.path
 
@@ -386,10 +395,10 @@ def test_what_was_done_to_an_image_is_said_beside_the_json(corgi, models):
     pillow.fromarray(np.dstack([grey, np.full_like(grey, 255)]), "LA").save("x.png")
     asked = ("--image", "x.png", "--k", 2, "--eps", 0.001, "--json")
     ran = corgi("verify", "my_models.py:colour", *asked)
-    assert only_json(ran)["k"] == 2
+    assert k_of(only_json(ran)) == 2
     assert "note: x.png: its alpha channel" in ran.err and "note: the network does not take an image" in ran.err
     plain = corgi("verify", "my_models.py:build", *asked)
-    assert only_json(plain)["k"] == 2 and plain.err.count("note:") == 1
+    assert k_of(only_json(plain)) == 2 and plain.err.count("note:") == 1
 
 
 def test_an_image_of_another_size_is_refused_and_size_is_the_way_out(corgi, models):
@@ -400,7 +409,7 @@ def test_an_image_of_another_size_is_refused_and_size_is_the_way_out(corgi, mode
     assert (ran.code, ran.out) == (3, "")
     assert "the image has 1 channels and 13 x 12 pixels; --size N makes an image file N x N" in ran.err
     again = corgi("verify", *asked, "--size", 6)
-    assert only_json(again)["k"] == 2 and "12 x 13 pixels are made 6 x 6" in again.err
+    assert k_of(only_json(again)) == 2 and "12 x 13 pixels are made 6 x 6" in again.err
 
 
 # --- refusals --------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import functools
 import json
 from dataclasses import replace
 
+import asking
 import numpy as np
 import pytest
 import torch
@@ -17,7 +18,6 @@ import corgi_opt as co
 from corgi_opt.answering.prover import plain_network
 from corgi_opt.errors import CertificateError, ProofError
 from corgi_opt.problem.clip import checked_clip, clip_from_text, clip_in_words
-from corgi_opt.problem.question import Question
 from corgi_opt.proof.certificate import Certificate
 from corgi_opt.proof.checker import check
 
@@ -175,7 +175,7 @@ def test_the_whole_box_is_reached():
     x = torch.zeros(1, *SHAPE, dtype=torch.float64) + 0.5
     x[0, 0, 0, 0] = 0.25
     about = {"k": 1, "class_idx": 0, "tie_tol": None}
-    asked = {n: Question.ask(small(), x, norm=n, clip=BOX, **about).whole_range for n in ("inf", "1", "2")}
+    asked = {n: asking.ask(small(), x, norm=n, clip=BOX, **about).whole_range for n in ("inf", "1", "2")}
     far = (2.5, 2.0, 0.25)
     assert asked["inf"] == 2.5 and far
     assert asked["1"] == pytest.approx(9 * sum(far) - 0.25)

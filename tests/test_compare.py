@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import matplotlib as mpl
 import numpy as np
 import pytest
 import torch
+from asking import about
 from nets import Pooled, image, seeded
 
 import corgi_opt as co
@@ -30,12 +32,12 @@ def network():
 
 
 def radius(method: str, lower: float, upper: float) -> co.Radius:
-    return co.Radius(lower, upper, K, K, 1, method, lower, upper, None, None, "")
+    return co.Radius(about(K), lower, upper, method, lower, upper, None, None, "")
 
 
 def comparison(upper: float, clip: tuple[float, float] | None = (0.0, 1.0), **lower: float) -> co.Comparison:
-    question = co.Compared(0, K, K, 1, None, {m: radius(m, r, upper) for m, r in lower.items()}, {})
-    return co.Comparison((question,), "inf", clip, 0.01)
+    question = co.Compared(0, about(K, clip=clip), None, {m: radius(m, r, upper) for m, r in lower.items()}, {})
+    return co.Comparison((question,), 0.01)
 
 
 def texts(ax) -> list[str]:
@@ -87,9 +89,10 @@ def test_several_questions_are_one_table_indexed_by_what_varies(network):
     assert frame.index.names == ["image", "k", "method"]
     assert len(c.questions) == 4 and len(frame) == 8
     for q in c.questions:
-        alone = co.compare(network, x[q.image : q.image + 1], k=q.k, methods=["corgi", "crown"], rtol=0.1)
+        k = q.asked.property.to_dict()["k"]
+        alone = co.compare(network, x[q.image : q.image + 1], k=k, methods=["corgi", "crown"], rtol=0.1)
         assert {n: r.lower for n, r in alone.radii.items()} == {n: q.lower(n) for n in q.answers}
-        assert frame.loc[(q.image, q.k, "crown"), "certified_eps"] == q.lower("crown")
+        assert frame.loc[(q.image, k, "crown"), "certified_eps"] == q.lower("crown")
     assert co.compare(network, x[:1], k=1, methods=["crown"], rtol=0.1).to_frame().index.names == ["method"]
     with pytest.raises(co.InputError, match="4 questions"):
         _ = c.only
@@ -115,6 +118,17 @@ def test_margins_at_fixed_eps_are_as_sharp_as_their_method(network):
     ]
     with pytest.raises(co.InputError, match="margins"):
         _ = co.compare(network, x, k=2, eps=eps, methods=["crown"]).radii
+
+
+def test_comparisons_go_through_json_and_back(network):
+    x = image(1, 8, 8)
+    radii = co.compare(network, x, k=[1, 2], methods=["corgi", "crown"], rtol=0.1)
+    margins = co.compare(network, x, k=2, eps=[0.001, 0.5], methods=["corgi", "crown"])
+    for found in (radii, margins):
+        back = co.Comparison.from_dict(json.loads(json.dumps(found.to_dict(), allow_nan=False)))
+        assert back.to_dict() == found.to_dict() and repr(back) == repr(found)
+        assert [q.asked for q in back.questions] == [q.asked for q in found.questions]
+    assert {q.asked.property for q in radii.questions} == {co.TopK(1), co.TopK(2)}
 
 
 def test_one_tied_image_of_several_is_answered(network):

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from asking import ask, pixel_rows
 from corgi_solvers import Cvxpy, Highs
 from encoding import PATIENT, scipy_milp
 from encoding import exact_setting as setting
@@ -22,18 +23,18 @@ from stand_in import DEVICE, OnDevice, StandIn
 from torch import Tensor
 
 import corgi_opt as co
+from corgi_opt._checks import resolve_device
 from corgi_opt.answering.ladder import Ladder
 from corgi_opt.answering.margin_search import tight_margin
 from corgi_opt.bounding.ascent import ascend
-from corgi_opt.bounding.objective import pixel_rows
 from corgi_opt.encode.big_m import big_m
 from corgi_opt.encode.expressions import Expressions
-from corgi_opt.problem.question import Question, resolve_device
+from corgi_opt.problem.question import Question
 from corgi_opt.search import branch as branch_module
+from corgi_opt.search.atom import PartExpressions
 from corgi_opt.search.branch import branch
-from corgi_opt.search.class_gaps import class_gaps
 from corgi_opt.search.counting import CountSolver
-from corgi_opt.search.pairs import CamExpressions
+from corgi_opt.search.premises import premises
 
 CPU = torch.device("cpu")
 
@@ -344,7 +345,7 @@ def test_what_only_a_milp_answers(at, device):
 def relaxed_on(name: str, eps: float, device: str, **asked: Any) -> tuple[Question, Ladder]:
     net, x = network(name)
     about = {"class_idx": None, "norm": "inf", "clip": (0.0, 1.0), "tie_tol": None} | asked
-    question = Question.ask(net, x, **about)
+    question = ask(net, x, **about)
     ladder = Ladder(question, eps, torch.device(device))
     ladder.bound("crown")
     return question, ladder
@@ -353,13 +354,13 @@ def relaxed_on(name: str, eps: float, device: str, **asked: Any) -> tuple[Questi
 @pytest.mark.parametrize("most", [0, 300])
 def test_the_class_in_part_and_whole(most, device, monkeypatch):
     """What is far from a pair counts with its proven largest share, which is had on the device."""
-    monkeypatch.setattr("corgi_opt.search.class_gaps.MOST_UNITS", most)
+    monkeypatch.setattr("corgi_opt.search.premises.MOST_UNITS", most)
 
     def gaps(device: str) -> tuple[list[float], bool]:
         question, ladder = relaxed_on("pooled", 0.05, device, k=1, keep_class=True)
         assert ladder.margins.relaxed is not None
         expressions = Expressions(question.net.graph, ladder.margins.relaxed.only(0))
-        found = class_gaps(question, expressions, ladder.margins.relaxed, (0, 5), PATIENT)
+        found = premises(question, expressions, ladder.margins.relaxed, [0, 5], PATIENT)
         return [e.constant for e in found.expressions], found.exact
 
     known = gaps("cpu")
@@ -394,9 +395,9 @@ def test_rivals_are_counted(device):
             question, ladder = relaxed_on("small", eps, device, k=1, within=2)
             relaxed = ladder.margins.relaxed
             assert relaxed is not None
-            cam = CamExpressions(question, Expressions(question.net.graph, relaxed.only(0)))
-            pixel, *rivals = question.topk.rivals.tolist()
-            return CountSolver(question, ladder.ball, cam, Highs()).solve(pixel, rivals, [], relaxed, PATIENT)
+            parts = PartExpressions(question, Expressions(question.net.graph, relaxed.only(0)))
+            rivals = question.groups.atoms_of(0).tolist()
+            return CountSolver(question, ladder.ball, parts, Highs()).solve(0, rivals, [], relaxed, PATIENT)
 
         known = counted("cpu")
         with other_device(device) as there:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+
 import matplotlib as mpl
 import pytest
 import torch
@@ -25,7 +28,7 @@ def test_no_image_leaves_what_is_proven(build, method):
         found = co.heat_map(net, x, eps=eps, k=3, method=method)
         ball = co.Ball(x, eps)
         images = torch.cat([points_in(ball.lower, ball.upper, 200, seed=1), ball.center])
-        cams = net.cams(images.double(), found.class_idx)
+        cams = net.cams(images.double(), found.asked.class_idx)
         assert bool((cams >= found.lower).all() and (cams <= found.upper).all())
         flat = cams.flatten(1)
         brighter = (flat[:, None, :] > flat[:, :, None]).sum(dim=2).view_as(cams)  # than each pixel
@@ -64,6 +67,15 @@ def test_a_tied_image_has_a_map_too():
     assert bool((found.worst >= found.best).all())
 
 
+def test_a_heat_map_goes_through_json_and_back():
+    x = image(1, 8, 8)
+    found = co.heat_map(co.from_torch(seeded(Plain, 3), x), x, eps=0.01, k=3)
+    back = co.HeatMap.from_dict(json.loads(json.dumps(found.to_dict(), allow_nan=False)))
+    assert back.asked == found.asked == replace(found.asked, property=co.TopK(3)) and repr(back) == repr(found)
+    for name in ("cam", "lower", "upper", "best", "worst", "undecided"):
+        assert torch.equal(getattr(back, name), getattr(found, name))
+
+
 def test_the_picture_shows_what_is_in_out_and_undecided():
     x = image(1, 8, 8)
     net = co.from_torch(seeded(Pooled), x)
@@ -81,7 +93,7 @@ def test_the_picture_shows_what_is_in_out_and_undecided():
         f"undecided ({int(found.undecided.sum())})",
         f"certainly in ({int(found.inside.sum())})",
     ]
-    assert repr(found).startswith("HeatMap(k=3, eps=0.01")
+    assert repr(found).startswith("HeatMap(eps=0.01, k=3, class 0")
     plt.close("all")
 
 

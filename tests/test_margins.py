@@ -8,11 +8,12 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from asking import ask
 from nets import Deep, Everything, Plain, Pooled, image, seeded
 from oracles import points_in
 
 import corgi_opt as co
-from corgi_opt.bounding.margins import PAIRS_AT_ONCE, Known, Margins
+from corgi_opt.bounding.margins import ATOMS_AT_ONCE, Known, Margins
 from corgi_opt.problem.question import Question
 
 CPU = torch.device("cpu")
@@ -34,7 +35,7 @@ def question(case: str, norm: str = "inf") -> Question:
     build, shape = CASES[case]
     x = image(*shape, seed=4)
     net = co.from_torch(build(), x)
-    return Question.ask(net, x, k=2, class_idx=0, norm=norm, clip=(0.0, 1.0), tie_tol=None)
+    return ask(net, x, k=2, class_idx=0, norm=norm, clip=(0.0, 1.0), tie_tol=None)
 
 
 def margins(asked: Question, epses, dtype: torch.dtype = torch.float64, above: Known | None = None) -> Margins:
@@ -42,11 +43,11 @@ def margins(asked: Question, epses, dtype: torch.dtype = torch.float64, above: K
 
 
 def smallest_seen(asked: Question, eps: float) -> torch.Tensor:
-    """The smallest ``CAM_i - CAM_j`` (k, P-k) that images of the region show."""
+    """The smallest ``CAM_i - CAM_j`` (A,) that images of the region show."""
     ball = asked.ball(eps)
     points = points_in(asked.x[0] - eps, asked.x[0] + eps, 300, 1)
     cams = asked.net.cams(torch.cat([ball.project(x[None]) for x in points]), asked.class_idx).flatten(1)
-    return (cams[:, asked.topk.top, None] - cams[:, None, asked.topk.rest]).amin(dim=0)
+    return (cams[:, asked.groups.labels[:, 0]] - cams[:, asked.groups.labels[:, 1]]).amin(dim=0)
 
 
 @dataclass
@@ -94,11 +95,11 @@ def test_rungs_only_tighten_and_stay_true(case, norm):
         assert bool((ours.lower[rung] <= true + 1e-9).all())
         # what a rung returns is the worst of the pairs that were open when it began, now
         entered = ~(before > 0)
-        expected = torch.where(entered, ours.lower[rung], torch.inf).flatten(1).amin(dim=1)
-        worst = ours.lower[rung].flatten(1).amin(dim=1)
-        assert torch.equal(ours.found[rung], torch.where(entered.flatten(1).any(dim=1), expected, worst))
+        expected = torch.where(entered, ours.lower[rung], torch.inf).amin(dim=1)
+        worst = ours.lower[rung].amin(dim=1)
+        assert torch.equal(ours.found[rung], torch.where(entered.any(dim=1), expected, worst))
         before = ours.lower[rung]
-    assert torch.equal(ours.margins.margin, before.flatten(1).amin(dim=1))
+    assert torch.equal(ours.margins.margin, before.amin(dim=1))
     assert torch.equal(ours.margins.open, ~(before > 0))
     certified = (ours.margins.margin > 0).tolist()
     assert certified == sorted(certified, reverse=True)
@@ -169,7 +170,7 @@ def test_float64_bounds_give_little_away():
     ours = margins(asked, [0.0])
     ours.ibp()
     cam = asked.cam.flatten()
-    gaps = cam[asked.topk.top][:, None] - cam[asked.topk.rest][None, :]
+    gaps = cam[asked.groups.labels[:, 0]] - cam[asked.groups.labels[:, 1]]
     given = gaps - ours.lower[0]
     assert bool((given > 0).all())
     assert float(given.max()) < 1e-11 * asked.scale
@@ -182,13 +183,13 @@ def test_the_most_doubtful_pairs_come_first(monkeypatch):
     everything.corgi()
     few.corgi()
     everything.crown()
-    monkeypatch.setattr(sys.modules["corgi_opt.bounding.margins"], "PAIRS_AT_ONCE", 3)
+    monkeypatch.setattr(sys.modules["corgi_opt.bounding.margins"], "ATOMS_AT_ONCE", 3)
     few.crown()
-    assert everything.lower[0].numel() < PAIRS_AT_ONCE  # all pairs had one
-    better = (everything.lower > few.lower + 1e-12).flatten(1)
+    assert everything.lower[0].numel() < ATOMS_AT_ONCE  # all pairs had one
+    better = everything.lower > few.lower + 1e-12
     assert bool(better.any())
     for of in range(2):
         # whoever was left out stood no lower than the lowest of those that were not
-        left_out, lowest = few.lower[of].flatten()[better[of]], few.lower[of].min()
+        left_out, lowest = few.lower[of][better[of]], few.lower[of].min()
         assert bool((left_out >= lowest - 1e-12).all())
     assert bool((few.lower <= everything.lower + 1e-12).all())

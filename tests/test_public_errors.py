@@ -445,8 +445,8 @@ def test_wrong_types_of_methods_options_and_seeds(net):
 def test_numpy_scalars_are_numbers(net):
     x = image(1, 6, 6)
     v = co.verify(net, x, eps=np.float32(0.001), k=np.int64(K), class_idx=np.int64(1), method="crown")
-    assert (v.k, v.class_idx) == (K, 1)
-    assert type(v.k) is int
+    assert (v.asked.property, v.asked.class_idx) == (co.TopK(K), 1)
+    assert type(v.asked.property.k) is int
 
 
 def test_a_cam_of_one_pixel_has_no_topk():

@@ -101,12 +101,13 @@ def test_a_contradiction_is_raised(pooled, monkeypatch):
 
 def test_a_certified_eps_beyond_a_witness_found_later_is_raised(pooled):
     """An exact probe can move the nearest witness below what an earlier method had certified."""
+    from asking import ask
+
     from corgi_opt._deadline import Deadline
     from corgi_opt.answering.radius_search import Certified, RadiusSearch
-    from corgi_opt.problem.question import Question
 
     net, x = pooled
-    question = Question.ask(net, x, k=2, class_idx=0, norm="inf", clip=(0.0, 1.0), tie_tol=None)
+    question = ask(net, x, k=2, class_idx=0, norm="inf", clip=(0.0, 1.0), tie_tol=None)
     search = RadiusSearch(question, torch.device("cpu"), co.PgdOptions(), 0.01, lambda method: Highs())
     broken = search.run("corgi", Deadline(600)).upper
     search._certified["crown"] = Certified(1.001 * broken, 1.0, "float64", "")
@@ -118,7 +119,7 @@ def test_plain_network_and_predicted_class():
     x = image(1, 6, 6, seed=2)
     net = co.from_torch(seeded(Plain, 2), x)
     r = co.radius(net, x, k=3)
-    assert r.class_idx == int(net.logits(x).argmax())
+    assert r.asked.class_idx == int(net.logits(x).argmax())
     assert r.method == "bab"
     assert r.proof == "float64"
     assert r.upper / r.lower <= 1.01

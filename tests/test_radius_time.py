@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
+import asking
 import pytest
 import torch
 from nets import Pooled, image, seeded
@@ -125,7 +126,7 @@ class FakeLadder:
 def question() -> Question:
     x = image(1, 8, 8, seed=4)
     net = co.from_torch(seeded(Pooled, 1), x)
-    return Question.ask(net, x, k=2, class_idx=0, norm="inf", clip=(0.0, 1.0), tie_tol=None)
+    return asking.ask(net, x, k=2, class_idx=0, norm="inf", clip=(0.0, 1.0), tie_tol=None)
 
 
 @pytest.fixture

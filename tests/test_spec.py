@@ -52,27 +52,6 @@ def test_contains_is_exact():
     assert not ball.contains(torch.nextafter(edge, torch.tensor([[[[0.0, 1.0]]]], dtype=torch.float64)))
 
 
-def test_topk_and_its_margin():
-    cam = torch.tensor([[3.0, 1.0], [2.0, 5.0]], dtype=torch.float64)
-    top = co.TopK.of(cam, 2)
-    assert top.top.tolist() == [3, 0]
-    assert sorted(top.rest.tolist()) == [1, 2]
-    assert top.gap == 1.0
-    moved = torch.tensor([[[3.0, 1.0], [3.5, 5.0]]], dtype=torch.float64)
-    assert top.margin(moved).tolist() == [-0.5]
-    # the order inside the top-k set does not matter
-    assert top.margin(torch.tensor([[[6.0, 1.0], [2.0, 5.0]]], dtype=torch.float64)).tolist() == [3.0]
-
-
-def test_ties():
-    cam = torch.tensor([[1.0, 1.0], [0.5, 0.0]], dtype=torch.float64)
-    with pytest.raises(co.TieError, match="pixels 1 and 2"):
-        co.TopK.of(cam, 1)
-    assert co.TopK.of(cam, 2).gap == 0.5
-    with pytest.raises(co.TieError, match=r"tie_tol 0\.6"):
-        co.TopK.of(cam, 2, tie_tol=0.6)
-
-
 @pytest.mark.parametrize(
     ("spelling", "name"),
     [("inf", "inf"), (math.inf, "inf"), (float("inf"), "inf"), ("2", "2"), (2, "2"), (2.0, "2"), ("1", "1"), (1, "1")],

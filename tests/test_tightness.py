@@ -41,8 +41,8 @@ def test_exact_margins_are_those_of_enumeration(norm, method):
         if answer.lower > 0:  # below zero, enumeration's is how far a pixel falls behind the last place in the set
             assert found.margin_upper >= answer.lower - 1e-9, question.label
         net = co.from_torch(question.model, question.x)
-        top = net.cam(question.x, found.class_idx).flatten().sort(descending=True).values
-        gap = float(top[found.k - 1] - top[found.k])
+        top = net.cam(question.x, found.asked.class_idx).flatten().sort(descending=True).values
+        gap = float(top[question.k - 1] - top[question.k])
         assert found.margin_upper - found.margin_lower <= RTOL * gap + 1e-5, (question.label, found)
         seen += 1
     assert seen >= 2

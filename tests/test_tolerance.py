@@ -14,6 +14,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+from asking import ask, top_of
 from corgi_solvers import Highs
 from nets import Plain, image, seeded
 from rational import Exact, Scalar, draw
@@ -35,14 +36,14 @@ def asked(model: Scalar, x: Tensor, **kwargs) -> Question | None:
     """Which of two pixels is the brighter one; None where they are tied."""
     try:
         net = co.from_torch(model, x)
-        return Question.ask(net, x, k=1, class_idx=0, norm="inf", clip=None, tie_tol=None, **kwargs)
+        return ask(net, x, k=1, class_idx=0, norm="inf", clip=None, tie_tol=None, **kwargs)
     except co.TieError:
         return None
 
 
 def require_no_more_than_true(question: Question, model: Scalar, eps: float, solved: bool) -> list[float]:
     """Each rung's margin on a ladder of its own; returns them."""
-    x, exact, top = Fraction(float(question.x)), Exact(model), int(question.topk.top[0])
+    x, exact, top = Fraction(float(question.x)), Exact(model), top_of(question)[0]
     least = exact.least(x - Fraction(eps), x + Fraction(eps), top)
     found = []
     for rung in (*RUNGS, *(("lp", "bab", "milp") if solved else ())):
@@ -140,10 +141,10 @@ def test_what_cancels_is_not_taken_at_its_size_at_the_image(rectified):
         net = co.from_torch(model, x)
         for eps in (1e2, 1e5, 1e9, 1e10, 1e11):
             try:
-                question = Question.ask(net, x, k=1, class_idx=0, norm="inf", clip=None, tie_tol=None)
+                question = ask(net, x, k=1, class_idx=0, norm="inf", clip=None, tie_tol=None)
             except co.TieError:
                 continue
-            top = int(question.topk.top[0])
+            top = top_of(question)[0]
             at, far = [Fraction(float(v)) for v in x.flatten()], Fraction(eps)
             least = min(model.gap((at[0] + s * far, at[1] + t * far), 0, top) for s in (-1, 1) for t in (-1, 1))
             for rung in RUNGS:

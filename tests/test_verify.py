@@ -121,6 +121,11 @@ def test_stronger_methods_certify_what_weaker_ones_do(model, shape, seed):
                 check_promise(net, x, eps, v)
 
 
+def k_of(v: Verdict) -> int:
+    assert isinstance(v.asked.property, co.TopK)
+    return v.asked.property.k
+
+
 def check_promise(net, x: torch.Tensor, eps: float, v: Verdict) -> None:
     """What each status must carry, whoever produced it."""
     assert v.margin_lower <= v.margin_upper + 1e-9
@@ -129,17 +134,19 @@ def check_promise(net, x: torch.Tensor, eps: float, v: Verdict) -> None:
         assert v.margin_lower > 0
         assert v.proof in ("float64", "solver")
         assert v.counterexample is None
-        assert co.attack(net, x, eps=eps, k=v.k, options=co.PgdOptions(rows=64, steps=100, restarts=4, seed=9)) is None
+        assert (
+            co.attack(net, x, eps=eps, k=k_of(v), options=co.PgdOptions(rows=64, steps=100, restarts=4, seed=9)) is None
+        )
     elif v.status == "falsified":
         w = v.counterexample
         assert w is not None
         assert float((w.image - x.double()).abs().max()) <= eps
         assert float(w.image.min()) >= 0
         assert float(w.image.max()) <= 1
-        before = net.model_cam(x.double(), v.class_idx).flatten().numpy()
-        after = net.model_cam(w.image, v.class_idx).flatten().numpy()
+        before = net.model_cam(x.double(), v.asked.class_idx).flatten().numpy()
+        after = net.model_cam(w.image, v.asked.class_idx).flatten().numpy()
         order = np.argsort(-before, kind="stable")
-        assert after[order[: v.k]].min() <= after[order[v.k :]].max()
+        assert after[order[: k_of(v)]].min() <= after[order[k_of(v) :]].max()
     else:
         assert v.reason
         assert v.proof is None
@@ -268,8 +275,8 @@ def test_nan_bounds_prove_nothing(gap, monkeypatch):
 
     net, x, _ = gap
     nan = torch.full((1, net.cam(x).numel()), float("nan"), dtype=torch.float64)
-    monkeypatch.setattr(MARGINS, "corgi_cam_bounds", lambda *_: Interval(nan, nan))
-    monkeypatch.setattr(MARGINS, "cam_bounds", lambda *_: Interval(nan, nan))
+    monkeypatch.setattr(MARGINS, "interval_parts", lambda *_: Interval(nan, nan))
+    monkeypatch.setattr(MARGINS, "part_bounds", lambda *_: Interval(nan, nan))
     v = co.verify(net, x, eps=1e-6, k=2, class_idx=0, method="corgi")
     assert v.status == "unknown"
     assert v.margin_lower == -float("inf")
@@ -303,16 +310,17 @@ def test_a_bound_above_a_replayed_image_is_raised(monkeypatch):
     net = co.from_torch(seeded(Plain), x)
     cam = net.cam(x).flatten()[None]
     broken = co.radius(net, x, k=1, method="corgi").upper
-    monkeypatch.setattr(MARGINS, "cam_bounds", lambda *_: Interval(cam - 1e-3, cam + 1e-3))
+    monkeypatch.setattr(MARGINS, "part_bounds", lambda *_: Interval(cam - 1e-3, cam + 1e-3))
     with pytest.raises(co.BoundOrderError, match="nothing is certified"):
         ladder_with_witness(net, x, 1.2 * broken)
 
 
 def ladder_with_witness(net, x, eps):
-    from corgi_opt.answering.ladder import Ladder
-    from corgi_opt.problem.question import Question
+    from asking import ask
 
-    question = Question.ask(net, x, k=1, class_idx=None, norm="inf", clip=(0.0, 1.0), tie_tol=None)
+    from corgi_opt.answering.ladder import Ladder
+
+    question = ask(net, x, k=1, class_idx=None, norm="inf", clip=(0.0, 1.0), tie_tol=None)
     ladder = Ladder(question, eps, torch.device("cpu"))
     witness = co.attack(net, x, eps=eps, k=1)
     assert witness is not None

@@ -15,17 +15,22 @@ from corgi_opt._ambient import pinned
 from corgi_opt._checks import check_rtol
 from corgi_opt._deadline import check_time_limit
 from corgi_opt._progress import reporting
+from corgi_opt.answering.asking import Means, asked, chosen_property
 from corgi_opt.answering.backends import check_solver
-from corgi_opt.answering.margin_search import MarginSearch
+from corgi_opt.answering.margin_search import MarginSearch, require_margins
 from corgi_opt.answering.radius_search import RadiusSearch, tied
 from corgi_opt.drawing.charts import draw_ladder, draw_shares
 from corgi_opt.errors import InputError, Interrupted, TieError
 from corgi_opt.methods import check_method, weakest_first
 from corgi_opt.network.cam import CamNetwork
-from corgi_opt.problem.clip import Box, Clip, checked_clip, clip_in_words
-from corgi_opt.problem.question import Question, resolve_device
+from corgi_opt.problem.asked import Asked
+from corgi_opt.problem.clip import Clip, checked_clip
+from corgi_opt.problem.plain import plain_fields
+from corgi_opt.problem.properties import Property
+from corgi_opt.problem.question import Question
 from corgi_opt.problem.region import Norm, canonical_norm
-from corgi_opt.problem.results import Radius, Verdict, asked, asked_in_words
+from corgi_opt.problem.results import Radius, Verdict
+from corgi_opt.problem.scene import Scene
 from corgi_opt.search.attack import PgdOptions
 
 Answer: TypeAlias = Radius | Verdict
@@ -34,15 +39,13 @@ Search: TypeAlias = RadiusSearch | MarginSearch
 
 @dataclass(frozen=True, eq=False)
 class Compared:
-    """One question: image number ``image``, ``k``, ``eps`` (None: the radius is asked for). ``answers`` by method,
+    """One question: of image number ``image``, what was ``asked``, ``eps`` (None: the radius). ``answers`` by method,
     weakest first: a Radius, or the Verdict with the best margin bounds that the method gives. ``seconds`` by stage;
     those of a method are what it added to the shared work of those before it.
     """
 
     image: int
-    k: int
-    within: int
-    class_idx: int
+    asked: Asked
     eps: float | None
     answers: Mapping[str, Answer]
     seconds: Mapping[str, float]
@@ -56,20 +59,28 @@ class Compared:
         """What the method proves: a certified eps, or a lower bound of the margin."""
         return _sides(self.answers[method])[0]
 
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON types."""
+        return plain_fields(self)
+
+    @classmethod
+    def from_dict(cls, said: Mapping[str, Any]) -> Compared:
+        """What :meth:`to_dict` wrote."""
+        kind = Radius if said["eps"] is None else Verdict
+        answers = {name: kind.from_dict(answer) for name, answer in said["answers"].items()}
+        return cls(said["image"], Asked.from_dict(said["asked"]), said["eps"], answers, dict(said["seconds"]))
+
     def __repr__(self) -> str:
         parts = ", ".join(f"{name} {self.lower(name):.6g}" for name in self.answers)
         what = "falsified at" if self.eps is None else f"margins at eps={self.eps:g}, at most"
-        about = f"image {self.image}, {asked(self.k, self.within)}, class {self.class_idx}"
-        return f"{about}: {parts}; {what} {self.attack:.6g}"
+        return f"image {self.image}, {self.asked.short}: {parts}; {what} {self.attack:.6g}"
 
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """Methods side by side: one :class:`Compared` for every image, k and eps, in this order."""
+    """Methods side by side: one :class:`Compared` for every image, property and eps, in this order."""
 
     questions: tuple[Compared, ...]
-    norm: Norm
-    clip: Box | None
     rtol: float
 
     @property
@@ -88,7 +99,7 @@ class Comparison:
         return found
 
     def to_frame(self) -> Any:
-        """A pandas DataFrame, indexed by what there are several of (image, k, eps) and by method.
+        """A pandas DataFrame, indexed by what there are several of (image, k, eps ...) and by method.
 
         Of radii: certified_eps, falsified_eps, ratio, over_corgi, seconds, reason. Of margins: status, margin_lower,
         margin_upper, seconds, reason.
@@ -96,16 +107,15 @@ class Comparison:
         import pandas as pd
 
         rows = [
-            {"image": q.image, "k": q.k, "eps": q.eps, "method": name, **_columns(a), "seconds": _seconds(q, name)}
+            {**_axes(q), "method": name, **_columns(a), "seconds": _seconds(q, name)}
             for q in self.questions
             for name, a in q.answers.items()
         ]
         frame = pd.DataFrame(rows)
         frame["reason"] = frame.pop("reason")  # the longest comes last
-        several = [axis for axis in ("image", "k", "eps") if len({getattr(q, axis) for q in self.questions}) > 1]
-        return frame.drop(columns=[a for a in ("image", "k", "eps") if a not in several]).set_index(
-            [*several, "method"]
-        )
+        axes = dict.fromkeys(axis for q in self.questions for axis in _axes(q))
+        several = [axis for axis in axes if len({_axes(q).get(axis) for q in self.questions}) > 1]
+        return frame.drop(columns=[axis for axis in axes if axis not in several]).set_index([*several, "method"])
 
     def plot(self, ax: Any = None) -> Any:
         """The ladder of bounds between zero and the attack; returns the matplotlib Axes.
@@ -113,6 +123,15 @@ class Comparison:
         Of one question, a bar for each method; of several, every bound as a share of what the attack leaves.
         """
         return _ladder(self, ax) if len(self.questions) == 1 else _shares(self, ax)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON types."""
+        return plain_fields(self)
+
+    @classmethod
+    def from_dict(cls, said: Mapping[str, Any]) -> Comparison:
+        """What :meth:`to_dict` wrote."""
+        return cls(tuple(Compared.from_dict(question) for question in said["questions"]), said["rtol"])
 
     def __repr__(self) -> str:
         if len(self.questions) == 1:
@@ -123,16 +142,22 @@ class Comparison:
         return str(self.to_frame().to_html(float_format=lambda value: f"{value:.6g}"))
 
 
+def _axes(question: Compared) -> dict[str, Any]:
+    """What a question may differ from others in: image, property and the property's own numbers, eps."""
+    values = question.asked.property.to_dict()
+    return {"image": question.image, "property": values.pop("name"), **values, "eps": question.eps}
+
+
 def _ladder(comparison: Comparison, ax: Any) -> Any:
     q = comparison.only
     ax = draw_ladder({name: q.lower(name) for name in q.answers}, q.attack, "counterexample at", ax)
-    units = f"L-{comparison.norm}, input units, {clip_in_words(comparison.clip)}"
+    units = q.asked.units
     if q.eps is None:
         ax.set_xlabel(f"certified eps ({units})")
     else:
         ax.texts[-1].set_text(f"an image has {q.attack:.4g}")
         ax.set_xlabel(f"proven margin at eps={q.eps:g} ({units})")
-    ax.set_title(f"{asked_in_words(q.k, q.within)} of the CAM of class {q.class_idx}", fontsize=10, pad=20)
+    ax.set_title(q.asked.in_words, fontsize=10, pad=20)
     return ax
 
 
@@ -143,7 +168,7 @@ def _shares(comparison: Comparison, ax: Any) -> Any:
     ax = draw_shares({m: [_share(q, m) for q in questions if m in q.answers] for m in methods}, ax)
     radii = questions[0].eps is None
     what = "certified eps / falsified eps" if radii else "margin proven / margin met"
-    ax.set_xlabel(f"{what}, {len(questions)} questions, the median as a bar (L-{comparison.norm})")
+    ax.set_xlabel(f"{what}, {len(questions)} questions, the median as a bar (L-{questions[0].asked.norm})")
     return ax
 
 
@@ -183,73 +208,76 @@ def compare(
     net: CamNetwork,
     x: Tensor,
     *,
-    k: int | Sequence[int],
+    k: int | Sequence[int] | None = None,
+    within: int | None = None,
+    property: Property | str | Sequence[Property | str] | None = None,
+    keep_class: bool = False,
     eps: float | Sequence[float] | None = None,
-    methods: Sequence[str] | None = None,
-    rtol: float = 0.01,
     class_idx: int | None = None,
     norm: Norm = "inf",
     clip: Clip = (0.0, 1.0),
-    time_limit: float = 600.0,
     tie_tol: float | None = None,
-    within: int | None = None,
-    keep_class: bool = False,
+    methods: Sequence[str] | None = None,
+    rtol: float = 0.01,
     solver: str | None = None,
     device: str | torch.device = "auto",
     seed: int = 0,
+    time_limit: float = 600.0,
     progress: bool | None = None,
 ) -> Comparison:
     """What every method says, on one question or on many; arguments as in :func:`corgi_opt.radius`.
 
-    x: one image (1, C, H, W) or several (N, C, H, W); ``k`` and ``eps`` one or several. Without ``eps`` the radius is
-    asked for. With it, the margin at that eps: the best bound each method gives (``verify`` stops at its sign), an
-    exact method's to within ``rtol`` times the margin at the image; not for ``within`` and ``keep_class``.
-    ``methods``: names; None means corgi, crown, dual, lp and bab (auto where rivals are counted or the class is kept).
+    x: one image (1, C, H, W) or several (N, C, H, W); ``k``, ``property`` and ``eps`` one or several. Without
+    ``eps`` the radius is asked for. With it, the margin at that eps: the best bound each method gives (``verify`` stops
+    at its sign), an exact method's to within ``rtol`` times the margin at the image; not with ``within`` or
+    ``keep_class``. ``methods``: names; None means corgi, crown, dual, lp and bab (auto where rivals are counted or the
+    class is kept).
     ``time_limit`` is the total for each method of a question. Raises TieError for a tied image (one of several has
     radius 0, or an unknown margin), BoundOrderError if bounds contradict each other or a replayed image. Ctrl-C raises
     Interrupted (``partial``: the comparison so far).
     """
-    norm = canonical_norm(norm)
-    ks, epses = _several("k", k), [None] if eps is None else _several("eps", eps)
+    norm, epses = canonical_norm(norm), [None] if eps is None else _several("eps", eps)
+    wanted = _properties(property, k, within)
     if methods is None:
-        exact = "auto" if keep_class or within not in (None, *ks) else "bab"
-        methods = ("corgi", "crown", "dual", "lp", exact)
+        methods = ("corgi", "crown", "dual", "lp", "auto" if keep_class or within is not None else "bab")
     if isinstance(methods, str) or not isinstance(methods, Sequence) or not methods:
         raise InputError(f"methods must be a non-empty sequence of names or None, got {methods!r}")
-    if eps is not None and (keep_class or within is not None):
-        raise InputError("margins at fixed eps are those of the top-k set: neither within nor keep_class goes with eps")
     chosen = weakest_first(check_method(m, norm).name for m in methods)
-    where, tolerance = resolve_device(device), check_rtol(rtol)
-    check_time_limit(time_limit)
     for method in chosen:
-        check_solver(solver, method, norm)
-    box = checked_clip(clip)
-    about: Any = {"class_idx": class_idx, "norm": norm, "clip": box, "tie_tol": tie_tol}
+        means = Means.of(method=method, norm=norm, solver=solver, device=device, time_limit=time_limit)
+    where, tolerance, options = means.device, check_rtol(rtol), PgdOptions(seed=seed)
+    solvers = partial(check_solver, solver, norm=norm)
     images = _images(x)
-    cases = [(at, one, size) for at in range(len(images)) for one in ks for size in epses]
+    cases = [(at, one, size) for at in range(len(images)) for one in wanted for size in epses]
     found: list[Compared] = []
     with reporting(progress, "compare") as report:
         for at, one, size in cases:
-            image = images[at]
+            scene = Scene.of(net, images[at], class_idx=class_idx, norm=norm, clip=checked_clip(clip))
             try:
-                question = Question.ask(net, image, k=one, within=within, keep_class=keep_class, **about)
+                question = Question.ask(scene, one, tie_tol=tie_tol, keep_class=keep_class)
             except TieError as tie:
                 if len(cases) == 1:
                     raise
-                nothing = tied(net, image, one, within, class_idx, "", str(tie))
-                found.append(_of_tied(nothing, at, size, chosen))
+                found.append(_of_tied(tied(scene, one, keep_class, "", str(tie)), at, size, chosen))
                 continue
-            solvers = partial(check_solver, solver, norm=norm)
             search: Search
             if size is None:
-                search = RadiusSearch(question, where, PgdOptions(seed=seed), tolerance, solvers, report)
+                search = RadiusSearch(question, where, options, tolerance, solvers, report)
             else:
+                require_margins(question)
                 search = MarginSearch(question, size, where, tolerance, solvers, report)
             try:
                 found.append(_compared(search, question, at, size, chosen, time_limit))
             except _StoppedError as stop:
-                raise Interrupted(Comparison((*found, stop.so_far), norm, box, tolerance)) from stop
-    return Comparison(tuple(found), norm, box, tolerance)
+                raise Interrupted(Comparison((*found, stop.so_far), tolerance)) from stop
+    return Comparison(tuple(found), tolerance)
+
+
+def _properties(property: Any, k: Any, within: Any) -> list[Property]:
+    """What is asked, once or several times over."""
+    if property is not None:
+        return [chosen_property(one, k, within) for one in _several("property", property)]
+    return [chosen_property(None, one, within) for one in ([None] if k is None else _several("k", k))]
 
 
 def _compared(
@@ -259,8 +287,7 @@ def _compared(
     answers: dict[str, Answer] = {}
 
     def compared() -> Compared:
-        topk = question.topk
-        return Compared(image, topk.k, topk.within, question.class_idx, eps, dict(answers), dict(search.seconds))
+        return Compared(image, asked(question), eps, dict(answers), dict(search.seconds))
 
     try:
         for method in methods:
@@ -283,11 +310,9 @@ def _of_tied(nothing: Radius, image: int, eps: float | None, methods: Sequence[s
     answer: Answer = nothing
     if eps is not None:
         answer = Verdict(
+            asked=nothing.asked,
             status="unknown",
             eps=eps,
-            k=nothing.k,
-            within=nothing.within,
-            class_idx=nothing.class_idx,
             margin_lower=-math.inf,
             margin_upper=0.0,
             corgi_margin=math.nan,
@@ -297,7 +322,7 @@ def _of_tied(nothing: Radius, image: int, eps: float | None, methods: Sequence[s
             reason=nothing.reason,
         )
     answers = {name: replace(answer, method=name) for name in methods}
-    return Compared(image, nothing.k, nothing.within, nothing.class_idx, eps, answers, {})
+    return Compared(image, nothing.asked, eps, answers, {})
 
 
 def _images(x: Any) -> list[Any]:

@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from corgi_opt._ambient import pinned
-from corgi_opt._checks import integer
+from corgi_opt._checks import integer, resolve_device
+from corgi_opt.answering.asking import asked_of
 from corgi_opt.bounding.ascent import ascend
-from corgi_opt.bounding.corgi import corgi_bounds, corgi_cam_bounds
+from corgi_opt.bounding.corgi import corgi_bounds
 from corgi_opt.bounding.crown import crown_pass
 from corgi_opt.bounding.dual import Interval, Rows
 from corgi_opt.bounding.interval import interval_bounds
-from corgi_opt.bounding.objective import cam_bounds, pair_bounds, share_inputs
+from corgi_opt.bounding.objective import combination_bounds, interval_parts, part_bounds, share_inputs
 from corgi_opt.bounding.regions import Regions
 from corgi_opt.drawing.maps import plot_heat_map
 from corgi_opt.errors import BoundOrderError, UnknownMethodError
 from corgi_opt.network.cam import CamNetwork
+from corgi_opt.problem.asked import Asked
+from corgi_opt.problem.atoms import cam_pixels
 from corgi_opt.problem.clip import Clip
-from corgi_opt.problem.question import Question, resolve_device
-from corgi_opt.problem.region import Ball, Norm, canonical_norm
+from corgi_opt.problem.plain import plain_fields, tensor
+from corgi_opt.problem.properties import TopK
+from corgi_opt.problem.region import Ball, Norm
+from corgi_opt.problem.scene import Scene
 
 METHODS = ("ibp", "corgi", "crown", "dual")
 
@@ -38,7 +42,8 @@ class HeatMap:
     """Of one image at one eps; all maps (H, W).
 
     ``cam`` at the image; ``lower <= CAM <= upper`` proven for every image of the region; ``best`` and ``worst``: the
-    ranks (1: the brightest) between which a pixel's rank is proven to stay. ``k``: the set in question.
+    ranks (1: the brightest) between which a pixel's rank is proven to stay. ``k``: the set in question, which may be
+    tied here: ranks say what they say.
     """
 
     cam: Tensor
@@ -48,7 +53,7 @@ class HeatMap:
     worst: Tensor
     k: int
     eps: float
-    class_idx: int
+    asked: Asked
     method: str
 
     @property
@@ -74,14 +79,25 @@ class HeatMap:
             (self.worst - self.best).numpy(),
             self.inside.numpy(),
             self.outside.numpy(),
-            title=f"top-{self.k} of the CAM of class {self.class_idx} at eps={self.eps:g}, by {self.method}",
+            title=f"{self.asked.in_words} at eps={self.eps:g}, by {self.method}",
             figure=figure,
         )
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON types."""
+        return plain_fields(self)
+
+    @classmethod
+    def from_dict(cls, said: Mapping[str, Any]) -> HeatMap:
+        """What :meth:`to_dict` wrote."""
+        maps = {name: tensor(said[name]) for name in ("cam", "lower", "upper")}
+        ranks = {name: tensor(said[name], torch.long) for name in ("best", "worst")}
+        return cls(**{**said, **maps, **ranks, "asked": Asked.from_dict(said["asked"])})
 
     def __repr__(self) -> str:
         counts = (int(mask.sum()) for mask in (self.inside, self.outside, self.undecided))
         said = ", ".join(f"{n} {what}" for n, what in zip(counts, ("in", "out", "undecided"), strict=True))
-        return f"HeatMap(k={self.k}, eps={self.eps:g}, class {self.class_idx}, by {self.method}: {said})"
+        return f"HeatMap(eps={self.eps:g}, {self.asked.short}, by {self.method}: {said})"
 
 
 @pinned
@@ -91,10 +107,10 @@ def heat_map(
     *,
     eps: float,
     k: int,
-    method: str = "crown",
     class_idx: int | None = None,
     norm: Norm = "inf",
     clip: Clip = (0.0, 1.0),
+    method: str = "crown",
     device: str | torch.device = "auto",
 ) -> HeatMap:
     """What is proven of every CAM pixel of x (1, C, H, W) over all images within eps; arguments as in ``verify``.
@@ -104,75 +120,70 @@ def heat_map(
     """
     if not isinstance(method, str) or method not in METHODS:
         raise UnknownMethodError(method, METHODS)
-    where, norm = resolve_device(device), canonical_norm(norm)
-    pixels_in_all = int(np.prod(net.map_shape)) if isinstance(net, CamNetwork) else 2
-    integer("k", k, 1, max(1, pixels_in_all - 1), f" (the CAM has {pixels_in_all} pixels)")
-    # ties do not matter here: ranks say what they say
-    question = Question.ask(
-        net, x, k=_untied(net, x, class_idx), class_idx=class_idx, norm=norm, clip=clip, tie_tol=0.0
-    )
-    ball = question.checked_ball(eps)
-    pixels, bound = _bounded(question, ball, method, where)
-    low, high = (side[0].cpu().double() for side in pixels)
-    at = question.cam.flatten()
+    where, scene = resolve_device(device), Scene.of(net, x, class_idx=class_idx, norm=norm, clip=clip)
+    pixels = scene.cam.numel()
+    integer("k", k, 1, max(1, pixels - 1), f" (the CAM has {pixels} pixels)")
+    ball = scene.checked_ball(eps)
+    bounds, bound = _bounded(scene, ball, method, where)
+    low, high = (side[0].cpu().double() for side in bounds)
+    at = scene.cam.flatten()
     if bool((low > at).any() or (high < at).any()):
         raise BoundOrderError("a CAM pixel at the image lies outside its proven interval, please report this")
     above = low[:, None] > high[None, :]  # (P, P): the first is brighter for every image
     if bound is not None:
-        above |= _pairs_above(question, bound, low, high, above, where)
-    shape = question.cam.shape
+        above |= _pairs_above(scene, bound, low, high, above, where)
+    shape = scene.cam.shape
     return HeatMap(
-        cam=question.cam,
+        cam=scene.cam,
         lower=low.view(shape),
         upper=high.view(shape),
         best=(1 + above.sum(dim=0)).view(shape),
         worst=(len(at) - above.sum(dim=1)).view(shape),
         k=k,
         eps=ball.eps,
-        class_idx=question.class_idx,
+        asked=asked_of(scene, TopK(k), gap=_gap(at, k), kept=None),
         method=method,
     )
+
+
+def _gap(cam: Tensor, k: int) -> float:
+    """Between the k-th brightest pixel and the next, if there is one."""
+    order = cam.sort(descending=True).values
+    return float(order[k - 1] - order[k]) if k < len(order) else 0.0
 
 
 Bound = Callable[[str, Rows], Tensor]
 
 
-def _bounded(question: Question, ball: Ball, method: str, device: torch.device) -> tuple[Interval, Bound | None]:
+def _bounded(scene: Scene, ball: Ball, method: str, device: torch.device) -> tuple[Interval, Bound | None]:
     """Intervals (1, P) of all CAM pixels, and what bounds pairs of them, if the method does."""
-    net, regions = question.net.to(torch.float64, device), Regions.of([ball], torch.float64, device)
+    net, regions = scene.net.to(torch.float64, device), Regions.of([ball], torch.float64, device)
+    parts = cam_pixels(net.classes, scene.class_idx, scene.cam.numel())
     if method == "ibp":
-        known = interval_bounds(net.graph, regions)
-        return corgi_cam_bounds(net, question.class_idx, known[net.features]), None
-    everything = torch.ones(1, *net.map_shape, dtype=torch.bool, device=device)
-    features = corgi_bounds(net, regions)
-    found = corgi_cam_bounds(net, question.class_idx, features)
+        return interval_parts(net, parts, interval_bounds(net.graph, regions)[net.features]), None
+    found = interval_parts(net, parts, corgi_bounds(net, regions))
     if method == "corgi":
         return found, None
     relaxed = crown_pass(net.graph, regions)
     bound: Bound = relaxed.bound if method == "crown" else partial(ascend, relaxed)
-    return found.meet(cam_bounds(net, question.class_idx, bound, everything.flatten(1))), bound
+    every = torch.ones(1, len(parts), dtype=torch.bool)
+    low, high = (side.cpu() for side in found)
+    return Interval(low, high).meet(part_bounds(net, parts, bound, every, every)), bound
 
 
-def _pairs_above(
-    question: Question, bound: Bound, low: Tensor, high: Tensor, above: Tensor, device: torch.device
-) -> Tensor:
+def _pairs_above(scene: Scene, bound: Bound, low: Tensor, high: Tensor, above: Tensor, device: torch.device) -> Tensor:
     """Pairs (P, P) of overlapping intervals whose first pixel is brighter for every image after all."""
-    at = question.cam.flatten()
+    at = scene.cam.flatten()
+    net, parts = scene.net.to(torch.float64, device), cam_pixels(scene.net.classes, scene.class_idx, len(at))
     i, j = torch.nonzero((at[:, None] > at[None, :]) & ~above, as_tuple=True)
     pairs = torch.stack([i, j], dim=1)
-    pairs = pairs[share_inputs(question.net, pairs)]
+    signs = torch.tensor([[1.0, -1.0]], dtype=torch.float64)
+    pairs = pairs[share_inputs(scene.net, parts, pairs, signs.expand(len(pairs), 2))]
     overlap = high[pairs[:, 1]] - low[pairs[:, 0]]
     pairs = pairs[torch.argsort(overlap, stable=True)[:MOST_PAIRS]]
     found = torch.zeros_like(above)
     if len(pairs):
-        net, case = question.net.to(torch.float64, device), torch.zeros(len(pairs), dtype=torch.long, device=device)
-        values = pair_bounds(net, question.class_idx, bound, pairs.to(device), case).cpu().double()
+        case = torch.zeros(len(pairs), dtype=torch.long)
+        values = combination_bounds(net, parts, bound, pairs, signs.expand(len(pairs), 2), case).cpu().double()
         found[pairs[:, 0], pairs[:, 1]] = values > 0
     return found
-
-
-def _untied(net: CamNetwork, x: Tensor, class_idx: int | None) -> int:
-    """Some k at which the image has no tie: a Question needs one, a heat map does not."""
-    cam = net.model_cam(net.image(x), net.class_index(net.image(x), class_idx)).flatten().sort(descending=True).values
-    gaps = cam[:-1] - cam[1:]
-    return int(gaps.argmax()) + 1

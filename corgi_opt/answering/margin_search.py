@@ -14,32 +14,37 @@ from torch import Tensor
 
 from corgi_opt._ambient import pinned
 from corgi_opt._checks import check_rtol
-from corgi_opt._deadline import Deadline, check_time_limit
+from corgi_opt._deadline import Deadline
 from corgi_opt._progress import Report, reporting, silent
-from corgi_opt.answering.backends import check_solver, named_solver
+from corgi_opt.answering.asking import Means, asked, chosen_property
+from corgi_opt.answering.backends import named_solver
 from corgi_opt.answering.prover import Prover
 from corgi_opt.answering.verdict import ATTACK_SHARE, CORGI_SHARE
 from corgi_opt.bounding.margins import Margins
 from corgi_opt.encode.big_m import big_m
 from corgi_opt.encode.expressions import Expressions
 from corgi_opt.encode.triangle import triangle
-from corgi_opt.errors import BoundOrderError, Interrupted, NumericalError
-from corgi_opt.methods import TABLE, check_method
+from corgi_opt.errors import BoundOrderError, InputError, Interrupted, NumericalError
+from corgi_opt.methods import TABLE
 from corgi_opt.network.cam import CamNetwork
 from corgi_opt.problem.clip import Clip
-from corgi_opt.problem.question import Question, resolve_device
-from corgi_opt.problem.region import Norm, canonical_norm
+from corgi_opt.problem.properties import Property
+from corgi_opt.problem.question import Question
+from corgi_opt.problem.region import Norm
 from corgi_opt.problem.results import CORGI_CUT_OFF, Proof, Verdict
-from corgi_opt.search.attack import Pairs, drive_apart, rank_targets, replay
+from corgi_opt.problem.scene import Scene
+from corgi_opt.search.atom import AtomSolver, PartExpressions
+from corgi_opt.search.attack import Atoms, drive_down, rank_targets, replay
 from corgi_opt.search.decide import Branched, Decider, SolvedProgram
-from corgi_opt.search.pairs import CamExpressions, PairSolver
 
-DRIVEN_PAIRS = 12
-"""Pairs that PGD drives apart, the most likely ones first."""
+DRIVEN = 12
+"""Atoms that PGD drives down, the most likely ones first."""
 
 
 class MarginSearch:
-    """Bounds on the margin of one question at one eps, method by method; weaker methods first. Top-k sets only.
+    """Bounds on the margin of one question at one eps, method by method; weaker methods first.
+
+    Only for a property of which every atom has to hold, and without premises: what else there is only counts.
 
     ``rtol``: an exact method ends when both sides are within ``rtol`` times the margin at the image.
     """
@@ -55,13 +60,13 @@ class MarginSearch:
     ) -> None:
         self.question, self.ball, self.device = question, question.checked_ball(eps), device
         self.seconds: dict[str, float] = {}
-        self._tolerance = rtol * question.topk.gap
+        self._tolerance = rtol * question.gap
         self._solver_of, self._report = solvers, report
         self._image: Tensor = self.ball.center
         self.upper = question.margin(self._image)
         self._margins: Margins | None = None
         self._corgi = math.nan
-        self._proofs: dict[tuple[int, int], Proof] = {}
+        self._proofs: dict[int, Proof] = {}
 
     def run(self, method: str, deadline: Deadline) -> Verdict:
         """The bound of one method, or what is known when time is over."""
@@ -83,13 +88,13 @@ class MarginSearch:
             return
         start = time.monotonic()
         targets = rank_targets(self.question, self.device)
-        assert isinstance(targets, Pairs)  # no rivals are allowed here
-        for i, j in targets.pairs[:DRIVEN_PAIRS].tolist():
+        assert isinstance(targets, Atoms)  # every atom has to hold
+        for atom in targets.which[:DRIVEN].tolist():
             if deadline.over or self.ball.eps == 0:
                 break
-            self._meet(drive_apart(self.question, self.ball, (i, j)))
+            self._meet(drive_down(self.question, self.ball, atom))
         self.seconds["attack"] = time.monotonic() - start
-        # a pair that differs by more than the margin is known to be needs no better bound
+        # an atom above what the margin is known to be needs no better bound
         self._margins = Margins(self.question, [self.ball.eps], torch.float64, self.device, goal=self.upper)
 
     def _bounded(self, method: str, deadline: Deadline) -> str:
@@ -123,8 +128,8 @@ class MarginSearch:
                 self._corgi = float(self._margins.corgi(deadline.within(CORGI_SHARE * deadline.left))[0])
 
     def _solved(self, method: str, deadline: Deadline) -> str:
-        """Pair by pair, always the lowest bound: when that is as sharp as the method gets, so is the margin."""
-        margins, topk = self._margins, self.question.topk
+        """Atom by atom, always the lowest bound: when that is as sharp as the method gets, so is the margin."""
+        margins = self._margins
         assert margins is not None
         margins.crown(deadline)
         assert margins.relaxed is not None  # crown has computed it
@@ -132,30 +137,28 @@ class MarginSearch:
         # phases say what the planes of pooling windows do, exactly
         known = margins.relaxed.only(0)
         bounded = replace(known, planes={}) if exact else known
-        cam = CamExpressions(self.question, Expressions(self.question.net.graph, bounded))
-        solve = PairSolver(self.question, self.ball, cam, self._decider(method, solver)).solve
+        parts = PartExpressions(self.question, Expressions(self.question.net.graph, bounded))
+        solve = AtomSolver(self.question, self.ball, parts, self._decider(method, solver)).solve
         done: set[int] = set()
         while True:
-            entry = int(margins.lower[0].argmin())
-            lowest = float(margins.lower[0].flatten()[entry])
-            if entry in done or (exact and lowest >= self.upper - self._tolerance):
+            atom = int(margins.lower[0].argmin())
+            lowest, named = float(margins.lower[0, atom]), self.question.groups.named(atom)
+            if atom in done or (exact and lowest >= self.upper - self._tolerance):
                 return ""
             if deadline.over:
                 return "time limit"
-            row, column = divmod(entry, margins.lower.shape[2])
-            pair = int(topk.top[row]), int(topk.rivals[column])
-            self._report(f"eps {self.ball.eps:.4g}, margin in [{lowest:.4g}, {self.upper:.4g}], pixels {pair}")
+            self._report(f"eps {self.ball.eps:.4g}, margin in [{lowest:.4g}, {self.upper:.4g}], {named}")
             before, goal = self.upper, self.upper - (self._tolerance if exact else 0.0)
-            answer = solve(pair, deadline, goal)
+            answer = solve(atom, deadline, goal)
             if answer.image is not None:
                 self._meet(answer.image)
             if answer.lower > lowest:
-                margins.lower[0, row, column] = answer.lower
-                self._proofs[row, column] = answer.proof
+                margins.lower[0, atom] = answer.lower
+                self._proofs[atom] = answer.proof
             if not exact:
-                done.add(entry)
+                done.add(atom)
             elif not (answer.lower > lowest or self.upper < before):
-                return answer.reason or f"the bound of pixels {pair[0]} and {pair[1]} gets no sharper"
+                return answer.reason or f"the bound of {named} gets no sharper"
 
     def _corgi_cut_off(self, method: str) -> dict[str, float]:
         return {CORGI_CUT_OFF: 1.0} if math.isnan(self._corgi) and method != "ibp" else {}
@@ -200,11 +203,9 @@ class MarginSearch:
             leaves = named_solver(None, "bab", self.question.norm)
             prover = Prover(self.question, self.ball, witness, leaves, self.device)
         return Verdict(
+            asked=asked(self.question),
             status=status,  # type: ignore[arg-type]
             eps=self.ball.eps,
-            k=self.question.topk.k,
-            within=self.question.topk.within,
-            class_idx=self.question.class_idx,
             margin_lower=self.lower,
             margin_upper=self.upper,
             corgi_margin=self._corgi,
@@ -223,17 +224,17 @@ def tight_margin(
     x: Tensor,
     *,
     eps: float,
-    k: int,
-    method: str = "bab",
-    rtol: float = 0.01,
+    k: int | None = None,
+    property: Property | str | None = None,
     class_idx: int | None = None,
     norm: Norm = "inf",
     clip: Clip = (0.0, 1.0),
-    time_limit: float = 300.0,
     tie_tol: float | None = None,
+    method: str = "bab",
+    rtol: float = 0.01,
     solver: str | None = None,
     device: str | torch.device = "auto",
-    seed: int = 0,
+    time_limit: float = 300.0,
     progress: bool | None = None,
 ) -> Verdict:
     """The best bounds of one method on the margin at one eps; arguments as in :func:`corgi_opt.verify`.
@@ -242,10 +243,19 @@ def tight_margin(
     method ends when they are within ``rtol`` times the margin at the image itself. ``seed`` plays no part: the search
     draws nothing. Raises as :func:`corgi_opt.verify`.
     """
-    norm = canonical_norm(norm)
-    chosen = check_method(method, norm).name
-    deadline, where = check_time_limit(time_limit), resolve_device(device)
-    tolerance, backend = check_rtol(rtol), check_solver(solver, chosen, norm)
-    question = Question.ask(net, x, k=k, class_idx=class_idx, norm=norm, clip=clip, tie_tol=tie_tol)
+    means = Means.of(method=method, norm=norm, solver=solver, device=device, time_limit=time_limit)
+    tolerance, wanted = check_rtol(rtol), chosen_property(property, k, None)
+    question = Question.ask(Scene.of(net, x, class_idx=class_idx, norm=norm, clip=clip), wanted, tie_tol=tie_tol)
+    require_margins(question)
     with reporting(progress, "margin") as report:
-        return MarginSearch(question, eps, where, tolerance, lambda _: backend, report).run(chosen, deadline)
+        search = MarginSearch(question, eps, means.device, tolerance, lambda _: means.solver, report)
+        return search.run(means.method.name, means.deadline)
+
+
+def require_margins(question: Question) -> None:
+    """Raises InputError for a question whose margin no method bounds."""
+    if question.premises is not None or not question.groups.every:
+        raise InputError(
+            "margins at fixed eps are those of properties of which every part has to hold, of all images: neither "
+            "within nor keep_class goes with eps"
+        )

@@ -23,7 +23,7 @@ def plain_network(net: CamNetwork) -> Network:
     for name in names:
         node = net.graph[name]
         nodes.append(Node(PLAIN[type(node.op)](node.op), tuple(place[i] for i in node.inputs), node.shape))
-    return Network(tuple(nodes), place[net.features], array(net.weight))
+    return Network(tuple(nodes), place[net.features], array(net.weight), array(net.bias))
 
 
 def array(values: torch.Tensor) -> Array:

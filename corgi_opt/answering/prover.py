@@ -1,13 +1,14 @@
 """Certificates: what has been decided, written down so that somebody else can check it.
 
 Proofs are built on the checker's own bounds (proof/bounds.py), with whatever multipliers our searches find: first what
-CROWN proves of neurons, pixels and pairs, then a tree by branch and bound for each pair that is left.
+CROWN proves of neurons, parts and atoms, then a tree by branch and bound for each atom that is left.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -21,22 +22,26 @@ from corgi_opt.answering.plain import plain_network as plain_network
 from corgi_opt.bounding.crown import Bounded
 from corgi_opt.bounding.dual import Interval
 from corgi_opt.encode.expressions import Expressions
-from corgi_opt.errors import CertificateError, InputError, ProofError
+from corgi_opt.errors import CertificateError, CorgiError, InputError, ProofError
 from corgi_opt.network.cam import CamNetwork, from_torch
+from corgi_opt.problem.atoms import Groups
+from corgi_opt.problem.properties import property_from
 from corgi_opt.problem.question import Question
 from corgi_opt.problem.region import Ball
 from corgi_opt.problem.results import Verdict, Witness
+from corgi_opt.problem.scene import Scene
 from corgi_opt.proof.arithmetic import Float64
 from corgi_opt.proof.bounds import Bounds, Claims
-from corgi_opt.proof.certificate import Certificate, Claim, PixelTree
+from corgi_opt.proof.certificate import Certificate, Claim, PartTree
 from corgi_opt.proof.checker import Checked, Margins, check, require_inside
 from corgi_opt.proof.network import Network
 from corgi_opt.proof.operations import Relu
 from corgi_opt.proof.region import Region
+from corgi_opt.proof.statement import Statement, TopPixels
 from corgi_opt.proof.tree import Tree
+from corgi_opt.search.atom import AtomSolver, PartExpressions
 from corgi_opt.search.decide import Branched
 from corgi_opt.search.leaves import Leaves
-from corgi_opt.search.pairs import CamExpressions, PairSolver
 
 SLACK = 1e-9
 """What claimed bounds leave, of their layer's largest, and trees, of the question's scale, for the rounding of another
@@ -91,7 +96,8 @@ def check_certificate(path: str | Path, model: nn.Module | CamNetwork, *, exact:
     """Proves the claim of a certificate file anew, for the network that ``model`` is.
 
     The check itself needs numpy only and none of the code that searched (corgi_opt.proof.checker); reading the model
-    (torch.export to affine + ReLU) is what it shares with it. ``exact``: in rational arithmetic, for small networks.
+    (torch.export to affine + ReLU), and what the property says there, it shares with that. ``exact``: in rational
+    arithmetic, for small networks.
 
     Raises CertificateError for a damaged file, ProofError for one that is about another network or proves nothing.
     """
@@ -100,7 +106,39 @@ def check_certificate(path: str | Path, model: nn.Module | CamNetwork, *, exact:
         model = from_torch(model, torch.from_numpy(certificate.claim.region.center.copy())[None].float())
     if not isinstance(model, CamNetwork):
         raise InputError(f"model must be a torch module or a CamNetwork, got {type(model).__name__}")
-    return check(certificate, plain_network(model), exact=exact)
+    found = check(certificate, plain_network(model), exact=exact)
+    _require_said(certificate.claim, model)
+    return found
+
+
+def _require_said(claim: Claim, net: CamNetwork) -> None:
+    """Raises ProofError where a statement is not what the property it is said to be says of this network and image."""
+    if isinstance(claim.says, TopPixels):
+        return  # that is the statement itself
+    said, region = dict(claim.said), claim.region
+    try:
+        class_idx, what = said.pop("class_idx"), property_from(said)
+        center = torch.from_numpy(region.center.copy())[None]
+        scene = Scene.of(net, center, class_idx=class_idx, norm=region.norm, clip=region.clip)
+        same = _same(_statement(what.pose(scene, 0.0)), claim.says)
+    except (CorgiError, KeyError) as error:
+        raise ProofError(f"its statement is proven, but not that it is {claim.said}: {error}") from error
+    if not same:
+        raise ProofError(f"its statement is proven, but it is not what {claim.said} says of this network and image")
+
+
+def _same(first: Statement, second: Statement) -> bool:
+    """Whether two statements say the same, in whatever order: of pixels nearly as bright, another machine may have
+    another one."""
+    alike = all(np.array_equal(getattr(first, n), getattr(second, n)) for n in ("heads", "head", "place"))
+    return alike and _groups_of(first) == _groups_of(second)
+
+
+def _groups_of(statement: Statement) -> list[tuple[int, list[tuple[float, ...]]]]:
+    coefs = np.broadcast_to(statement.coefs, statement.terms.shape)
+    atoms = [tuple(row) for row in np.hstack([statement.terms, coefs]).tolist()]
+    groups = zip(statement.need.tolist(), statement.members.tolist(), strict=True)
+    return sorted((need, sorted(atoms[a] for a in members if a >= 0)) for need, members in groups)
 
 
 def falsified(question: Question, ball: Ball, witness: Witness) -> Certificate:
@@ -121,10 +159,10 @@ def falsified(question: Question, ball: Ball, witness: Witness) -> Certificate:
 
 
 def certified(question: Question, ball: Ball, solver: Backend, device: torch.device, deadline: Deadline) -> Certificate:
-    """A proof that the top-k set stays, or that each of its pixels stays among the ``within`` brightest.
+    """A proof that the property holds.
 
-    Raises CertificateError where none is found: the claim is false, time is over, or rivals have to be counted or the
-    class to be kept, which only MILPs do so far.
+    Raises CertificateError where none is found: the claim is false, time is over, or atoms have to be counted or
+    premises kept to, which only MILPs do so far.
     """
     network = plain_network(question.net)
     claim = _claim("certified", question, ball, network)
@@ -137,19 +175,29 @@ def certified(question: Question, ball: Ball, solver: Backend, device: torch.dev
             found = _claims(bounds, node)
             bounds.take(node, found)
             claims[node] = found
-    margins = Margins(bounds, claim)
-    margins.bound_pairs()
+    assert isinstance(claim.says, Statement)
+    margins = Margins(bounds, claim.says)
+    margins.bound_atoms()
     trees = _trees(question, ball, margins, solver, device, deadline)
     if not margins.margin > 0:
         raise CertificateError(f"the margin is only proven to be above {margins.margin:.6g}")
     return Certificate(claim, claims, tuple(trees))
 
 
-def _claim(kind: str, question: Question, ball: Ball, network: Network) -> Claim:
+def _claim(kind: Literal["certified", "falsified"], question: Question, ball: Ball, network: Network) -> Claim:
     region = Region(ball.center[0].numpy(), ball.eps, ball.norm, ball.box)
-    topk = question.topk
-    top = tuple(sorted(topk.top.tolist()))
-    return Claim(kind, network.sha256, region, question.class_idx, top, topk.within)  # type: ignore[arg-type]
+    statement = _statement(question.groups)
+    sha256 = network.sha256_of_logits if statement.logits else network.sha256
+    return Claim(kind, sha256, region, statement, {**question.property.to_dict(), "class_idx": question.class_idx})
+
+
+def _statement(groups: Groups) -> Statement:
+    """What a property says at an image, as a certificate has it."""
+    same = bool((groups.coefs == groups.coefs[:1]).all())
+    coefs = groups.coefs[:1] if same else groups.coefs
+    parts = groups.parts
+    arrays = (parts.heads, parts.head, parts.place, groups.terms, coefs, groups.members, groups.need, groups.anchors)
+    return Statement(*(np.ascontiguousarray(array.numpy()) for array in arrays))
 
 
 def _claims(bounds: Bounds, node: int) -> Claims:
@@ -165,8 +213,8 @@ def _claims(bounds: Bounds, node: int) -> Claims:
 
 def _trees(
     question: Question, ball: Ball, margins: Margins, solver: Backend, device: torch.device, deadline: Deadline
-) -> list[PixelTree]:
-    """Trees for the pairs that are open, the most doubtful first where all have to hold, else the least."""
+) -> list[PartTree]:
+    """Trees for the atoms that are open, the most doubtful first where all have to hold, else the least."""
     names = question.net.graph.ancestors(question.net.features)
     bounds = margins.bounds
     intervals = {
@@ -175,20 +223,25 @@ def _trees(
     }
     expressions = Expressions(question.net.graph, Bounded(intervals, {}))
     branched = Branched(solver, device, SLACK * question.scale, keep_leaves=True)
-    solve = PairSolver(question, ball, CamExpressions(question, expressions), branched).solve
-    trees = []
-    for pair in margins.open_pairs().tolist():
-        if tuple(pair) not in {tuple(p) for p in margins.open_pairs().tolist()}:
-            continue  # a tree of one of its pixels has settled it
-        answer = solve((pair[0], pair[1]), deadline)
+    parts = PartExpressions(question, expressions)
+    solve = AtomSolver(question, ball, parts, branched).solve
+    trees: list[PartTree] = []
+    place = {name: at for at, name in enumerate(names)}
+    for atom in margins.open_atoms().tolist():
+        if atom not in set(margins.open_atoms().tolist()) or bool(question.ahead[atom]):
+            continue  # a tree of one of its parts has settled it, or nobody can
+        answer = solve(atom, deadline)
         if not answer.lower > 0 or None in answer.trees:
-            if question.topk.allowed:
+            if not question.groups.every:
                 continue
-            raise CertificateError(f"pixels {pair[0]} and {pair[1]} are not decided ({answer.reason or 'no proof'})")
-        signed = [(tuple(pair), (1, -1))] if len(answer.trees) == 1 else [((pair[0],), (1,)), ((pair[1],), (-1,))]
-        for (pixels, signs), leaves in zip(signed, answer.trees, strict=True):
+            why = answer.reason or "no proof"
+            raise CertificateError(f"{question.groups.named(atom)} are not decided ({why})")
+        terms = parts.terms(atom)
+        about = [terms] if len(answer.trees) == 1 else [[term] for term in terms]
+        for some, leaves in zip(about, answer.trees, strict=True):
             assert leaves is not None
-            proof = PixelTree(pixels, signs, _tree(expressions, {n: at for at, n in enumerate(names)}, leaves))
+            found = tuple(part for part, _ in some), tuple(coef for _, coef in some)
+            proof = PartTree(*found, _tree(expressions, place, leaves))
             margins.add_tree(proof)
             trees.append(proof)
     return trees

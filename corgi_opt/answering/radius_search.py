@@ -14,19 +14,22 @@ from torch import Tensor
 
 from corgi_opt._ambient import pinned
 from corgi_opt._checks import check_rtol
-from corgi_opt._deadline import Deadline, check_time_limit
+from corgi_opt._deadline import Deadline
 from corgi_opt._progress import Report, reporting, silent
-from corgi_opt.answering.backends import check_solver, named_solver
+from corgi_opt.answering.asking import Means, asked, asked_of, chosen_property
+from corgi_opt.answering.backends import named_solver
 from corgi_opt.answering.ladder import Ladder
 from corgi_opt.answering.prover import Prover
 from corgi_opt.answering.verdict import ATTACK_SHARE, CORGI_FIRST, CORGI_SHARE, climb
 from corgi_opt.errors import BoundOrderError, Interrupted, NumericalError, TieError
-from corgi_opt.methods import TABLE, check_method, settled_by, up_to, weakest_first
+from corgi_opt.methods import TABLE, settled_by, up_to, weakest_first
 from corgi_opt.network.cam import CamNetwork
 from corgi_opt.problem.clip import Clip
-from corgi_opt.problem.question import Question, resolve_device
-from corgi_opt.problem.region import Norm, canonical_norm
+from corgi_opt.problem.properties import Property
+from corgi_opt.problem.question import Question
+from corgi_opt.problem.region import Norm
 from corgi_opt.problem.results import CORGI_CUT_OFF, Proof, Radius, Verdict, Witness
+from corgi_opt.problem.scene import Scene
 from corgi_opt.search.attack import PgdOptions, attack_radius, polish, rank_targets, shrink
 from corgi_opt.search.closing import NEAR, Closing, Probe
 from corgi_opt.search.crossing import Crossing, Point
@@ -87,7 +90,7 @@ class RadiusSearch:
         span = float(question.x.max() - question.x.min()) or 1.0
         self.largest = min(question.whole_range, 10.0 * span)
         self.nearest: Witness | None = None
-        self._best = Certified(0.0, question.topk.gap, "float64", "")  # of all methods, for who interrupts
+        self._best = Certified(0.0, question.gap, "float64", "")  # of all methods, for who interrupts
         self.seconds: dict[str, float] = {}
         self._attacked: float | None = None
         self._attack_cut = False
@@ -122,11 +125,9 @@ class RadiusSearch:
         upper = self.nearest.distance if self.nearest is not None else float("inf")
         stats = {f"seconds_{name}": s for name, s in self.seconds.items()}
         return Radius(
+            asked=asked(self.question),
             lower=found.eps,
             upper=upper,
-            k=self.question.topk.k,
-            within=self.question.topk.within,
-            class_idx=self.question.class_idx,
             method=settled_by(method, found.proof),
             corgi=float("nan") if corgi is None else corgi.eps,
             attack=float("nan") if self._attacked is None else self._attacked,
@@ -189,7 +190,7 @@ class RadiusSearch:
     def _limit(self, method: str, deadline: Deadline) -> Certified:
         """Where a relaxation's margin crosses zero. Every step is proven, so that what is had at any time is certified.
 
-        It begins at the nearest witness: a pass there leaves few neurons and pairs open for all smaller eps.
+        It begins at the nearest witness: a pass there leaves few neurons and atoms open for all smaller eps.
         """
         low = self._known_below(method)
         crossing = self._crossing(method, self._upper())
@@ -207,10 +208,10 @@ class RadiusSearch:
         low = self._known_below(method).point
         if method not in self._crossings or (method in self._certified and self._crossings[method].forgone):
             high = Point(self._upper(), -math.inf)
-            # what the one before left is near, and its ladders leave few pairs open
+            # what the one before left is near, and its ladders leave few atoms open
             at = None if _first(method) else first
             if at is not None:
-                low = Point(low.eps, self.question.topk.gap)  # a weaker margin says nothing here
+                low = Point(low.eps, self.question.gap)  # a weaker margin says nothing here
                 if self._attack_cut and self.nearest is None:
                     at = self._linear  # the attack was stopped before it met anything: about there it would have
             self._crossings[method] = Crossing(low, high, self.rtol, at)
@@ -240,10 +241,10 @@ class RadiusSearch:
         A CROWN pass comes first, from which all smaller eps profit. Where it was cheap, a tree is tried at once, and
         CROWN's radius is taken when that stays undecided; where it was not, before anything else.
         """
-        pairwise = self.question.topk.allowed == 0
+        alone = self.question.groups.every
         crown = self._crossing("crown", self._upper() / (1 + NEAR * self.rtol))
         low, cheap = self._known_below(method), False
-        if pairwise and not crown.begun and not crown.closed and not deadline.over:
+        if alone and not crown.begun and not crown.closed and not deadline.over:
             start, allowed = time.monotonic(), CHEAP * deadline.left
             low = max(low, self._step("crown", crown, deadline), key=lambda c: c.eps)
             cheap = not crown.forgone and time.monotonic() - start <= allowed
@@ -292,7 +293,8 @@ class RadiusSearch:
         best = shrink(self.question, witness)
         while step > self.rtol / 8 and not deadline.over:
             ball = self.question.ball(best.distance / (1 + step))
-            closer = polish(self.question, ball, best.image, best.pair)
+            worst = self.question.groups.worst(self.question.see(best.image).atoms)
+            closer = polish(self.question, ball, best.image, worst)
             if closer is None:
                 step /= 2
             else:
@@ -307,7 +309,7 @@ class RadiusSearch:
 
     def _known_below(self, method: str) -> Certified:
         """What this method and those below it have certified already; eps 0 is certified by the image itself."""
-        start = Certified(0.0, self.question.topk.gap, "float64", "")
+        start = Certified(0.0, self.question.gap, "float64", "")
         known = [c for m, c in self._certified.items() if m in up_to(method)]
         best = max([start, *known], key=lambda c: c.eps)
         return Certified(best.eps, best.margin, best.proof, "")
@@ -370,22 +372,23 @@ def radius(
     net: CamNetwork,
     x: Tensor,
     *,
-    k: int,
-    method: str = "auto",
-    rtol: float = 0.01,
+    k: int | None = None,
+    within: int | None = None,
+    property: Property | str | None = None,
+    keep_class: bool = False,
     class_idx: int | None = None,
     norm: Norm = "inf",
     clip: Clip = (0.0, 1.0),
-    time_limit: float = 600.0,
     tie_tol: float | None = None,
-    within: int | None = None,
-    keep_class: bool = False,
+    method: str = "auto",
+    rtol: float = 0.01,
     solver: str | None = None,
     device: str | torch.device = "auto",
     seed: int = 0,
+    time_limit: float = 600.0,
     progress: bool | None = None,
 ) -> Radius:
-    """The two-sided bracket of the largest eps at which the k brightest CAM pixels of x cannot change.
+    """The two-sided bracket of the largest eps up to which a property holds: the k brightest CAM pixels cannot change.
 
     Arguments as in :func:`corgi_opt.verify`. ``rtol``: relative resolution; for an exact method the bracket closes to
     ``upper / lower <= 1 + rtol`` unless ``reason`` says why not, for a relaxation ``lower`` is within rtol of the
@@ -396,33 +399,20 @@ def radius(
     (``Radius.corgi_cut_off`` says where that was not enough). CROWN's comes before the first tree or MILP unless a
     pass of it is next to nothing. An exact probe has few seconds, which double where they decide nothing.
     """
-    norm = canonical_norm(norm)
-    chosen = check_method(method, norm).name
-    deadline, where = check_time_limit(time_limit), resolve_device(device)
-    tolerance = check_rtol(rtol)
-    backend = check_solver(solver, chosen, norm)
+    means = Means.of(method=method, norm=norm, solver=solver, device=device, time_limit=time_limit)
+    tolerance, wanted = check_rtol(rtol), chosen_property(property, k, within)
+    scene = Scene.of(net, x, class_idx=class_idx, norm=norm, clip=clip)
     try:
-        question = Question.ask(
-            net,
-            x,
-            k=k,
-            class_idx=class_idx,
-            norm=norm,
-            clip=clip,
-            tie_tol=tie_tol,
-            within=within,
-            keep_class=keep_class,
-        )
+        question = Question.ask(scene, wanted, tie_tol=tie_tol, keep_class=keep_class)
     except TieError as tie:
-        return tied(net, x, k, within, class_idx, chosen, str(tie))
+        return tied(scene, wanted, keep_class, means.method.name, str(tie))
     with reporting(progress, "radius") as report:
-        search = RadiusSearch(question, where, PgdOptions(seed=seed), tolerance, lambda _: backend, report)
-        return search.run(chosen, deadline)
+        options = PgdOptions(seed=seed)
+        search = RadiusSearch(question, means.device, options, tolerance, lambda _: means.solver, report)
+        return search.run(means.method.name, means.deadline)
 
 
-def tied(
-    net: CamNetwork, x: Tensor, k: int, within: int | None, class_idx: int | None, method: str, reason: str
-) -> Radius:
-    """The radius of an image whose top-k set is not defined."""
-    chosen = net.class_index(x, class_idx)
-    return Radius(0.0, 0.0, k, k if within is None else within, chosen, method, 0.0, 0.0, None, None, reason)
+def tied(scene: Scene, property: Property, keep_class: bool, method: str, reason: str) -> Radius:
+    """The radius of an image at which a property is not defined, or does not hold."""
+    about = asked_of(scene, property, gap=0.0, kept=scene.predicted if keep_class else None)
+    return Radius(about, 0.0, 0.0, method, 0.0, 0.0, None, None, reason)

@@ -1,4 +1,4 @@
-"""The verdict for one eps: CORGI, attack, CROWN, then dual ascent, LP, MILP or branch and bound for the pairs left.
+"""The verdict for one eps: CORGI, attack, CROWN, then dual ascent, LP, MILP or branch and bound for the atoms left.
 
 The paper's bound comes first where it is quick. Else it comes last, to stand beside the answer.
 """
@@ -16,18 +16,21 @@ from corgi_solvers import Backend
 from torch import Tensor
 
 from corgi_opt._ambient import pinned
-from corgi_opt._deadline import Deadline, check_time_limit
+from corgi_opt._deadline import Deadline
 from corgi_opt._progress import reporting
+from corgi_opt.answering.asking import Means, asked, chosen_property
 from corgi_opt.answering.backends import check_solver, named_solver
 from corgi_opt.answering.ladder import Ladder
 from corgi_opt.answering.prover import Prover, checked
 from corgi_opt.errors import InputError, Interrupted, NumericalError
-from corgi_opt.methods import Method, check_method, settled_by
+from corgi_opt.methods import Method, settled_by
 from corgi_opt.network.cam import CamNetwork
 from corgi_opt.problem.clip import Clip
-from corgi_opt.problem.question import Question, resolve_device
-from corgi_opt.problem.region import Norm, canonical_norm
+from corgi_opt.problem.properties import Property
+from corgi_opt.problem.question import Question
+from corgi_opt.problem.region import Norm
 from corgi_opt.problem.results import CORGI_CUT_OFF, Verdict
+from corgi_opt.problem.scene import Scene
 from corgi_opt.search.attack import PgdOptions, rank_targets
 
 ATTACK_SHARE = 0.25
@@ -126,8 +129,7 @@ def _bounded_and_solved(ladder: Ladder, method: Method, solver: Backend, deadlin
 def settle(ladder: Ladder, method: str, reason: str, corgi: float) -> Verdict:
     """The verdict that the ladder's state supports: a proven bound certifies, a replayed witness falsifies."""
     question, witness = ladder.question, ladder.witness
-    at_center = float(question.topk.margin(question.cam[None])[0])
-    upper = at_center if witness is None else min(at_center, witness.margin)
+    upper = question.gap if witness is None else min(question.gap, witness.margin)
     if witness is not None:
         status, reason = "falsified", reason or witness.what_changed
     elif ladder.certified:
@@ -135,11 +137,9 @@ def settle(ladder: Ladder, method: str, reason: str, corgi: float) -> Verdict:
     else:
         status, reason = "unknown", reason or "undecided"
     return Verdict(
+        asked=asked(question),
         status=status,  # type: ignore[arg-type]
         eps=ladder.ball.eps,
-        k=question.topk.k,
-        within=question.topk.within,
-        class_idx=question.class_idx,
         margin_lower=ladder.margin,
         margin_upper=upper,
         corgi_margin=corgi,
@@ -157,22 +157,23 @@ def verify(
     x: Tensor,
     *,
     eps: float,
-    k: int,
-    method: str = "auto",
+    k: int | None = None,
+    within: int | None = None,
+    property: Property | str | None = None,
+    keep_class: bool = False,
     class_idx: int | None = None,
     norm: Norm = "inf",
     clip: Clip = (0.0, 1.0),
-    time_limit: float = 300.0,
     tie_tol: float | None = None,
-    within: int | None = None,
-    keep_class: bool = False,
+    method: str = "auto",
     solver: str | None = None,
+    proof: Literal["float64", "checked"] = "float64",
     device: str | torch.device = "auto",
     seed: int = 0,
+    time_limit: float = 300.0,
     progress: bool | None = None,
-    proof: Literal["float64", "checked"] = "float64",
 ) -> Verdict:
-    """Whether the k brightest CAM pixels stay the same for every image within eps of x.
+    """Whether a property holds for every image within eps of x: that the k brightest CAM pixels stay the same.
 
     x (1, C, H, W) and eps are in the units of the network's input; ``norm``: "inf", "2" or "1". ``method``: "ibp",
     "corgi", "crown", "dual" (bounds), "lp" (triangle relaxation on the pairs left), "milp" (exact; norms "inf" and
@@ -180,7 +181,8 @@ def verify(
     lp, milp and the linear programs of bab: "highs" (default), "pulp:cbc", "cvxpy:clarabel" ... ``clip``: the box
     images live in, or None.
 
-    ``within``: asks only that each of the k brightest stays among the ``within`` brightest (default k: the set stays).
+    ``k``: the k brightest pixels stay the k brightest; with ``within``, each of them stays among the ``within``
+    brightest. They are short for ``property=co.TopK(k, within)``; other properties have no short form.
     ``keep_class``: only images that keep the predicted class count as counterexamples.
 
     ``time_limit``: total seconds, kept to about two; what is proven by then is the verdict. CORGI's bound beside it has
@@ -194,29 +196,25 @@ def verify(
     Raises InputError, UnknownMethodError, TieError; MissingPackageError where the solver is not installed;
     BoundOrderError if bounds contradict each other.
     """
-    norm = canonical_norm(norm)
-    chosen, deadline, where = check_method(method, norm), check_time_limit(time_limit), resolve_device(device)
-    backend_ = check_solver(solver, chosen.name, norm)
+    means = Means.of(method=method, norm=norm, solver=solver, device=device, time_limit=time_limit)
     if proof not in ("float64", "checked"):
         raise InputError(f"proof must be 'float64' or 'checked', got {proof!r}")
-    if proof == "checked":
-        check_solver(None, "bab", norm)  # a proof's leaves ask the default
-    question = Question.ask(
-        net, x, k=k, class_idx=class_idx, norm=norm, clip=clip, tie_tol=tie_tol, within=within, keep_class=keep_class
-    )
+    wanted = chosen_property(property, k, within)
+    scene = Scene.of(net, x, class_idx=class_idx, norm=norm, clip=clip)
+    leaves = check_solver(None, "bab", scene.norm) if proof == "checked" else named_solver(None, "bab", scene.norm)
+    question = Question.ask(scene, wanted, tie_tol=tie_tol, keep_class=keep_class)
     with reporting(progress, "verify") as report:
-        ladder = Ladder(question, eps, where, report=report)
+        ladder = Ladder(question, eps, means.device, report=report)
 
         def attack() -> None:
-            share = deadline.within(ATTACK_SHARE * float(time_limit))
-            ladder.attack(rank_targets(question, where), PgdOptions(seed=seed), share)
+            share = means.deadline.within(ATTACK_SHARE * means.seconds)
+            ladder.attack(rank_targets(question, means.device), PgdOptions(seed=seed), share)
 
         try:
-            verdict = climb(ladder, chosen, attack, backend_, deadline, CORGI_SHARE * float(time_limit))
+            verdict = climb(ladder, means.method, attack, means.solver, means.deadline, CORGI_SHARE * means.seconds)
             if verdict.status == "unknown":
                 return verdict
-            leaves = named_solver(None, "bab", norm)
-            prover = Prover(question, ladder.ball, verdict.counterexample, leaves, where)
-            return checked(verdict, prover, deadline) if proof == "checked" else replace(verdict, prover=prover)
+            prover = Prover(question, ladder.ball, verdict.counterexample, leaves, means.device)
+            return checked(verdict, prover, means.deadline) if proof == "checked" else replace(verdict, prover=prover)
         except KeyboardInterrupt as stop:
-            raise Interrupted(settle(ladder, chosen.name, "interrupted", float("nan"))) from stop
+            raise Interrupted(settle(ladder, means.method.name, "interrupted", float("nan"))) from stop

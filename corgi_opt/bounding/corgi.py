@@ -19,7 +19,6 @@ from corgi_opt.bounding.dual import Interval, Relaxation, lower_bounds
 from corgi_opt.bounding.interval import propagate
 from corgi_opt.bounding.regions import Regions
 from corgi_opt.bounding.relaxation import PoolPlanes, ReluLines, direct_planes
-from corgi_opt.bounding.tolerance import FLOOR, gamma
 from corgi_opt.network.cam import CamNetwork
 from corgi_opt.network.graph import LayerGraph
 from corgi_opt.network.ops import MaxPool2d, ReLU
@@ -62,19 +61,6 @@ def corgi_bounds(
         if rounding is not None:
             rounding.learn(name, *known[name])
     return known[net.features]
-
-
-def corgi_cam_bounds(net: CamNetwork, class_idx: int, features: Interval) -> Interval:
-    """CAM bounds (B, P) from the feature map's bounds, channel by channel (the paper's equation for the CAM)."""
-    weight = net.weight[class_idx][:, None, None]
-    plus, minus = weight.clamp(min=0), weight.clamp(max=0)
-    lower = (plus * features.lower + minus * features.upper).sum(dim=1)
-    upper = (plus * features.upper + minus * features.lower).sum(dim=1)
-    if lower.dtype == torch.float64:
-        size = (weight.abs() * torch.maximum(features.lower.abs(), features.upper.abs())).sum(dim=1)
-        error = gamma(len(weight)) * size + FLOOR
-        lower, upper = lower - error, upper + error
-    return Interval(lower.flatten(1), upper.flatten(1))
 
 
 def _wanted(graph: LayerGraph, name: str, found: Interval, features: str) -> Tensor | None:

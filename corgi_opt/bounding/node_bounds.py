@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 from corgi_opt._ambient import pinned
+from corgi_opt._checks import resolve_device
 from corgi_opt.bounding.ascent import ascend
 from corgi_opt.bounding.crown import crown_pass
 from corgi_opt.bounding.dual import Interval
@@ -15,7 +16,6 @@ from corgi_opt.bounding.regions import Regions
 from corgi_opt.errors import InputError, UnknownMethodError
 from corgi_opt.network.cam import CamNetwork
 from corgi_opt.network.graph import LayerGraph
-from corgi_opt.problem.question import resolve_device
 from corgi_opt.problem.region import Ball
 
 METHODS: Mapping[str, Callable[[LayerGraph, Regions], Mapping[str, Interval]]] = {

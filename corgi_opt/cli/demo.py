@@ -25,6 +25,7 @@ class Row:
     image: int
     label: int
     x: torch.Tensor
+    k: int
     comparison: Comparison
 
 
@@ -44,7 +45,7 @@ def run_demo(console: Console, picture: Path, images: tuple[int, ...], ks: tuple
     rows = []
     for image in images:
         x, label = data[test[image]][None], int(labels[test[image]])
-        rows += [Row(image, label, x, compare(net, x, k=k, methods=METHODS)) for k in ks]
+        rows += [Row(image, label, x, k, compare(net, x, k=k, methods=METHODS)) for k in ks]
     console.print(_table(rows))
     console.print(
         "certified: proven that no image within eps (L-inf, inside [0, 1]) changes the k brightest CAM pixels.\n"
@@ -77,7 +78,7 @@ def _table(rows: list[Row]) -> Table:
     for row, after in zip(rows, [*rows[1:], None], strict=True):
         radii = row.comparison.radii
         attack, exact = radii["bab"].attack, radii["bab"].lower
-        cells = [f"{row.image} (a {row.label})", str(row.comparison.only.k)]
+        cells = [f"{row.image} (a {row.label})", str(row.k)]
         eps = {name: radii[name].lower for name in METHODS} | {"attack": attack}
         cells += [f"{value:.5f}\n[dim]{row.comparison.only.seconds[name]:.2f} s[/dim]" for name, value in eps.items()]
         cells += [_ratio(exact, radii["bab"].corgi), _ratio(attack, exact)]
@@ -99,10 +100,10 @@ def _save_picture(net: CamNetwork, rows: list[Row], path: Path) -> bool:
 
     from corgi_opt.plots import plot_counterexample
 
-    for row in sorted(rows, key=lambda r: (rows[0].image != r.image, -r.comparison.only.k)):
+    for row in sorted(rows, key=lambda r: (rows[0].image != r.image, -r.k)):
         witness = row.comparison.radii["bab"].counterexample
         if witness is not None:
-            figure = plot_counterexample(net, row.x, row.comparison.only.k, witness)
+            figure = plot_counterexample(net, row.x, row.k, witness)
             figure.savefig(path, dpi=150)
             pyplot.close(figure)
             return True

@@ -23,15 +23,17 @@ from corgi_opt.answering.prover import check_certificate
 from corgi_opt.answering.radius_search import radius
 from corgi_opt.answering.verdict import verify
 from corgi_opt.cli.demo import run_demo
-from corgi_opt.cli.output import console, emit, plain, say
+from corgi_opt.cli.output import console, emit, say
 from corgi_opt.cli.study import study_app
 from corgi_opt.data.sources import load, load_model
 from corgi_opt.drawing.maps import check_picture
 from corgi_opt.errors import CorgiError, InputError, ProofError
 from corgi_opt.methods import TABLE
 from corgi_opt.problem.clip import clip_from_text
+from corgi_opt.problem.plain import plain
+from corgi_opt.problem.properties import PROPERTIES
 from corgi_opt.problem.region import canonical_norm
-from corgi_opt.problem.results import Radius, asked, asked_in_words
+from corgi_opt.problem.results import Radius
 
 T = TypeVar("T")
 
@@ -59,7 +61,10 @@ Model = Annotated[
 Image = Annotated[
     str, typer.Option("--image", help="a .npy array, an image file, or an index into the bundled test digits")
 ]
-K = Annotated[int, typer.Option("--k", help="how many brightest CAM pixels")]
+K = Annotated[int | None, typer.Option("--k", help="how many brightest CAM pixels")]
+PropertyText = Annotated[
+    str | None, typer.Option("--property", help=f"what is asked instead of --k: {', '.join(PROPERTIES)}, or its JSON")
+]
 Within = Annotated[
     int | None, typer.Option("--within", help="each of the k stays among so many brightest; default k: the set")
 ]
@@ -105,9 +110,10 @@ def verify_command(
     model: Model,
     image: Image,
     eps: Annotated[float, typer.Option("--eps", help="distance in the norm, in units of the input")],
-    k: K,
-    method: Method = "auto",
+    k: K = None,
     within: Within = None,
+    property: PropertyText = None,
+    method: Method = "auto",
     keep_class: KeepClass = False,
     class_idx: Class = None,
     norm: NormText = "inf",
@@ -128,9 +134,10 @@ def verify_command(
         x,
         eps=eps,
         k=k,
+        within=within,
+        property=property,
         method=method,
         class_idx=class_idx,
-        within=within,
         keep_class=keep_class,
         solver=solver,
         norm=canonical_norm(norm),
@@ -146,7 +153,7 @@ def verify_command(
         emit(v)
     else:
         colour = {"certified": "green", "falsified": "red", "unknown": "yellow"}[v.status]
-        about = f"eps={v.eps:g}, {asked(v.k, v.within)}, class {v.class_idx}"
+        about = f"eps={v.eps:g}, {v.asked.short}"
         say(f"{v.status} at {about}: {v.reason}", style=f"bold {colour}")
         say(f"  margin in [{v.margin_lower:.6g}, {v.margin_upper:.6g}]; CORGI's bound {v.corgi_in_words}")
         say(f"  settled by {v.method}" + (f", proof: {v.proof}" if v.proof else ""))
@@ -157,10 +164,11 @@ def verify_command(
 def radius_command(
     model: Model,
     image: Image,
-    k: K,
+    k: K = None,
+    within: Within = None,
+    property: PropertyText = None,
     method: Method = "auto",
     rtol: Annotated[float, typer.Option("--rtol", help="relative resolution of the bracket")] = 0.01,
-    within: Within = None,
     keep_class: KeepClass = False,
     class_idx: Class = None,
     norm: NormText = "inf",
@@ -179,10 +187,11 @@ def radius_command(
         net,
         x,
         k=k,
+        within=within,
+        property=property,
         method=method,
         rtol=rtol,
         class_idx=class_idx,
-        within=within,
         keep_class=keep_class,
         solver=solver,
         norm=canonical_norm(norm),
@@ -196,7 +205,7 @@ def radius_command(
     else:
         say(f"certified up to {r.lower:.6g}, falsified at {r.upper:.6g} (ratio {r.ratio:.4f})", style="bold")
         beside = f"corgi {r.corgi_in_words}, attack {r.attack:.6g}"
-        say(f"  {asked(r.k, r.within)}, class {r.class_idx}, {r.method}; {beside}")
+        say(f"  {r.asked.short}, {r.method}; {beside}")
         say(f"  {r.reason}")
 
 
@@ -204,7 +213,8 @@ def radius_command(
 def compare_command(
     model: Model,
     image: Image,
-    ks: Annotated[str, typer.Option("--k", help="how many brightest CAM pixels; several: 1,3,5")],
+    ks: Annotated[str | None, typer.Option("--k", help="how many brightest CAM pixels; several: 1,3,5")] = None,
+    property: PropertyText = None,
     epses: Annotated[str | None, typer.Option("--eps", help="margins at one or several eps, instead of radii")] = None,
     methods: Annotated[str | None, typer.Option("--methods", help=COMPARED)] = None,
     rtol: Annotated[float, typer.Option("--rtol", help="relative resolution of each radius")] = 0.01,
@@ -229,7 +239,8 @@ def compare_command(
     c = compare(
         net,
         x,
-        k=_listed("--k", ks, int),
+        k=None if ks is None else _listed("--k", ks, int),
+        property=property,
         eps=None if epses is None else _listed("--eps", epses, float),
         methods=None if methods is None else [m.strip() for m in methods.split(",") if m.strip()],
         rtol=rtol,
@@ -296,7 +307,7 @@ def demo_command(
 
 
 def _table(q: Compared) -> Table:
-    about = f"{asked_in_words(q.k, q.within)} of the CAM of class {q.class_idx}"
+    about = q.asked.in_words
     margins = q.eps is not None
     table = Table(title=f"{about}, eps={q.eps:g}" if margins else about, title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("method")

@@ -53,9 +53,10 @@ class Expression:
     def __neg__(self) -> Expression:
         return replace(self, constant=-self.constant, values=-self.values)
 
-    def plus(self, constant: float) -> Expression:
-        """This and a number."""
-        return combined([(1.0, self)], constant)
+    def plus(self, constant: float, doubt: float = 0.0) -> Expression:
+        """This and a number, which is off by ``doubt`` at most."""
+        found = combined([(1.0, self)], constant)
+        return replace(found, error=found.error + doubt)
 
 
 def combined(terms: Sequence[tuple[float, Expression]], constant: float = 0.0) -> Expression:

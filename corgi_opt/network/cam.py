@@ -1,7 +1,7 @@
 """Binds graph, class weights and the user's own torch model together.
 
 CAM head: last spatial node A (C, H, W) -> global average -> linear. ``CAM_p(x) = sum_c W[class, c] * A[c, p](x)``
-(Zhou et al. 2016): raw signed values at feature-map resolution; the linear bias plays no part.
+(Zhou et al. 2016): raw signed values at feature-map resolution; the linear bias plays no part in it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from corgi_opt.network.graph import LayerGraph
 from corgi_opt.network.head import find_head, find_in_model
 from corgi_opt.network.ingest import Ingested, Unsupported, ingest, known, refuse
 from corgi_opt.network.lowering import fold_affine, normal_form
-from corgi_opt.network.ops import Shape
+from corgi_opt.network.ops import Conv2d, Shape
 from corgi_opt.network.replay import Replay, scores
 from corgi_opt.network.standin import changing_hooks, stand_in
 
@@ -60,6 +60,13 @@ class CamNetwork:
     @property
     def classes(self) -> int:
         return int(self.weight.shape[0])
+
+    @property
+    def bias(self) -> Tensor:
+        """The linear layer's bias (classes,)."""
+        last = self.graph[self.graph.output].op
+        assert isinstance(last, Conv2d)  # the head is a linear layer
+        return self.weight.new_zeros(self.classes) if last.bias is None else last.bias
 
     def __repr__(self) -> str:
         c, h, w = self.graph[self.features].shape
@@ -129,9 +136,12 @@ class CamNetwork:
         return torch.einsum("c,nchw->nhw", here.weight[class_idx], here.pooled.forward(images, self.features))
 
     @pinned_with_grad
-    def class_scores(self, images: Tensor) -> Tensor:
-        """Class scores (N, classes) of images (N, C, H, W), differentiable, in their precision and on their device."""
-        return self.to(images.dtype, images.device).pooled.forward(images).flatten(1)
+    def outputs(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Last feature maps (N, C, H, W) and class scores (N, classes) of images (N, C, H, W), differentiable, in their
+        precision and on their device."""
+        here = self.to(images.dtype, images.device)
+        features = here.pooled.forward(images, self.features)
+        return features, features.mean(dim=(2, 3)) @ here.weight.T + here.bias
 
     @pinned
     def model_cam(self, x: Tensor, class_idx: int) -> Tensor:

@@ -1,99 +1,171 @@
-"""What must hold at every image of a region: the k brightest pixels of a CAM stay."""
+"""What must hold at every image of a region. A property says it as atoms in groups; whoever answers knows no more.
+
+A property of one's own: a frozen dataclass with ``name`` and ``pose``, and ``register`` for plans, files and the
+command line to know it by its name.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar, TypeVar
 
 import torch
-from torch import Tensor
 
-from corgi_opt._ambient import pinned, pinned_with_grad
-from corgi_opt._checks import integer, not_negative
+from corgi_opt._checks import integer
 from corgi_opt.errors import InputError, TieError
+from corgi_opt.problem.atoms import MEAN, Groups, Parts, alone, cam_pixels
+from corgi_opt.problem.scene import Scene
+
+PROPERTIES: dict[str, type[Property]] = {}
+"""By name."""
+
+P = TypeVar("P", bound="type[Property]")
 
 
-@dataclass(frozen=True, eq=False)
-class TopK:
-    """The k brightest pixels of a CAM (H, W), as flat indices, and what may not happen to them.
+def register(property: P) -> P:
+    """Makes a property known by its name. Raises InputError for a name that another one has."""
+    if PROPERTIES.get(property.name, property) is not property:
+        raise InputError(f"there is a property of the name {property.name!r} already")
+    PROPERTIES[property.name] = property
+    return property
 
-    ``top`` (k,) is sorted from the brightest, ``rest`` (P-k,) likewise. Each top pixel has to stay among the ``within``
-    brightest: of its ``rivals`` (R,) at most ``allowed`` may become as bright as it is. With ``within = k``, the set
-    itself has to stay: rivals are the rest, and none is allowed. Otherwise rivals are all pixels, itself left out.
-    ``ahead`` (k, R): rivals that are as bright from the start.
+
+class Property(ABC):
+    """A frozen dataclass of plain values: properties are compared, hashed, and written as JSON."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def pose(self, scene: Scene, tie_tol: float | None) -> Groups:
+        """What it says at one image: atoms that hold there.
+
+        ``tie_tol``: what differs by no more is tied; None: by 1e-9 of the sums that it comes from. Raises TieError
+        where something is, InputError where the network has no such pixel or class.
+        """
+
+    @property
+    def short(self) -> str:
+        """It in a few signs, as ``k=15``."""
+        said = ", ".join(f"{name}={value}" for name, value in self.to_dict().items() if name != "name")
+        return f"{self.name}({said})"
+
+    def in_words(self, class_idx: int) -> str:
+        """What it is about, to stand in a title."""
+        return f"{self.short} of class {class_idx}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON types."""
+        return {"name": self.name, **asdict(self)}  # type: ignore[call-overload]  # every property is a dataclass
+
+
+def property_from(said: object) -> Property:
+    """A property from its name, from what :meth:`Property.to_dict` wrote (or that as JSON text), or as it is.
+
+    Raises InputError.
+    """
+    if isinstance(said, Property):
+        return said
+    if isinstance(said, str) and said.lstrip().startswith("{"):
+        try:
+            said = json.loads(said)
+        except ValueError as error:
+            raise InputError(f"a property is a name or a JSON object with a name, got {said!r}") from error
+    values = dict(said) if isinstance(said, Mapping) else {"name": said}
+    name = values.pop("name", None)
+    if not isinstance(name, str) or name not in PROPERTIES:
+        raise InputError(f"there is no property {name!r}; there are {', '.join(PROPERTIES)}")
+    known = {f.name for f in fields(PROPERTIES[name])}  # type: ignore[arg-type]
+    if set(values) - known:
+        raise InputError(f"property {name!r} has no {sorted(set(values) - known)[0]!r}")
+    try:
+        return PROPERTIES[name](**values)
+    except TypeError as error:
+        raise InputError(f"property {name!r} cannot be made of {values}: {error}") from error
+
+
+@register
+@dataclass(frozen=True)
+class TopK(Property):
+    """Each of the k brightest pixels of the CAM stays among the ``within`` brightest (default k: the set stays).
+
+    k and within are checked against each other here (InputError), against the map where it is asked.
     """
 
     k: int
-    within: int
-    top: Tensor
-    rest: Tensor
-    rivals: Tensor
-    ahead: Tensor
-    gap: float
+    within: int | None = None
+    name: ClassVar[str] = "TopK"
 
-    @classmethod
-    @pinned
-    def of(cls, cam: Tensor, k: int, tie_tol: float = 0.0, within: int | None = None) -> TopK:
-        """Raises InputError when k or within is out of range, TieError when pixels k and k+1 differ by no more than
-        tie_tol."""
-        pixels = cam.numel()
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "k", integer("k", self.k, 1, MOST))
+        if self.within is not None:
+            within = integer("within", self.within, self.k, MOST, f" (k is {self.k})")
+            object.__setattr__(self, "within", None if within == self.k else within)
+
+    @property
+    def rank(self) -> int:
+        """``within``, with its default."""
+        return self.k if self.within is None else self.within
+
+    @property
+    def short(self) -> str:
+        return f"k={self.k}" if self.within is None else f"k={self.k} within {self.within}"
+
+    def in_words(self, class_idx: int) -> str:
+        set_ = f"top-{self.k} set" if self.within is None else f"top {self.k} within the top {self.within}"
+        return f"{set_} of the CAM of class {class_idx}"
+
+    def pose(self, scene: Scene, tie_tol: float | None) -> Groups:
+        """Pairs ``CAM_i - CAM_j`` of a pixel i of the top and a pixel j outside, each alone; within more, for each i
+        those with every other pixel j, of which ``within`` must fail for i to fall out."""
+        pixels = scene.cam.numel()
         if pixels < 2:
             raise InputError("the CAM has a single pixel, so there is no top-k set that could change")
-        k = integer("k", k, 1, pixels - 1, f" (the CAM has {pixels} pixels)")
-        within = k if within is None else integer("within", within, k, pixels - 1, f" (k is {k}, the CAM has {pixels})")
-        tie_tol = not_negative("tie_tol", tie_tol)
-        values = cam.flatten()
+        integer("k", self.k, 1, pixels - 1, f" (the CAM has {pixels} pixels)")
+        integer("within", self.rank, self.k, pixels - 1, f" (k is {self.k}, the CAM has {pixels})")
+        parts = cam_pixels(scene.net.classes, scene.class_idx, pixels)
+        values = scene.cam.flatten()
         order = torch.argsort(values, descending=True, stable=True)
-        gap = float(values[order[k - 1]] - values[order[k]])
-        if gap <= tie_tol:
+        tolerance = 1e-9 * scene.scale_of(parts) if tie_tol is None else tie_tol
+        gap = float(values[order[self.k - 1]] - values[order[self.k]])
+        if gap <= tolerance:
             raise TieError(
-                f"CAM pixels {k} and {k + 1} differ by {gap:.3g} at the given image (tie_tol {tie_tol:.3g}), so its "
-                f"top-{k} set is not defined; choose another k"
+                f"CAM pixels {self.k} and {self.k + 1} differ by {gap:.3g} at the given image (tie_tol "
+                f"{tolerance:.3g}), so its top-{self.k} set is not defined; choose another k"
             )
-        top, rest = order[:k].clone(), order[k:].clone()
-        rivals = rest if within == k else order
-        ahead = (values[top][:, None] <= values[rivals]) & (top[:, None] != rivals)
-        return cls(k, within, top, rest, rivals, ahead, gap)
+        top, rest = order[: self.k], order[self.k :]
+        pairs = torch.cartesian_prod(top, rest if self.within is None else order)
+        pairs = pairs[pairs[:, 0] != pairs[:, 1]]
+        if self.within is None:
+            members, need, anchors = alone(len(pairs))
+        else:
+            members = torch.arange(len(pairs)).view(self.k, pixels - 1)
+            need, anchors = torch.full((self.k,), pixels - self.within), torch.cartesian_prod(top, rest)
+        coefs = torch.tensor([[1.0, -1.0]], dtype=torch.float64).expand(len(pairs), 2)
+        return Groups(parts, pairs, coefs, members, need, anchors, pairs, ("pixel", "pixels"))
 
-    @property
-    def allowed(self) -> int:
-        """How many rivals may be as bright as a top pixel."""
-        return 0 if self.within == self.k else self.within - 1
 
-    @property
-    def own(self) -> Tensor:
-        """Where (k, R) a rival is the top pixel itself."""
-        return self.top[:, None] == self.rivals
+MOST = 2**31 - 1
+"""Of any number of pixels."""
 
-    @pinned_with_grad
-    def gaps(self, cams: Tensor) -> Tensor:
-        """``CAM_i - CAM_j`` (N, k, R) of CAMs (N, H, W); infinite for a pixel and itself."""
-        flat = cams.flatten(1)
-        found = flat[:, self.top, None] - flat[:, None, self.rivals]
-        return found.masked_fill(self.own.to(found.device), torch.inf)
 
-    @pinned_with_grad
-    def slack(self, gaps: Tensor) -> Tensor:
-        """The slack (..., k) of each top pixel, of gaps (..., k, R) or of lower bounds on them.
+def keeping(classes: int, kept: int) -> Groups:
+    """That a class is still given: ``logit_c - logit_t >= 0`` for every other class t, each alone.
 
-        It is the smallest gap after as many as are allowed. A pixel whose slack is not positive falls out.
-        """
-        return gaps.amin(dim=-1) if self.allowed == 0 else gaps.kthvalue(self.allowed + 1, dim=-1).values
-
-    @pinned_with_grad
-    def margin(self, cams: Tensor) -> Tensor:
-        """``min over top pixels of CAM_i - (the within-th brightest of the others)`` (N,) for CAMs (N, H, W).
-
-        With ``within = k``: ``min over the top of CAM - max over the rest of CAM``, of the same sign. <= 0: broken.
-        """
-        if self.allowed == 0:
-            flat = cams.flatten(1)
-            return flat[:, self.top].min(dim=1).values - flat[:, self.rest].max(dim=1).values
-        return self.slack(self.gaps(cams)).amin(dim=1)
-
-    @pinned
-    def worst_pair(self, cam: Tensor) -> tuple[int, int]:
-        """The top pixel and the rival that :meth:`margin` of a CAM (H, W) is about."""
-        gaps = self.gaps(cam[None])[0]
-        row = int(self.slack(gaps).argmin())
-        rival = int(gaps[row].argsort(stable=True)[self.allowed])
-        return int(self.top[row]), int(self.rivals[rival])
+    A single logit is that of a binary classifier: class 1 where it is positive, class 0 where not. So its sign is kept,
+    as if there were a second logit that is always 0.
+    """
+    if classes == 1:
+        rows, others = torch.full((1, 1), 1.0 if kept == 1 else -1.0, dtype=torch.float64), torch.tensor([1 - kept])
+    else:
+        others = torch.tensor([t for t in range(classes) if t != kept])
+        rows = torch.zeros(len(others), classes, dtype=torch.float64)
+        rows[:, kept] = 1.0
+        rows[torch.arange(len(others)), others] = -1.0
+    count = len(rows)
+    parts = Parts(rows, torch.arange(count), torch.full((count,), MEAN))
+    labels = torch.stack([torch.full((count,), kept), others], dim=1)
+    ones = torch.ones(count, 1, dtype=torch.float64)
+    return Groups(parts, torch.arange(count)[:, None], ones, *alone(count), labels, ("class", "classes"))

@@ -13,6 +13,8 @@ from corgi_opt._ambient import pinned
 from corgi_opt._deadline import Deadline, check_time_limit
 from corgi_opt.drawing.charts import draw_ladder, html_table
 from corgi_opt.errors import CertificateError
+from corgi_opt.problem.asked import Asked
+from corgi_opt.problem.plain import numbers, plain, plain_fields, tensor
 from corgi_opt.proof.certificate import Certificate
 
 Status = Literal["certified", "falsified", "unknown"]
@@ -29,9 +31,9 @@ CORGI_CUT_OFF = "corgi_cut_off"
 class Witness:
     """A counterexample image inside the region, replayed in float64 through the user's own torch model.
 
-    ``image`` (1, C, H, W) float64, ``cam`` (H, W) there; ``pair`` the flat indices (i of the top k, j its rival) with
-    ``CAM_i - CAM_j = margin <= 0`` (an exact tie breaks a strict order); ``allowed``: how many rivals may be as bright
-    as i; ``distance`` is the distance to the centre in the question's norm.
+    ``image`` (1, C, H, W) float64, ``cam`` (H, W) there; ``pair``: what changed places (flat pixel indices, of a CAM;
+    classes, of logits): the first was ahead of the second, and is by ``margin <= 0`` now (an exact tie breaks a strict
+    order); ``distance`` to the centre in the question's norm; ``what_changed``: the same in words.
     """
 
     image: Tensor
@@ -39,15 +41,16 @@ class Witness:
     pair: tuple[int, int]
     margin: float
     distance: float
-    allowed: int
+    what_changed: str
 
-    @property
-    def what_changed(self) -> str:
-        """Which pixel displaces which, in words."""
-        i, j = self.pair
-        moved = f"pixel {j} {'passes' if self.margin < 0 else 'ties with'} pixel {i}"
-        ahead = int((self.cam.flatten() >= self.cam.flatten()[i]).sum()) - 1
-        return moved if self.allowed == 0 else f"{moved}, which {ahead} pixels equal or exceed"
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON types, to the last bit."""
+        return plain_fields(self)
+
+    @classmethod
+    def from_dict(cls, said: Mapping[str, Any]) -> Witness:
+        """What :meth:`to_dict` wrote."""
+        return cls(**{**said, "image": tensor(said["image"]), "cam": tensor(said["cam"]), "pair": tuple(said["pair"])})
 
     def __repr__(self) -> str:
         return f"Witness(margin={self.margin:.6g}, {self.what_changed}, distance={self.distance:.6g})"
@@ -57,20 +60,17 @@ class Witness:
 class Verdict:
     """The answer for one eps.
 
-    ``status``: certified (margin_lower > 0, proven), falsified (``counterexample`` replayed), or unknown (``reason``
-    says why). ``k``, ``within``: each of the k brightest pixels stays among the ``within`` brightest (``within = k``:
-    the set stays). ``margin_lower <= margin <= margin_upper``, in units of the CAM. ``corgi_margin``: the paper's bound
-    on the same question; NaN where it was not finished in its share of the time limit (``stats["corgi_cut_off"]`` is
-    then 1). ``proof``: ``"checked"`` (the checker proved it, with bounds of all rounding), or, for a certified,
-    ``"float64"`` (bounds computed in float64, less what rounding may hide; LPs too) or ``"solver"`` (rests on a MILP
-    solver's word). ``method``: the stage that settled it.
+    ``asked``: the question. ``status``: certified (margin_lower > 0, proven), falsified (``counterexample`` replayed),
+    or unknown (``reason`` says why). ``margin_lower <= margin <= margin_upper``, in units of the CAM. ``corgi_margin``:
+    the paper's bound on the same question; NaN where it was not finished in its share of the time limit
+    (``stats["corgi_cut_off"]`` is then 1). ``proof``: ``"checked"`` (the checker proved it, with bounds of all
+    rounding), or, for a certified, ``"float64"`` (bounds computed in float64, less what rounding may hide; LPs too) or
+    ``"solver"`` (rests on a MILP solver's word). ``method``: the stage that settled it.
     """
 
+    asked: Asked
     status: Status
     eps: float
-    k: int
-    within: int
-    class_idx: int
     margin_lower: float
     margin_upper: float
     corgi_margin: float
@@ -100,6 +100,16 @@ class Verdict:
         limit = check_time_limit(time_limit)
         return self.proven or _proven(self.prover, limit, f"the verdict is {self.status}")
 
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON types: all but the proof, which is a file of its own (``certificate.save``)."""
+        return plain_fields(self)
+
+    @classmethod
+    def from_dict(cls, said: Mapping[str, Any]) -> Verdict:
+        """What :meth:`to_dict` wrote; it has no proof and can make none."""
+        known = numbers(said, margin_lower=-math.inf, margin_upper=math.inf, corgi_margin=math.nan)
+        return cls(**_answered(known))
+
     @property
     def corgi_in_words(self) -> str:
         """CORGI's bound as text, or that its share of the time was not enough."""
@@ -109,13 +119,13 @@ class Verdict:
         """What is proven of the margin, CORGI's bound beside it, and the smallest margin met. Returns the Axes."""
         bounds = {"corgi": self.corgi_margin, self.method: self.margin_lower}
         ax = draw_ladder(bounds, self.margin_upper, "an image has", ax)
-        ax.set_xlabel(f"margin of the {asked_in_words(self.k, self.within)} at eps={self.eps:g} (units of the CAM)")
+        ax.set_xlabel(f"margin of the {self.asked.in_words} at eps={self.eps:g}\n({self.asked.units})")
         ax.set_title(f"{self.status}: {self.reason}", fontsize=10, pad=20)
         return ax
 
     def _repr_html_(self) -> str:
         rows = {
-            "question": f"eps={self.eps:g}, {asked(self.k, self.within)}, class {self.class_idx}",
+            "question": f"eps={self.eps:g}, {self.asked.short}",
             "margin": f"in [{self.margin_lower:.6g}, {self.margin_upper:.6g}]",
             "CORGI's bound": self.corgi_in_words,
             "settled by": self.method + (f", proof: {self.proof}" if self.proof else ""),
@@ -126,7 +136,7 @@ class Verdict:
     def __repr__(self) -> str:
         how = f", proof={self.proof!r}" if self.proof else ""
         return (
-            f"Verdict({self.status}, eps={self.eps:g}, {asked(self.k, self.within)}, class {self.class_idx}, margin in "
+            f"Verdict({self.status}, eps={self.eps:g}, {self.asked.short}, margin in "
             f"[{self.margin_lower:.6g}, {self.margin_upper:.6g}], corgi {self.corgi_in_words}, "
             f"by {self.method}{how}; {self.reason})"
         )
@@ -142,11 +152,9 @@ class Radius:
     search ended; a radius of 0 for a tied image says so there.
     """
 
+    asked: Asked
     lower: float
     upper: float
-    k: int
-    within: int
-    class_idx: int
     method: str
     corgi: float
     attack: float
@@ -160,6 +168,16 @@ class Radius:
     def prove(self, *, time_limit: float = 300.0) -> Certificate:
         """The proof that nothing changes at ``lower``, as :meth:`Verdict.prove`. Raises what that raises."""
         return _proven(self.prover, check_time_limit(time_limit), "the certified radius is 0")
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON types, with the ratio."""
+        return {**plain_fields(self), "ratio": plain(self.ratio)}
+
+    @classmethod
+    def from_dict(cls, said: Mapping[str, Any]) -> Radius:
+        """What :meth:`to_dict` wrote; it can make no proof."""
+        known = numbers(said, lower=0.0, upper=math.inf, corgi=math.nan, attack=math.inf)
+        return cls(**_answered({name: value for name, value in known.items() if name != "ratio"}))
 
     @property
     def corgi_cut_off(self) -> bool:
@@ -179,13 +197,13 @@ class Radius:
     def plot(self, ax: Any = None) -> Any:
         """What is certified, CORGI's radius beside it, and the nearest counterexample. Returns the Axes."""
         ax = draw_ladder({"corgi": self.corgi, self.method: self.lower}, self.upper, "counterexample at", ax)
-        ax.set_xlabel(f"eps: {asked_in_words(self.k, self.within)} of class {self.class_idx}")
+        ax.set_xlabel(f"eps: {self.asked.in_words}\n({self.asked.units})")
         ax.set_title(self.reason, fontsize=10, pad=20)
         return ax
 
     def _repr_html_(self) -> str:
         rows = {
-            "question": f"{asked(self.k, self.within)}, class {self.class_idx}, by {self.method}",
+            "question": f"{self.asked.short}, by {self.method}",
             "certified up to": self.lower,
             "broken at": self.upper,
             "broken / certified": self.ratio,
@@ -196,24 +214,23 @@ class Radius:
         return html_table("radius", rows)
 
     def __repr__(self) -> str:
-        return (
-            f"Radius([{self.lower:.6g}, {self.upper:.6g}], {asked(self.k, self.within)}, class {self.class_idx}, "
-            f"{self.method}; corgi {self.corgi_in_words}, "
-            f"attack {self.attack:.6g}; {self.reason})"
-        )
+        beside = f"corgi {self.corgi_in_words}, attack {self.attack:.6g}"
+        bracket = f"[{self.lower:.6g}, {self.upper:.6g}]"
+        return f"Radius({bracket}, {self.asked.short}, {self.method}; {beside}; {self.reason})"
+
+
+def _answered(said: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that every answer has."""
+    witness = said["counterexample"]
+    return {
+        **said,
+        "asked": Asked.from_dict(said["asked"]),
+        "counterexample": None if witness is None else Witness.from_dict(witness),
+        "stats": {name: math.nan if value is None else value for name, value in said["stats"].items()},
+    }
 
 
 def _proven(prover: Prover | None, deadline: Deadline, why_not: str) -> Certificate:
     if prover is None:
         raise CertificateError(f"there is nothing to prove: {why_not}")
     return prover(deadline)
-
-
-def asked(k: int, within: int) -> str:
-    """Which pixels a question is about, in short."""
-    return f"k={k}" if within == k else f"k={k} within {within}"
-
-
-def asked_in_words(k: int, within: int) -> str:
-    """The same, to stand before "of the CAM"."""
-    return f"top-{k} set" if within == k else f"top {k} within the top {within}"

@@ -22,10 +22,12 @@ from corgi_opt.proof.archive import MOST_MEMBERS, TEXT, array, unpacked
 from corgi_opt.proof.arithmetic import Array
 from corgi_opt.proof.bounds import Claims
 from corgi_opt.proof.region import Clip, Norm, Region
+from corgi_opt.proof.statement import Statement, TopPixels
 from corgi_opt.proof.tree import Tree
 
-FORMAT, VERSION = "corgi-opt certificate", 2
-"""Of a box of its own for every channel; version 1 has one box for all, and is what is written wherever it will do."""
+FORMAT, VERSION = "corgi-opt certificate", 3
+"""Any statement. Files of versions 1 (one box for all channels) and 2 (a box for each) claim that top pixels stay; they
+are read, and written no more but by who makes such a claim by hand."""
 
 ARITHMETIC = (
     "The claim is about the exact real-valued network whose weights are the float64 numbers hashed here, not about any "
@@ -35,26 +37,25 @@ ARITHMETIC = (
 
 @dataclass(frozen=True, eq=False)
 class Claim:
-    """For every image of the region, each of the pixels ``top`` (flat, the k brightest at the centre) is among the
-    ``within`` brightest of the CAM of ``class_idx``; or, if ``falsified``, not for every one.
+    """What ``says`` holds for every image of the region; or, if ``falsified``, not for every one.
 
-    ``sha256``: of the network (:class:`corgi_opt.proof.network.Network`).
+    ``sha256``: of the network (:class:`corgi_opt.proof.network.Network`), with its bias for a statement on logits.
+    ``said``: what the writer calls the statement, as JSON types: nobody proves that.
     """
 
     kind: Literal["certified", "falsified"]
     sha256: str
     region: Region
-    class_idx: int
-    top: tuple[int, ...]
-    within: int
+    says: Statement | TopPixels
+    said: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
-class PixelTree:
-    """A tree for the sum of ``signs`` times CAM pixels: one pixel (from below: +1, from above: -1), or i minus j."""
+class PartTree:
+    """A tree for the sum of ``signs`` times parts: one part (from below: 1, from above: -1), or what an atom says."""
 
-    pixels: tuple[int, ...]
-    signs: tuple[int, ...]
+    parts: tuple[int, ...]
+    signs: tuple[float, ...]
     tree: Tree
 
 
@@ -64,7 +65,7 @@ class Certificate:
 
     claim: Claim
     claims: Mapping[int, Claims] = field(default_factory=dict)
-    trees: tuple[PixelTree, ...] = ()
+    trees: tuple[PartTree, ...] = ()
     witness: Array | None = None
 
     def save(self, path: str | Path) -> None:
@@ -76,20 +77,22 @@ class Certificate:
         claim, region = self.claim, self.claim.region
         text = {
             "format": FORMAT,
-            "version": _version(region.clip),
+            "version": _version(claim),
             "about": ARITHMETIC,
             "kind": claim.kind,
             "sha256": claim.sha256,
             "eps": region.eps.hex(),
             "norm": region.norm,
             "clip": None if region.clip is None else [_hex(end) for end in region.clip],
-            "class": claim.class_idx,
-            "top": list(claim.top),
-            "within": claim.within,
             "nodes": sorted(self.claims),
-            "trees": [[list(t.pixels), list(t.signs)] for t in self.trees],
+            "trees": [[list(t.parts), list(t.signs)] for t in self.trees],
         }
         arrays: dict[str, NDArray[Any]] = {"image": region.center}
+        if isinstance(claim.says, TopPixels):
+            text |= {"class": claim.says.class_idx, "top": list(claim.says.top), "within": claim.says.within}
+        else:
+            text |= {"said": dict(claim.said)}
+            arrays |= {f"statement/{name}": getattr(claim.says, name) for name in STATEMENT_ARRAYS}
         if self.witness is not None:
             arrays["witness"] = self.witness
         for node, claims in self.claims.items():
@@ -129,6 +132,16 @@ class Certificate:
             raise CertificateError(f"not a readable certificate ({type(error).__name__}: {error})") from error
 
 
+STATEMENT_ARRAYS = {
+    "heads": "<f8",
+    "head": "<i8",
+    "place": "<i8",
+    "terms": "<i8",
+    "coefs": "<f8",
+    "members": "<i8",
+    "need": "<i8",
+    "anchors": "<i8",
+}
 CLAIM_ARRAYS = {"flat": "<i8", "lower": "<f8", "upper": "<f8"}
 TREE_ARRAYS = {
     "node": "<i8",
@@ -144,8 +157,9 @@ TREE_ARRAYS = {
 
 def _parsed(parts: dict[str, bytes]) -> Certificate:
     text = json.loads(parts.pop(TEXT))
-    if text["format"] != FORMAT or text["version"] not in (1, VERSION):
-        said = f"{text['format']!r} version {text['version']!r}"
+    version = text["version"]
+    if text["format"] != FORMAT or version not in (1, 2, VERSION):
+        said = f"{text['format']!r} version {version!r}"
         raise CertificateError(f"it is {said}; this reads {FORMAT!r} up to version {VERSION}")
     kind, norm, eps = text["kind"], text["norm"], float.fromhex(text["eps"])
     if kind not in ("certified", "falsified") or norm not in ("inf", "2", "1"):
@@ -154,10 +168,16 @@ def _parsed(parts: dict[str, bytes]) -> Certificate:
         raise CertificateError(f"eps {eps!r}")
     image = array(parts.pop("image.npy"), "<f8")
     _require(image.ndim == 3 and bool(np.isfinite(image).all()), "the image is no finite map")
-    top = tuple(_integer(p) for p in text["top"])
     region = Region(image, eps, _norm(norm), _clip(text["clip"], len(image)))
-    _require(text["version"] == _version(region.clip), "a box of another version")
-    claim = Claim(kind, str(text["sha256"]), region, _integer(text["class"]), top, _integer(text["within"]))
+    says: Statement | TopPixels
+    if version == VERSION:
+        says = Statement(**{n: array(parts.pop(f"statement/{n}.npy"), t) for n, t in STATEMENT_ARRAYS.items()})
+    else:
+        says = TopPixels(_integer(text["class"]), tuple(_integer(p) for p in text["top"]), _integer(text["within"]))
+    said = text.get("said", {})
+    _require(isinstance(said, dict), "what it says it is")
+    claim = Claim(kind, str(text["sha256"]), region, says, said)
+    _require(version == _version(claim), "a box of another version")
     witness = array(parts.pop("witness.npy"), "<f8") if kind == "falsified" else None
     claims = {}
     for node in text["nodes"]:
@@ -165,15 +185,18 @@ def _parsed(parts: dict[str, bytes]) -> Certificate:
         _require(all(part.shape == (found["flat"].size,) for part in found.values()), "claims of unlike lengths")
         claims[int(node)] = Claims(**found)
     trees = []
-    for number, (pixels, signs) in enumerate(text["trees"]):
-        signed = tuple(_integer(p) for p in pixels), tuple(_integer(s) for s in signs)
-        trees.append(PixelTree(*signed, _tree(parts, number)))
+    for number, (about, signs) in enumerate(text["trees"]):
+        signed = tuple(_integer(p) for p in about), tuple(_number(s) for s in signs)
+        trees.append(PartTree(*signed, _tree(parts, number)))
     _require(not parts, "it holds parts that no certificate has")
     return Certificate(claim, claims, tuple(trees), witness)
 
 
-def _version(clip: Clip) -> int:
-    return VERSION if clip is not None and isinstance(clip[0], tuple) else 1
+def _version(claim: Claim) -> int:
+    if isinstance(claim.says, Statement):
+        return VERSION
+    clip = claim.region.clip
+    return 2 if clip is not None and isinstance(clip[0], tuple) else 1
 
 
 def _hex(end: float | tuple[float, ...]) -> str | list[str]:
@@ -224,6 +247,12 @@ def _integer(value: object) -> int:
     _require(isinstance(value, int) and not isinstance(value, bool) and 0 <= abs(value) < 2**40, f"{value!r}")
     assert isinstance(value, int)
     return value
+
+
+def _number(value: object) -> float:
+    _require(isinstance(value, int | float) and not isinstance(value, bool), f"{value!r}")
+    assert isinstance(value, int | float)
+    return float(value)
 
 
 def _norm(name: str) -> Norm:

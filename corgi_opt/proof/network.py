@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -29,14 +29,25 @@ class Node:
 
 @dataclass(frozen=True, eq=False)
 class Network:
-    """Nodes in topological order, the image first; the place of the last feature map; class weights (classes, C).
+    """Nodes in topological order, the image first; the place of the last feature map; class weights (classes, C) and
+    biases (classes,), zero if they are left out.
 
-    ``CAM_p = sum_c weight[class, c] * features[c, p]``.
+    ``CAM_p = sum_c weight[class, c] * features[c, p]``, and the logit is its mean over p plus the bias.
     """
 
     nodes: tuple[Node, ...]
     features: int
     weight: Array
+    bias: Array = field(default_factory=lambda: np.zeros(0))
+
+    def __post_init__(self) -> None:
+        if not len(self.bias):
+            object.__setattr__(self, "bias", np.zeros(len(self.weight)))
+
+    @property
+    def sha256_of_logits(self) -> str:
+        """Of all that logits come from; :attr:`sha256` is of what CAMs do, and knows no bias."""
+        return hashlib.sha256(self.sha256.encode() + np.ascontiguousarray(self.bias, dtype="<f8").tobytes()).hexdigest()
 
     @property
     def sha256(self) -> str:

@@ -1,10 +1,10 @@
-"""Pairwise PGD: looks for an image inside the region where some rest pixel passes some top pixel.
+"""PGD, atom by atom: looks for an image inside the region where so many atoms fail that a group does.
 
-Pushing the sum of the top pixels down (the paper's attack) lowers their rivals with them. Here each batch row
-drives one pair apart: descend ``CAM_i - CAM_j`` for the pairs with the smallest ``gap / ||gradient||_dual`` (the radius
-at which the linearised pair ties; the dual norm of the ball's), from an FGSM start, by steps that shrink tenfold: sign
-steps for an L-inf ball (Madry et al. 2018), for the others steps towards the linearised optimum over the region (Frank
-and Wolfe 1956), which never leave it.
+Pushing the sum of the top pixels down (the paper's attack) lowers their rivals with them. Here each batch row drives
+one atom down (for a top-k set: one pair of pixels apart), those with the smallest ``value / ||gradient||_dual`` (the
+radius at which the linearised atom is zero; the dual norm of the ball's), from an FGSM start, by steps that shrink
+tenfold: sign steps for an L-inf ball (Madry et al. 2018), for the others steps towards the linearised optimum over the
+region (Frank and Wolfe 1956), which never leave it.
 """
 
 from __future__ import annotations
@@ -20,12 +20,15 @@ from corgi_opt._checks import integer
 from corgi_opt._deadline import NEVER, Deadline
 from corgi_opt.bounding.regions import Regions, least
 from corgi_opt.errors import NumericalError
-from corgi_opt.problem.question import Question, class_rows
+from corgi_opt.problem.question import Question
 from corgi_opt.problem.region import Ball, Norm, distance
 from corgi_opt.problem.results import Witness
 
-TOP_CANDIDATES, REST_CANDIDATES = 64, 256
-"""How many of the dimmest top pixels and brightest rest pixels are linearised."""
+CANDIDATES = 320
+"""How many parts are linearised at most, those whose atoms are nearest to failing."""
+
+SLOPES_AT_ONCE = 512
+"""Atoms whose gradients are held at once."""
 
 GRADIENT_BATCH = 64
 
@@ -36,12 +39,12 @@ DUAL: Mapping[Norm, float] = {"inf": 1.0, "2": 2.0, "1": float("inf")}
 """Exponent of the dual norm."""
 
 WITHIN, FEWEST = 3.0, 4
-"""A pair is attacked at eps when its linearised radius is within this factor of eps; at least this many are."""
+"""An atom is attacked at eps when its linearised radius is within this factor of eps; at least this many are."""
 
 
 @dataclass(frozen=True)
 class PgdOptions:
-    """Batch rows (pairs attacked at once), sign steps, extra random starts and their seed. Raises InputError."""
+    """Batch rows (atoms attacked at once), sign steps, extra random starts and their seed. Raises InputError."""
 
     rows: int = 32
     steps: int = 40
@@ -61,87 +64,103 @@ class Targets(Protocol):
 
     def first(self, count: int) -> Targets: ...
 
-    def slack(self, cams: Tensor) -> Tensor:
-        """The slack of each of Q CAMs (Q, H, W) in its own row: not positive when that is broken; to be descended."""
+    def slack(self, atoms: Tensor) -> Tensor:
+        """The slack (Q,) of each row in its own atoms (Q, A): not positive when that is broken; to be descended."""
         ...
 
 
 @dataclass(frozen=True, eq=False)
-class Pairs:
-    """Pairs (Q, 2) of flat pixel indices: the second is to pass the first."""
+class Atoms:
+    """Atoms (Q,) that are to fail, each for itself."""
 
-    pairs: Tensor
+    which: Tensor
     radii: Tensor
 
-    def first(self, count: int) -> Pairs:
-        return Pairs(self.pairs[:count], self.radii[:count])
+    def first(self, count: int) -> Atoms:
+        return Atoms(self.which[:count], self.radii[:count])
 
-    def slack(self, cams: Tensor) -> Tensor:
-        flat, row = cams.flatten(1), torch.arange(len(cams), device=cams.device)
-        pairs = self.pairs.to(cams.device)
-        return flat[row, pairs[:, 0]] - flat[row, pairs[:, 1]]
+    def slack(self, atoms: Tensor) -> Tensor:
+        return atoms[torch.arange(len(atoms), device=atoms.device), self.which.to(atoms.device)]
 
 
 @dataclass(frozen=True, eq=False)
-class Ranks:
-    """Top pixels (Q,), flat indices, of which each is to fall behind ``within`` others."""
+class Falls:
+    """Groups of which so many atoms are to fail at once: their atoms ``members`` (Q, S; -1 beyond the last), and how
+    many, ``enough`` (Q,)."""
 
-    pixels: Tensor
+    members: Tensor
+    enough: Tensor
     radii: Tensor
-    within: int
 
-    def first(self, count: int) -> Ranks:
-        return Ranks(self.pixels[:count], self.radii[:count], self.within)
+    def first(self, count: int) -> Falls:
+        return Falls(self.members[:count], self.enough[:count], self.radii[:count])
 
-    def slack(self, cams: Tensor) -> Tensor:
-        """The sum of the gaps to those of the ``within`` nearest to passing that are not yet ahead."""
-        flat, own = cams.flatten(1), self.pixels.to(cams.device)[:, None]
-        gaps = (flat.gather(1, own) - flat).scatter(1, own, torch.inf)
-        return gaps.topk(self.within, dim=1, largest=False).values.clamp(min=0).sum(dim=1)
+    def slack(self, atoms: Tensor) -> Tensor:
+        """The sum of those of the ``enough`` smallest that have not failed yet."""
+        members = self.members.to(atoms.device)
+        held = atoms.gather(1, members.clamp(min=0)).masked_fill(members < 0, torch.inf)
+        most = int(self.enough.max())
+        smallest = held.topk(most, dim=1, largest=False).values.clamp(min=0)
+        beyond = torch.arange(most, device=atoms.device) >= self.enough.to(atoms.device)[:, None]
+        return smallest.masked_fill(beyond, 0.0).sum(dim=1)
 
 
-def one_target(question: Question, pair: tuple[int, int]) -> Targets:
-    """A pair, or the fall of its first pixel where some rivals are allowed."""
-    unknown = torch.zeros(1)
-    if question.topk.allowed == 0:
-        return Pairs(torch.tensor([pair]), unknown)
-    return Ranks(torch.tensor(pair[:1]), unknown, question.topk.within)
+def one_target(question: Question, atom: int) -> Targets:
+    """That an atom fails, or its group where it needs not all of its atoms."""
+    groups, unknown = question.groups, torch.zeros(1)
+    if groups.every:
+        return Atoms(torch.tensor([atom]), unknown)
+    mine = groups.group[atom : atom + 1]
+    return Falls(groups.members[mine], groups.enough[mine], unknown)
 
 
 def rank_targets(question: Question, device: torch.device) -> Targets:
-    """Pairs by ``gap / ||grad CAM_i - grad CAM_j||`` at the image, in the dual of the question's norm.
+    """Atoms by their value over the dual norm of their gradient, at the image: where the linearised atom fails.
 
-    Where some rivals are allowed: top pixels, by that of the last rival needed.
+    Groups that need not all of their atoms: by that of the last one that has to fail.
     """
-    topk, flat = question.topk, question.cam.flatten()
-    top = topk.top.flip(0)[:TOP_CANDIDATES]
-    rest = topk.rest[:REST_CANDIDATES]
-    gradients = _gradients(question, torch.cat([top, rest]), device)
-    rows = []
-    for i in range(len(top)):
-        slope = (gradients[i] - gradients[len(top) :]).norm(p=DUAL[question.norm], dim=1).cpu().double()
-        gap = flat[top[i]] - flat[rest]
-        rows.append(gap / slope.clamp(min=1e-30))
-    radii = torch.stack(rows)
-    if topk.allowed == 0:
-        order = torch.argsort(radii.flatten(), stable=True)
-        pairs = torch.stack([top[order // len(rest)], rest[order % len(rest)]], dim=1)
-        return Pairs(pairs, radii.flatten()[order])
-    # brighter ones are ahead already; rest pixels have to make up the number
-    needed = topk.within - topk.ahead.sum(dim=1).flip(0)[:TOP_CANDIDATES]
-    last = radii.sort(dim=1).values.gather(1, (needed - 1).clamp(0, len(rest) - 1)[:, None])[:, 0]
+    groups = question.groups
+    chosen = _candidates(question)
+    slopes, row = _gradients(question, chosen, device).cpu(), torch.zeros(len(groups.parts), dtype=torch.long)
+    row[chosen] = torch.arange(len(chosen))
+    known = torch.nonzero(groups.among(chosen)).flatten()
+    radii = torch.full((len(groups),), torch.inf, dtype=torch.float64)
+    for some in known.split(SLOPES_AT_ONCE):
+        gradient = torch.zeros(len(some), slopes.shape[1])
+        for coef, term in zip(groups.coefs[some].T.float(), groups.terms[some].T, strict=True):
+            gradient += coef[:, None] * slopes[row[term]]
+        radii[some] = question.at[some] / gradient.norm(p=DUAL[question.norm], dim=1).double().clamp(min=1e-30)
+    if groups.every:
+        order = known[torch.argsort(radii[known], stable=True)]
+        return Atoms(order, radii[order])
+    held = radii[groups.members.clamp(min=0)].masked_fill(groups.members < 0, torch.inf).sort(dim=1).values
+    there = held.isfinite()
+    # where not so many atoms were linearised as have to fail, the last that was
+    place = torch.minimum(groups.enough, there.sum(dim=1).clamp(min=1)) - 1
+    last = held.gather(1, place[:, None])[:, 0]
     order = torch.argsort(last, stable=True)
-    return Ranks(top[order], last[order], topk.within)
+    order = order[last[order].isfinite()]
+    return Falls(groups.members[order], groups.enough[order], last[order])
+
+
+def _candidates(question: Question) -> Tensor:
+    """The parts (at most CANDIDATES) whose atoms are nearest to failing at the image."""
+    groups = question.groups
+    nearest = torch.full((len(groups.parts),), torch.inf, dtype=torch.float64)
+    for term, coef in zip(groups.terms.T, groups.coefs.T, strict=True):
+        nearest.scatter_reduce_(0, term, torch.where(coef != 0, question.at, torch.inf), "amin")
+    order = torch.argsort(nearest, stable=True)
+    return order[: min(CANDIDATES, int(nearest.isfinite().sum()))]
 
 
 @torch.enable_grad()  # callers may be inside no_grad
-def _gradients(question: Question, pixels: Tensor, device: torch.device) -> Tensor:
-    """d CAM_p / d x (P, inputs) at the image, float32; one image copy per pixel, so one pass serves many."""
+def _gradients(question: Question, parts: Tensor, device: torch.device) -> Tensor:
+    """d part / d x (F, inputs) at the image, float32; one image copy per part, so one pass serves many."""
     found = []
-    for part in torch.split(pixels, GRADIENT_BATCH):
-        x = question.x.to(device, torch.float32).expand(len(part), -1, -1, -1).clone().requires_grad_(True)
-        cams = question.net.cams(x, question.class_idx).flatten(1)
-        (gradient,) = torch.autograd.grad(cams[torch.arange(len(part)), part.to(device)].sum(), x)
+    for some in torch.split(parts, GRADIENT_BATCH):
+        x = question.x.to(device, torch.float32).expand(len(some), -1, -1, -1).clone().requires_grad_(True)
+        values = question.values(x)
+        (gradient,) = torch.autograd.grad(values[torch.arange(len(some)), some.to(device)].sum(), x)
         found.append(gradient.flatten(1))
     return torch.cat(found)
 
@@ -167,25 +186,25 @@ def pgd(
     return None
 
 
-def polish(question: Question, ball: Ball, image: Tensor, pair: tuple[int, int], steps: int = 20) -> Witness | None:
-    """PGD for one pair from a given image (1, C, H, W), in float64: turns a near miss into a witness, or None.
+def polish(question: Question, ball: Ball, image: Tensor, atom: int, steps: int = 20) -> Witness | None:
+    """PGD for one atom from a given image (1, C, H, W), in float64: turns a near miss into a witness, or None.
 
-    Where some rivals are allowed, for the fall of its first pixel.
+    Where its group needs not all of its atoms, for the fall of the group.
     """
-    for x in _path(question, ball, image, one_target(question, pair), 0.2, steps):
+    for x in _path(question, ball, image, one_target(question, atom), 0.2, steps):
         witness = replay(question, ball, x)
         if witness is not None:
             return witness
     return None
 
 
-def drive_apart(question: Question, ball: Ball, pair: tuple[int, int], steps: int = 40) -> Tensor:
-    """The image (1, C, H, W) in the region with the smallest ``CAM_i - CAM_j`` that PGD meets, in float64."""
-    target, best, least_gap = Pairs(torch.tensor([pair]), torch.zeros(1)), ball.center, float("inf")
+def drive_down(question: Question, ball: Ball, atom: int, steps: int = 40) -> Tensor:
+    """The image (1, C, H, W) in the region with the smallest value of an atom that PGD meets, in float64."""
+    target, best, lowest = Atoms(torch.tensor([atom]), torch.zeros(1)), ball.center, float("inf")
     for x in _path(question, ball, ball.center, target, 1.0, steps):
-        gap = float(target.slack(question.net.cams(x, question.class_idx))[0])
-        if gap < least_gap:
-            best, least_gap = x, gap
+        value = float(target.slack(question.groups.atoms(question.values(x)))[0])
+        if value < lowest:
+            best, lowest = x, value
     return best
 
 
@@ -202,18 +221,17 @@ def _path(question: Question, ball: Ball, image: Tensor, target: Targets, size: 
 
 
 def _slack(question: Question, targets: Targets, x: Tensor) -> tuple[Tensor, Tensor]:
-    """The slacks of images (Q, C, H, W) in their rows, differentiable, and their CAMs (Q, H, W).
+    """The slacks of images (Q, C, H, W) in their rows, differentiable, and their atoms (Q, A).
 
-    Where the class is to be kept, its loss weighs as much as a CAM pixel's.
+    Where there are premises, the one that an image misses most weighs as much as a CAM pixel each.
     """
-    cams = question.net.cams(x, question.class_idx)
-    slack = targets.slack(cams)
-    if question.predicted is not None:
-        gaps = class_rows(question.net.classes, question.predicted).to(x)
-        behind = -(question.net.class_scores(x) @ gaps.T).amin(dim=1)
-        lost = behind.clamp(min=0) * question.cam.numel()
-        slack = slack + lost
-    return slack, cams
+    features, logits = question.net.outputs(x)
+    atoms = question.groups.atoms(question.groups.parts.values(features, logits, question.net.weight))
+    slack = targets.slack(atoms)
+    if question.premises is not None:
+        held = question.premises.atoms(question.premises.parts.values(features, logits, question.net.weight))
+        slack = slack + (-held.amin(dim=1)).clamp(min=0) * question.cam.numel()
+    return slack, atoms
 
 
 def _moved(region: Regions, x: Tensor, gradient: Tensor, size: float) -> Tensor:
@@ -227,18 +245,22 @@ def _moved(region: Regions, x: Tensor, gradient: Tensor, size: float) -> Tensor:
 
 
 def replay(question: Question, ball: Ball, image: Tensor) -> Witness | None:
-    """A Witness if the image, moved inside the region, changes the top-k set in the user's own float64 model."""
+    """A Witness if the image, moved inside the region, breaks the property in the user's own float64 model."""
     x = ball.project(image.detach().cpu().double())
     if not ball.contains(x):
         return None
     try:
-        cam = question.net.model_cam(x, question.class_idx)
+        seen = question.see(x)
     except NumericalError:  # an overflow is no answer of the exact network
         return None
-    margin = float(question.topk.margin(cam[None])[0])
-    if not margin <= 0 or not question.counts(x):
+    groups = question.groups
+    margin = float(groups.margin(seen.atoms))
+    if not margin <= 0 or not seen.premise >= 0:
         return None
-    return Witness(x, cam, question.topk.worst_pair(cam), margin, ball.distance(x), question.topk.allowed)
+    atom = groups.worst(seen.atoms)
+    first, second = groups.labels[atom].tolist()
+    changed = groups.what_changed(atom, seen.atoms)
+    return Witness(x, seen.cam, (first, second), margin, ball.distance(x), changed)
 
 
 @torch.enable_grad()
@@ -259,10 +281,10 @@ def _descend(
     nearest: list[float] = []
     for step in range(options.steps + 1):
         x.requires_grad_(True)
-        slack, cams = _slack(question, targets, x)
-        margins = question.topk.margin(cams.detach())
+        slack, atoms = _slack(question, targets, x)
+        margins = question.groups.margin(atoms.detach())
         order = margins.argsort(stable=True)
-        for row in order[margins[order] <= 0].tolist():  # the first replays, unless its class is lost
+        for row in order[margins[order] <= 0].tolist():  # the first replays, unless it misses a premise
             witness = replay(question, ball, x.detach()[row : row + 1])
             if witness is not None:
                 return witness

@@ -11,8 +11,8 @@ import torch
 from corgi_solvers import Backend, Problem, Solution, Status, safe_bound
 
 from corgi_opt._deadline import Deadline
-from corgi_opt.encode.class_rows import keeping_class
 from corgi_opt.encode.expressions import Vector
+from corgi_opt.encode.premise_rows import premised
 from corgi_opt.encode.program import Program
 from corgi_opt.problem.results import Proof
 from corgi_opt.search.branch import branch
@@ -68,7 +68,7 @@ class SolvedProgram:
         scale, error = float(program.scales[0]), float(program.scales[0] * errors[0])
         problem = self.encoding(program)
         if len(errors) > 1:
-            problem = keeping_class(program, problem, self.slack * errors, first=1)
+            problem = premised(program, problem, self.slack * errors, first=1)
         solution = self.solver.solve(problem, time_limit=deadline.left, decide_at=(decide_at + error) / scale)
         # The image itself satisfies every row, so "infeasible" is a failure of the solver and proves nothing.
         proven = solution.status in (Status.OPTIMAL, Status.DECIDED, Status.LIMIT) and math.isfinite(solution.bound)

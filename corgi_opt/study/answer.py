@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from corgi_opt._checks import resolve_device
 from corgi_opt.answering.margin_search import tight_margin
 from corgi_opt.answering.radius_search import radius
 from corgi_opt.answering.verdict import verify
 from corgi_opt.errors import CorgiError, TieError
 from corgi_opt.network.cam import CamNetwork, from_torch
-from corgi_opt.problem.question import resolve_device
 from corgi_opt.problem.results import Radius, Verdict
 from corgi_opt.study.ask import Ask
 from corgi_opt.study.models import ModelSource, SourcedModel
@@ -49,7 +49,7 @@ def _answered(task: Mapping[str, Any]) -> dict[str, Any]:
     net = _network(SourcedModel(name, ModelSource(build, weights), sha256), tuple(x.shape))
     class_idx = net.class_index(net.image(x), ask.class_idx)
     common: dict[str, Any] = {
-        "k": ask.k,
+        **({"k": ask.k} if ask.property is None else {"property": ask.property}),
         "method": ask.method,
         "norm": ask.norm,
         "clip": ask.clip,
@@ -60,7 +60,7 @@ def _answered(task: Mapping[str, Any]) -> dict[str, Any]:
         "device": task["device"],
         "progress": False,
     }
-    about: dict[str, Any] = {"class_idx": class_idx, "gap": _gap(net, x, class_idx, ask.k)}
+    about: dict[str, Any] = {"class_idx": class_idx}
     relaxed: dict[str, Any] = {"within": ask.within, "keep_class": ask.keep_class}
     start = time.monotonic()  # building the network is shared by many cells
     try:
@@ -87,15 +87,11 @@ def _network(model: SourcedModel, shape: tuple[int, ...]) -> CamNetwork:
     return from_torch(model.built(), torch.zeros(shape, dtype=torch.float32, device="cpu"))
 
 
-def _gap(net: CamNetwork, x: Tensor, class_idx: int, k: int) -> float | None:
-    cam = net.model_cam(net.image(x), class_idx).flatten().sort(descending=True).values
-    return float(cam[k - 1] - cam[k]) if k < len(cam) else None
-
-
 def _of_radius(r: Radius, rtol: float) -> dict[str, Any]:
     closed = "closed" if r.ratio <= 1 + rtol else "open"
     return {
         "status": "tied" if r.upper == 0 else closed,
+        "gap": r.asked.gap,
         "lower": r.lower,
         "upper": _finite(r.upper),
         "corgi": _finite(r.corgi),
@@ -109,6 +105,7 @@ def _of_radius(r: Radius, rtol: float) -> dict[str, Any]:
 def _of_verdict(v: Verdict) -> dict[str, Any]:
     return {
         "status": v.status,
+        "gap": v.asked.gap,
         "lower": _finite(v.margin_lower),
         "upper": _finite(v.margin_upper),
         "corgi": _finite(v.corgi_margin),

@@ -9,10 +9,12 @@ from typing import Any, Literal
 
 from corgi_opt._checks import check_rtol, integer, not_negative
 from corgi_opt._deadline import check_time_limit
+from corgi_opt.answering.asking import chosen_property
 from corgi_opt.answering.backends import check_solver
 from corgi_opt.errors import InputError
 from corgi_opt.methods import check_method
 from corgi_opt.problem.clip import Box, as_list, checked_clip, clip_from_text
+from corgi_opt.problem.properties import TopK
 from corgi_opt.problem.region import Norm, canonical_norm
 
 Kind = Literal["radius", "verify", "margin"]
@@ -32,7 +34,7 @@ class Ask:
     """
 
     kind: Kind
-    k: int
+    k: int | None
     method: str
     eps: float | None = None
     within: int | None = None
@@ -44,6 +46,7 @@ class Ask:
     solver: str | None = None
     time_limit: float = 300.0
     seed: int = 0
+    property: Any = None
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -55,9 +58,7 @@ class Ask:
         check_time_limit(self.time_limit)
         if not isinstance(self.keep_class, bool):
             raise InputError(f"keep_class must be true or false, got {self.keep_class!r}")
-        filled = {
-            "k": integer("k", self.k, 1, 10**9),
-            "within": None if self.within in (None, self.k) else integer("within", self.within, self.k, 10**9),
+        filled: dict[str, Any] = {
             "eps": None if self.eps is None else not_negative("eps", self.eps),
             "norm": norm,
             "clip": checked_clip(self.clip),
@@ -66,6 +67,12 @@ class Ask:
             "time_limit": float(self.time_limit),
             "seed": integer("seed", self.seed, 0, 2**63 - 1),
         }
+        # a top-k set stands in k and within, whoever said it how; other properties as what they are made from again
+        what = chosen_property(self.property, self.k, self.within)
+        if isinstance(what, TopK):
+            filled |= {"k": what.k, "within": what.within, "property": None}
+        else:
+            filled |= {"property": what.to_dict()}
         for name, value in filled.items():
             object.__setattr__(self, name, value)
         if self.kind == "margin" and (self.within is not None or self.keep_class):
@@ -76,6 +83,8 @@ class Ask:
         found = asdict(self)
         if self.kind == "verify":
             found["rtol"] = Ask.rtol
+        if self.property is None:
+            del found["property"]  # as in the keys of cells that knew of none
         return found | {"clip": None if self.clip is None else [as_list(end) for end in self.clip]}
 
     @classmethod
@@ -83,7 +92,7 @@ class Ask:
         return cls(**plain)
 
 
-SPREAD = ("k", "within", "eps", "method", "norm", "class_idx", "seed")
+SPREAD = ("property", "k", "within", "eps", "method", "norm", "class_idx", "seed")
 """What may be a list in a plan; the questions are all combinations."""
 
 
@@ -105,9 +114,11 @@ class Grid:
         unknown = sorted(set(entry) - known)
         if unknown:
             raise InputError(f"{where}: unknown key {unknown[0]!r}; a question has {', '.join(sorted(known))}")
-        for name in ("k", "method"):
-            if name not in entry:
-                raise InputError(f"{where} has no {name!r}")
+        if "method" not in entry:
+            raise InputError(f"{where} has no 'method'")
+        if "property" not in entry and "k" not in entry:
+            raise InputError(f"{where} has no 'k' (and no 'property' in its place)")
+        entry.setdefault("k", None)
         entry.setdefault("kind", "radius" if "eps" not in entry else "verify")
         if entry["kind"] == "radius" and "eps" in entry:
             raise InputError(f"{where}: a radius has no eps")

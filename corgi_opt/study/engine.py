@@ -153,6 +153,7 @@ def row_of(cell: Cell, found: Mapping[str, Any]) -> Row:
             "kind": ask.kind,
             "k": ask.k,
             "within": ask.k if ask.within is None else ask.within,
+            "property": None if ask.property is None else json.dumps(ask.property),
             "eps": ask.eps,
             "method": ask.method,
             "norm": ask.norm,

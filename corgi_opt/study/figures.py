@@ -52,13 +52,15 @@ def _methods(frame: Any) -> list[str]:
 
 
 def _radii(frame: Any) -> Any:
-    """Radii of top-k sets that are defined."""
-    return frame[(frame["kind"] == "radius") & (frame["within"] == frame["k"]) & (frame["status"] != "tied")]
+    """Radii of properties that are defined; of top-k sets those in which the set itself stays."""
+    whole = (frame["within"] == frame["k"]) | frame["property"].notna()
+    return frame[(frame["kind"] == "radius") & whole & (frame["status"] != "tied")]
 
 
 def _per_question(frame: Any) -> Any:
     """What identifies a question whatever the method."""
-    return frame["model_sha256"] + frame["image_sha256"] + frame["k"].astype(str) + frame["norm"]
+    what = frame["k"].astype(str) + frame["property"].fillna("").astype(str)
+    return frame["model_sha256"] + frame["image_sha256"] + what + frame["norm"]
 
 
 def _nearest_broken(frame: Any) -> Any:

@@ -16,7 +16,7 @@ from corgi_opt.errors import MissingPackageError, StoreError
 from corgi_opt.methods import TABLE
 from corgi_opt.problem.clip import intervals_in_words
 from corgi_opt.study.figures import all_figures
-from corgi_opt.study.store import Store, now
+from corgi_opt.study.store import Store, now, property_of
 
 DPI = 150
 
@@ -105,18 +105,20 @@ def _box(own: str | None, low: float, high: float) -> str:
 def _groups(frame: Any, *axes: str) -> Iterable[tuple[Any, Any]]:
     if frame.empty:
         return []
-    found = frame.groupby([*axes, "method"], dropna=False)
+    what = [property_of(*row).short for row in zip(frame["k"], frame["within"], frame["property"], strict=True)]
+    counted = frame[["k", "within"]].fillna(0).astype(int)  # what is no top-k set comes first
+    found = frame.assign(asked=what, **counted).groupby([*axes, "method"], dropna=False)
     return sorted(found, key=lambda item: (*item[0][:-1], list(TABLE).index(item[0][-1])))
 
 
 def _radius_rows(radii: Any) -> Iterable[dict[str, str]]:
-    for (model, norm, k, within, method), part in _groups(radii, "model", "norm", "k", "within"):
+    for (model, norm, _, _, said, method), part in _groups(radii, "model", "norm", "k", "within", "asked"):
         ratio = part["upper"] / part["lower"].where(part["lower"] > 0)
         gain = part["lower"] / part["corgi"].where(part["corgi"] > 0)
         yield {
             "network": model,
             "norm": norm,
-            "k": str(k) if k == within else f"{k} within {within}",
+            "asked": said,
             "method": method,
             "images": str(len(part)),
             "certified eps": _number(part["lower"].median()),
@@ -131,14 +133,14 @@ def _radius_rows(radii: Any) -> Iterable[dict[str, str]]:
 
 
 def _verdict_rows(others: Any) -> Iterable[dict[str, str]]:
-    for (model, norm, k, within, kind, eps, method), part in _groups(
-        others, "model", "norm", "k", "within", "kind", "eps"
+    for (model, norm, _, _, said, kind, eps, method), part in _groups(
+        others, "model", "norm", "k", "within", "asked", "kind", "eps"
     ):
         counts = part["status"].value_counts()
         yield {
             "network": model,
             "norm": norm,
-            "k": str(k) if k == within else f"{k} within {within}",
+            "asked": said,
             "kind": kind,
             "eps": _number(eps),
             "method": method,

@@ -16,12 +16,16 @@ from types import TracebackType
 from typing import Any, Literal
 
 from corgi_opt.errors import InputError, MissingPackageError, StoreError
+from corgi_opt.problem.properties import Property, TopK, property_from
 
 State = Literal["done", "failed", "timeout", "crashed"]
 """An answer (unknown is one); an error was raised; its hard time limit passed; it took its process with it."""
 
-SCHEMA = 2
-"""1 had no column ``clip``: such a file can be read, and is given one when it is written."""
+SCHEMA = 3
+"""1 had no column ``clip``, 2 none ``property``: such files can be read, and are given them when they are written."""
+
+SINCE = {"clip": 2, "property": 3}
+"""The schema that a column came with."""
 
 FILE = "results.sqlite"
 
@@ -31,10 +35,11 @@ class Row:
     """One cell: what was asked, what came out, and how. Radii in units of the input, margins in units of the CAM.
 
     ``lower``, ``upper``: the certified and the falsified eps of a radius, the bounds of a margin. ``corgi``: the
-    paper's bound on the same. ``attack``: the smallest eps that PGD broke. ``gap``: CAM of pixel k less that of
-    pixel k+1 at the image. ``seconds`` on the clock; ``peak_mb``: the process's largest resident memory meanwhile,
-    sampled. ``finished``: UTC, ISO 8601. ``clip``: where channels have boxes of their own, ``[lows, highs]`` as JSON;
-    ``clip_low`` and ``clip_high`` are the outermost then.
+    paper's bound on the same. ``attack``: the smallest eps that PGD broke. ``gap``: the margin at the image.
+    ``seconds`` on the clock; ``peak_mb``: the process's largest resident memory meanwhile, sampled. ``finished``: UTC,
+    ISO 8601. ``clip``: where channels have boxes of their own, ``[lows, highs]`` as JSON; ``clip_low`` and
+    ``clip_high`` are the outermost then. ``property``: as JSON, where what is asked is no top-k set (``k`` and
+    ``within`` are empty then).
     """
 
     key: str
@@ -45,8 +50,8 @@ class Row:
     image: str
     image_sha256: str
     kind: str
-    k: int
-    within: int
+    k: int | None
+    within: int | None
     eps: float | None
     method: str
     norm: str
@@ -74,9 +79,15 @@ class Row:
     versions: str | None = None
     finished: str | None = None
     clip: str | None = None
+    property: str | None = None
 
 
 COLUMNS = tuple(f.name for f in fields(Row))
+
+
+def property_of(k: Any, within: Any, said: Any) -> Property:
+    """What a row asked for, from its columns."""
+    return property_from(said) if isinstance(said, str) else TopK(int(k), int(within))
 
 
 @dataclass(frozen=True)
@@ -154,18 +165,20 @@ class Store:
             self._connection.execute("CREATE TABLE runs (started TEXT, name TEXT, plan TEXT)")
             self._connection.execute(f"PRAGMA user_version = {SCHEMA}")
             self._connection.execute("COMMIT")
-        elif version == 1:
+        elif 1 <= version < SCHEMA:
             self._connection.execute("BEGIN IMMEDIATE")
-            self._connection.execute("ALTER TABLE cells ADD COLUMN clip TEXT")
+            for column, since in SINCE.items():
+                if version < since:
+                    self._connection.execute(f"ALTER TABLE cells ADD COLUMN {column} TEXT")
             self._connection.execute(f"PRAGMA user_version = {SCHEMA}")
             self._connection.execute("COMMIT")
         self._check_version()
 
     def _check_version(self) -> None:
         (version,) = self._connection.execute("PRAGMA user_version").fetchone()
-        if version == 1:
-            self._columns = ", ".join([*COLUMNS[:-1], "NULL AS clip"])
-        elif version != SCHEMA:
+        if 1 <= version <= SCHEMA:
+            self._columns = ", ".join(f"NULL AS {c}" if SINCE.get(c, 1) > version else c for c in COLUMNS)
+        else:
             raise StoreError(f"{self._folder / FILE} has schema {version}, this version of corgi_opt reads {SCHEMA}")
 
     def began(self, name: str, plan: str) -> None:

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from asking import pixel_rows
 from corgi_solvers import Highs, Status
 from encoding import PATIENT
 from nets import Deep, Everything, Plain, Pooled, Residual, image, seeded
@@ -20,7 +21,6 @@ import corgi_opt as co
 from corgi_opt.bounding import ascent as ASCENT
 from corgi_opt.bounding.ascent import ascend
 from corgi_opt.bounding.dual import Rows
-from corgi_opt.bounding.objective import pixel_rows
 from corgi_opt.encode.expressions import Expressions
 from corgi_opt.encode.program import compile_program
 from corgi_opt.encode.triangle import triangle

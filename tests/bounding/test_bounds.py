@@ -13,8 +13,8 @@ from relaxing import corgi_pixels, ibp_pixels, pairs, pixels, relaxed
 
 import corgi_opt as co
 from corgi_opt.bounding.dual import Interval
-from corgi_opt.bounding.objective import share_inputs
 from corgi_opt.bounding.relaxation import direct_planes, window_taps
+from corgi_opt.network.fields import fields_of
 from corgi_opt.network.ops import MaxPool2d
 
 CASES = [
@@ -85,7 +85,7 @@ def test_pair_bounds_contain_and_beat_single_pixels(model, kwargs, shape):
     assert bool((gaps >= bound - 1e-9).all())
     apart = single.lower[wanted[:, 0]] - single.upper[wanted[:, 1]]
     assert bool((bound >= apart - 1e-9).all())
-    far = ~share_inputs(net, wanted)
+    far = ~fields_of(net.graph, net.features).share(wanted)
     torch.testing.assert_close(bound[far], apart[far], rtol=1e-9, atol=1e-9)
 
 

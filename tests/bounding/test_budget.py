@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from asking import pixel_rows
 from encoding import PATIENT, Setting
 from nets import Pooled, image, seeded
 from stand_in import DEVICE, OnDevice, StandIn
@@ -15,7 +16,6 @@ import corgi_opt as co
 from corgi_opt.bounding import budget
 from corgi_opt.bounding.budget import CPU_BYTES, GPU_BYTES, SHARE, chunk_bytes, free_bytes, in_parts
 from corgi_opt.bounding.dual import Rows, rows_at_once
-from corgi_opt.bounding.objective import pixel_rows
 
 CPU = torch.device("cpu")
 DUAL, PHASES = sys.modules["corgi_opt.bounding.dual"], sys.modules["corgi_opt.encode.phases"]

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from asking import cam_bounds
 from nets import Deep, Everything, Plain, Pooled, Residual, image, seeded
 from oracles import points_in
 from relaxing import regions
@@ -14,7 +15,6 @@ from relaxing import regions
 import corgi_opt as co
 from corgi_opt.bounding.crown import Relaxed, crown_pass, unscreened
 from corgi_opt.bounding.dual import Interval
-from corgi_opt.bounding.objective import cam_bounds
 from corgi_opt.data import digits
 from corgi_opt.network.cone import reach_of
 

@@ -8,7 +8,6 @@ from nets import Deep, Everything, Plain, Pooled, Residual, image, seeded
 from torch import Tensor, nn
 
 import corgi_opt as co
-from corgi_opt.bounding.objective import share_inputs
 from corgi_opt.network import fields
 from corgi_opt.network.cone import reach_of
 from corgi_opt.network.fields import fields_of
@@ -54,7 +53,7 @@ def built(model, kwargs, shape) -> tuple[co.CamNetwork, Tensor]:
 def test_pairs_share_what_masks_say_and_all_that_gradients_say(model, kwargs, shape):
     net, pairs = built(model, kwargs, shape)
     height, width = net.map_shape
-    found = share_inputs(net, pairs).view(height * width, -1)
+    found = fields_of(net.graph, net.features).share(pairs).view(height * width, -1)
     one_each = torch.eye(height * width, dtype=torch.bool).view(-1, height, width)
     masks = reach_of(net.graph, net.features, one_each)[net.graph.input].flatten(1).float()
     by_mask = masks @ masks.T > 0
@@ -77,19 +76,19 @@ def test_paths_of_one_kind_are_one(monkeypatch):
     assert len(fields_of(net.graph, net.features).meets) == 1
     wide = {"kernel": 3, "stride": 3, "padding": 7}
     net, pairs = built(TwoStrides, wide, (1, 7, 7))
-    exact = share_inputs(net, pairs)
+    exact = fields_of(net.graph, net.features).share(pairs)
     assert len(fields_of(net.graph, net.features).meets) == 4
     monkeypatch.setattr(fields, "MOST_PATHS", 1)
     other, _ = built(TwoStrides, wide, (1, 7, 7))
     assert len(fields_of(other.graph, other.features).meets) == 1
-    assert bool((share_inputs(other, pairs) | ~exact).all())
+    assert bool((fields_of(other.graph, other.features).share(pairs) | ~exact).all())
 
 
 def test_a_network_is_looked_at_once(monkeypatch):
     net, pairs = built(TwoStrides, {}, (1, 5, 5))
-    first = share_inputs(net, pairs)
+    first = fields_of(net.graph, net.features).share(pairs)
     monkeypatch.setattr(fields, "_paths", None)
-    assert torch.equal(share_inputs(net, pairs), first)
+    assert torch.equal(fields_of(net.graph, net.features).share(pairs), first)
 
 
 @pytest.mark.parametrize("seed", [1, 2])

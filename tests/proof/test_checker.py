@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from asking import ask
 from corgi_solvers import Highs, Problem, Solution, Status
 from patience import mostly_slow
 from small_questions import SmallQuestion, questions
@@ -24,13 +25,13 @@ from corgi_opt.answering import prover as prove
 from corgi_opt.answering.ladder import Ladder
 from corgi_opt.answering.prover import Prover, certified, plain_network
 from corgi_opt.errors import CertificateError, ProofError
-from corgi_opt.problem.question import Question
 from corgi_opt.proof import archive as archive_module
-from corgi_opt.proof.certificate import Certificate, Claim
+from corgi_opt.proof.certificate import STATEMENT_ARRAYS, Certificate, Claim
 from corgi_opt.proof.checker import check
 from corgi_opt.proof.network import Network, Node
 from corgi_opt.proof.operations import Conv, Input, Relu
 from corgi_opt.proof.region import Region
+from corgi_opt.proof.statement import TopPixels
 from corgi_opt.search import branch as branch_module
 
 COUNT = 90
@@ -47,6 +48,17 @@ class Case:
     @property
     def certificate(self) -> Certificate:
         return self.verdict.certificate
+
+    @property
+    def top(self) -> TopPixels:
+        """What is claimed, as files of older versions have it."""
+        cam, class_idx = self.net.cam(self.asked.x, self.verdict.asked.class_idx), self.verdict.asked.class_idx
+        top = sorted(cam.flatten().topk(self.asked.k).indices.tolist())
+        return TopPixels(class_idx, tuple(top), self.asked.k if self.asked.within is None else self.asked.within)
+
+    def claiming(self, **changes: object) -> Certificate:
+        """The certificate, for another claim about top pixels."""
+        return with_claim(self.certificate, says=replace(self.top, **changes))
 
 
 @functools.cache
@@ -93,6 +105,37 @@ def test_files_come_back_as_they_were(tmp_path: Path):
         found = co.check_certificate(path, case.asked.model)
         assert (found.kind, found.exact) == (case.verdict.status, False)
         assert (found.margin > 0) == (found.kind == "certified")
+
+
+def test_files_of_older_versions_prove_what_they_did(tmp_path: Path):
+    """What they claim is the same statement: each top pixel, and how many may pass it."""
+    for case in [*of_kind("certified")[:20], *of_kind("falsified")[:10]]:
+        old = Certificate.from_bytes(case.claiming().to_bytes())
+        assert isinstance(old.claim.says, TopPixels) and old.to_bytes() == case.claiming().to_bytes()
+        found, known = check(old, case.network), check(case.certificate, case.network)
+        assert (found.kind, found.margin) == (known.kind, pytest.approx(known.margin, rel=1e-9, abs=1e-12))
+
+
+def test_a_statement_is_what_it_is_said_to_be(tmp_path: Path):
+    """The checker proves a statement; that it is what the property says here, ``co.check_certificate`` sees."""
+    path = tmp_path / "a.cert"
+    for case in [*of_kind("certified")[:6], *of_kind("falsified")[:3]]:
+        claim, asked = case.certificate.claim, case.verdict.asked
+        assert claim.said == {**asked.property.to_dict(), "class_idx": asked.class_idx}
+        k = case.asked.k
+        for wrong in (
+            {**claim.said, "k": k + 1 if k + 1 < case.net.cam(case.asked.x).numel() else k - 1, "within": None},
+            {**claim.said, "name": "Nothing"},
+            {**claim.said, "class_idx": case.net.classes},
+            {"name": "TopK", "k": k},
+            {},
+        ):
+            with_claim(case.certificate, said=wrong).save(path)
+            assert check(Certificate.load(path), case.network).kind == case.verdict.status
+            with pytest.raises(ProofError, match="statement is proven, but"):
+                co.check_certificate(path, case.asked.model)
+        case.certificate.save(path)
+        assert co.check_certificate(path, case.asked.model).said == claim.said
 
 
 def test_fractions_prove_the_same():
@@ -156,26 +199,26 @@ def test_a_larger_region_than_is_stable_is_not_proven():
 def test_another_question_is_not_proven():
     tried = 0
     for case in of_kind("certified"):
-        claim, pixels = case.certificate.claim, case.net.map_shape[0] * case.net.map_shape[1]
+        claim, pixels = case.top, case.net.map_shape[0] * case.net.map_shape[1]
         others = [p for p in range(pixels) if p not in claim.top]
-        rejected(with_claim(case.certificate, top=(*claim.top[1:], others[0])), case.network)
+        rejected(case.claiming(top=(*claim.top[1:], others[0])), case.network)
         if claim.within > len(claim.top):
             tighter = replace(case.asked, within=None if claim.within - 1 == case.asked.k else claim.within - 1)
             if tighter.answer().stable is not True:
                 tried += 1
-                rejected(with_claim(case.certificate, within=claim.within - 1), case.network)
+                rejected(case.claiming(within=claim.within - 1), case.network)
         for class_idx in range(case.net.classes):
             here = replace(case.asked, class_idx=class_idx)
             cam = case.net.cam(case.asked.x, class_idx).flatten()
             if set(cam.topk(case.asked.k).indices.tolist()) != set(claim.top) or here.answer().stable is not True:
                 tried += 1
-                rejected(with_claim(case.certificate, class_idx=class_idx), case.network)
+                rejected(case.claiming(class_idx=class_idx), case.network)
     assert tried >= 30
 
 
 def test_nonsense_is_refused():
     case = of_kind("certified")[0]
-    claim, region = case.certificate.claim, case.certificate.claim.region
+    claim, region = case.top, case.certificate.claim.region
     pixels = case.net.map_shape[0] * case.net.map_shape[1]
     for changes, why in (
         ({"top": ()}, "distinct"),
@@ -186,6 +229,9 @@ def test_nonsense_is_refused():
         ({"within": len(claim.top) - 1}, "within"),
         ({"class_idx": case.net.classes}, "does not exist"),
         ({"class_idx": -1}, "does not exist"),
+    ):
+        assert why in rejected(case.claiming(**changes), case.network)
+    for changes, why in (
         ({"region": replace(region, center=region.center[:, :1])}, "shape"),
         ({"region": replace(region, clip=(2.0, 3.0))}, "outside its box"),
     ):
@@ -216,15 +262,18 @@ def test_every_leaf_is_needed():
     assert tried >= 30
 
 
-def test_trees_are_about_pixels_and_units_of_the_network():
+def test_trees_are_about_parts_and_units_of_the_network():
     case = of_kind("certified", trees=True)[0]
     proof = next(t for t in case.certificate.trees if len(t.tree.node))
     tree = proof.tree
     for wrong, why in (
-        (replace(proof, pixels=(proof.pixels[0],) * 2), "there are not"),
-        (replace(proof, pixels=(10**6, proof.pixels[-1])), "there are not"),
-        (replace(proof, signs=(1, 1)), "signs"),
-        (replace(proof, signs=(2,), pixels=(0,)), "signs"),
+        (replace(proof, parts=(proof.parts[0],) * 2, signs=(1.0, -1.0)), "no atom"),
+        (replace(proof, parts=(10**6, proof.parts[-1]), signs=(1.0, -1.0)), "there are not"),
+        (replace(proof, parts=(0, 1), signs=(1.0, 1.0)), "no atom"),
+        (replace(proof, parts=(0,), signs=(2.0,)), "no atom"),
+        (replace(proof, parts=(0,), signs=(1.0, 1.0)), "signs"),
+        (replace(proof, parts=(), signs=()), "signs"),
+        (replace(proof, parts=(0,), signs=(np.inf,)), "signs"),
         (replace(proof, tree=replace(tree, node=tree.node * 0)), "no ReLU"),
         (replace(proof, tree=replace(tree, flat=tree.flat + 10**6)), "no ReLU"),
         (replace(proof, tree=replace(tree, flat=tree.flat - 10**6)), "no ReLU"),
@@ -258,10 +307,9 @@ def test_a_counterexample_is_one_or_is_refused():
         assert (
             "outside the box" in (why := rejected(replace(certificate, witness=outside), case.network)) or "far" in why
         )
-        if case.asked.within is None:
-            rivals = [p for p in range(case.net.map_shape[0] * case.net.map_shape[1]) if p not in certificate.claim.top]
-            top = (*certificate.claim.top[1:], rivals[0])
-            assert "brightest at its image" in rejected(with_claim(certificate, top=top), case.network)
+        rivals = [p for p in range(case.net.map_shape[0] * case.net.map_shape[1]) if p not in case.top.top]
+        why = rejected(case.claiming(top=(*case.top.top[1:], rivals[0])), case.network)
+        assert "not proven to hold at its centre" in why or "brightest at its image" in why
 
 
 def test_what_only_looks_like_a_tie_is_no_counterexample():
@@ -285,9 +333,9 @@ def test_what_only_looks_like_a_tie_is_no_counterexample():
     )
     network = Network(nodes, 4, np.ones((1, 1)))
     region = Region(np.full((1, 1, 1), 2.0), 1.0, "inf", None)
-    claim = Claim("falsified", network.sha256, region, 0, (0,), 1)
+    claim = Claim("falsified", network.sha256, region, TopPixels(0, (0,), 1))
     for exact in (False, True):
-        with pytest.raises(ProofError, match="no pixel outside"):
+        with pytest.raises(ProofError, match="no group"):
             check(Certificate(claim, witness=np.ones((1, 1, 1))), network, exact=exact)
     other = replace(claim, region=replace(region, center=np.full((1, 1, 1), 1.5)))
     assert 0.1 + 0.2 > 0.3 and Fraction(0.1) + Fraction(0.2) > Fraction(0.3)
@@ -305,12 +353,12 @@ def test_one_pixel_that_comes_in_changes_the_set_however_those_inside_tie():
     )
     network = Network(nodes, 2, np.ones((1, 1)))
     region = Region(np.array([[[2.0, 1.9, 1.0]]]), 2.0, "inf", None)
-    claim = Claim("falsified", network.sha256, region, 0, (0, 1), 2)
+    claim = Claim("falsified", network.sha256, region, TopPixels(0, (0, 1), 2))
     image = np.array([[[1.0, 1.0, 1.5]]])
     assert check(Certificate(claim, witness=image), network).margin < -0.06
     # with one rival allowed, the tie is what it takes
-    allowed = Certificate(replace(claim, top=(0,), within=2), witness=image)
-    with pytest.raises(ProofError, match="no top pixel"):
+    allowed = Certificate(replace(claim, says=TopPixels(0, (0,), 2)), witness=image)
+    with pytest.raises(ProofError, match="no group"):
         check(allowed, network)
 
 
@@ -345,11 +393,8 @@ def flips(count: int, seed: int) -> None:
         passed += 1
         mine = chosen[which].certificate.claim
         assert changed.claim.sha256 == mine.sha256 and changed.claim.kind == mine.kind
-        assert (changed.claim.top, changed.claim.within, changed.claim.class_idx) == (
-            mine.top,
-            mine.within,
-            mine.class_idx,
-        )
+        for name in STATEMENT_ARRAYS:
+            assert np.array_equal(getattr(changed.claim.says, name), getattr(mine.says, name))
         assert changed.claim.region.eps == mine.region.eps and changed.claim.region.norm == mine.region.norm
     assert passed < 0.2 * count  # zip's checksums see most; what they do not cover (dates, flags) is no content
 
@@ -382,8 +427,7 @@ def rewritten(certificate: Certificate, change: dict[str, object]) -> bytes:
     "change",
     [
         {"format": "another"},
-        {"version": 2},
-        {"version": 3},
+        {"version": 4},
         {"version": 1, "clip": [["0x0p0"], ["0x1p0"]]},
         {"version": 2, "clip": [["0x0p0", "0x0p0"], ["0x1p0", "0x1p0"]]},
         {"version": 2, "clip": [["0x1p0"], ["0x0p0"]]},
@@ -401,11 +445,8 @@ def rewritten(certificate: Certificate, change: dict[str, object]) -> bytes:
         {"clip": ["0x1p0", "0x0p0"]},
         {"clip": ["nan", "nan"]},
         {"clip": ["0x0p0"]},
-        {"class": "0"},
-        {"class": True},
-        {"top": [1.0]},
-        {"top": "12"},
-        {"within": None},
+        {"said": 3},
+        {"said": None},
         {"nodes": [5000]},
         {"nodes": []},
         {"trees": [[[0], [1]], [[0], [1]], [[0], [1]], [[0], [1]]]},
@@ -413,7 +454,28 @@ def rewritten(certificate: Certificate, change: dict[str, object]) -> bytes:
     ],
 )
 def test_malformed_files_are_refused(change):
-    certificate = of_kind("certified")[0].certificate
+    malformed(of_kind("certified")[0].certificate, change)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"version": 2},
+        {"version": 3},
+        {"version": 1, "clip": [["0x0p0"], ["0x1p0"]]},
+        {"version": 2, "clip": [["0x0p0"], "0x1p0"]},
+        {"class": "0"},
+        {"class": True},
+        {"top": [1.0]},
+        {"top": "12"},
+        {"within": None},
+    ],
+)
+def test_malformed_files_of_older_versions_are_refused(change):
+    malformed(of_kind("certified")[0].claiming(), change)
+
+
+def malformed(certificate: Certificate, change: dict[str, object]) -> None:
     assert Certificate.from_bytes(rewritten(certificate, {})).to_bytes() == certificate.to_bytes()
     with pytest.raises(CertificateError):
         Certificate.from_bytes(rewritten(certificate, change))
@@ -462,7 +524,7 @@ def test_a_solver_that_lies_proves_nothing(change, monkeypatch):
             continue
         liar = Liar(change)
         arguments = {n: v for n, v in case.asked.arguments.items() if n != "eps"}
-        question = Question.ask(case.net, case.asked.x, tie_tol=None, **arguments)
+        question = ask(case.net, case.asked.x, tie_tol=None, **arguments)
         prover = Prover(question, question.ball(case.asked.eps), None, liar, torch.device("cpu"))
         with pytest.raises((CertificateError, ProofError, RuntimeError)):
             prover(Deadline(20.0))
@@ -524,7 +586,7 @@ def test_no_backend_talks_the_checker_into_a_certificate(status, change, monkeyp
 def test_time_limits_and_falsehoods_leave_no_certificate():
     case = next(c for c in cases() if c.stable is False and c.asked.within is None)
     arguments = {n: v for n, v in case.asked.arguments.items() if n != "eps"}
-    question = Question.ask(case.net, case.asked.x, tie_tol=None, **arguments)
+    question = ask(case.net, case.asked.x, tie_tol=None, **arguments)
     with pytest.raises(CertificateError, match="not decided"):
         certified(question, question.ball(case.asked.eps), Highs(), torch.device("cpu"), Deadline(20.0))
     unknown = co.verify(case.net, case.asked.x, method="corgi", **{**case.asked.arguments, "eps": case.asked.eps / 2})

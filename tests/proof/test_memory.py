@@ -16,7 +16,7 @@ from patience import mostly_slow
 from corgi_opt.errors import CertificateError, ProofError
 from corgi_opt.proof import archive, memory
 from corgi_opt.proof import checker as checker_module
-from corgi_opt.proof.certificate import Certificate, PixelTree
+from corgi_opt.proof.certificate import Certificate, PartTree
 from corgi_opt.proof.checker import check
 
 SAID = {
@@ -30,7 +30,7 @@ SAID = {
     "a part that is large": ("CertificateError", "it holds more than"),
     "a part larger than it says": ("CertificateError", ""),
     "a list of parts": ("CertificateError", "its list of parts"),
-    "many top pixels": ("ProofError", "its margin is only proven to be"),
+    "many top pixels": ("ProofError", "it is about more than 4,000,000 pairs of pixels"),
     "units in fractions": ("ProofError", "a tree of 700 units would take"),
 }
 
@@ -71,16 +71,16 @@ def test_the_limit_is_asked_before_rows_are_made(monkeypatch):
 
 def test_what_is_proven_does_not_depend_on_how_much_is_held_at_once(monkeypatch):
     net = network(6)
-    made = certificate(net, (PixelTree((0, 3), (1, -1), tree(40, inputs=5)),), top=3)
+    made = certificate(net, (PartTree((0, 3), (1.0, -1.0), tree(40, inputs=5)),), top=3)
 
     def found() -> np.ndarray:
         bounds = checker_module.Bounds(net, made.claim.region, checker_module.Float64())
         for node in range(3):
             bounds.reach(node)
-        margins = checker_module.Margins(bounds, made.claim)
-        margins.bound_pairs()
+        margins = checker_module.Margins(bounds, made.claim.says.of(net))
+        margins.bound_atoms()
         margins.add_tree(made.trees[0])
-        return np.concatenate([margins.lower(slice(0, 3)).flatten(), margins.per_pixel])
+        return np.concatenate([margins.atoms, margins.per_group])
 
     before = found()
     monkeypatch.setattr(memory, "PIXELS_AT_ONCE", 40)
@@ -88,16 +88,21 @@ def test_what_is_proven_does_not_depend_on_how_much_is_held_at_once(monkeypatch)
     np.testing.assert_allclose(found(), before, rtol=1e-12)
 
 
-def test_pairs_are_looked_for_until_there_are_too_many(monkeypatch):
+def test_more_open_atoms_than_may_be_are_left_to_trees(monkeypatch):
     net = network(6)
     made = certificate(net, top=3)
     bounds = checker_module.Bounds(net, made.claim.region, checker_module.Float64())
     for node in range(3):
         bounds.reach(node)
-    margins = checker_module.Margins(bounds, made.claim)
-    monkeypatch.setattr(memory, "PIXELS_AT_ONCE", 36)
-    assert len(margins.open_pairs()) == 3 * 33
-    assert 34 <= len(margins.open_pairs(40)) <= 66
+    margins = checker_module.Margins(bounds, made.claim.says.of(net))
+    assert len(margins.open_atoms()) == 3 * 33
+    bounded = []
+    monkeypatch.setattr(margins, "_bounded", lambda terms, coefs: bounded.append(len(terms)) or np.zeros(len(terms)))
+    monkeypatch.setattr(checker_module, "MOST_OPEN", 98)
+    margins.bound_atoms()
+    monkeypatch.setattr(checker_module, "MOST_OPEN", 99)
+    margins.bound_atoms()
+    assert bounded == [99]
 
 
 def test_fractions_are_for_small_networks(monkeypatch):
@@ -119,7 +124,7 @@ def test_a_machine_without_memory_is_a_typed_error(monkeypatch):
 
 
 def test_a_certificate_of_more_trees_than_a_file_holds_is_not_written():
-    one = PixelTree((0,), (1,), tree(0))
+    one = PartTree((0,), (1.0,), tree(0))
     few = certificate(network(6), (one,) * 9_400)
     with pytest.raises(CertificateError, match="9,400 trees are more than a file holds"):
         few.to_bytes()

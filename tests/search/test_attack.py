@@ -5,18 +5,18 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from asking import ask
 from nets import Plain, Pooled, Residual, image, seeded
 
 import corgi_opt as co
-from corgi_opt.problem.question import Question
 from corgi_opt.search.attack import PgdOptions, rank_targets, replay, shrink
 
 CPU = torch.device("cpu")
 CASES = [(Plain, (1, 6, 6)), (Residual, (1, 6, 5)), (Pooled, (1, 8, 8))]
 
 
-def ask(net, x, k=2, clip=(0.0, 1.0)):
-    return Question.ask(net, x, k=k, class_idx=0, norm="inf", clip=clip, tie_tol=None)
+def asked(net, x, k=2, clip=(0.0, 1.0)):
+    return ask(net, x, k=k, class_idx=0, norm="inf", clip=clip, tie_tol=None)
 
 
 @pytest.mark.parametrize(("model", "shape"), CASES)
@@ -50,11 +50,11 @@ def test_the_attack_is_close_to_the_exact_radius(model, shape):
 def test_linearised_radii_are_gap_over_gradient_norm():
     x = image(1, 8, 8, seed=3)
     net = co.from_torch(seeded(Pooled, 1), x)
-    question = ask(net, x)
+    question = asked(net, x)
     targets = rank_targets(question, CPU)
     assert torch.equal(targets.radii, targets.radii.sort().values)
-    for row in (0, len(targets.pairs) - 1):
-        i, j = targets.pairs[row].tolist()
+    for row in (0, len(targets.which) - 1):
+        i, j = question.groups.labels[targets.which[row]].tolist()
         point = x.double().clone().requires_grad_(True)
         cam = net.cams(point, 0).flatten()
         (gradient,) = torch.autograd.grad(cam[i] - cam[j], point)
@@ -65,7 +65,7 @@ def test_linearised_radii_are_gap_over_gradient_norm():
 def test_replay_refuses_what_is_no_counterexample():
     x = image(1, 8, 8, seed=3)
     net = co.from_torch(seeded(Pooled, 1), x)
-    question = ask(net, x)
+    question = asked(net, x)
     assert replay(question, question.ball(0.1), x) is None
     w = co.attack(net, x, eps=0.3, k=2, class_idx=0)
     assert w is not None
@@ -77,7 +77,7 @@ def test_replay_refuses_what_is_no_counterexample():
 def test_shrinking_keeps_a_witness_and_brings_it_closer():
     x = image(1, 8, 8, seed=3)
     net = co.from_torch(seeded(Pooled, 1), x)
-    question = ask(net, x)
+    question = asked(net, x)
     w = co.attack(net, x, eps=0.3, k=2, class_idx=0)
     assert w is not None
     closer = shrink(question, w)

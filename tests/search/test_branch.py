@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 import torch
+from asking import ask, atom_of
 from corgi_solvers import Cvxpy, Highs, Problem, Report, Solution, SolverError, Status
 from encoding import CASES, PATIENT, Setting, scipy_lp, scipy_milp, traced
 from encoding import exact_setting as setting
@@ -20,13 +21,12 @@ from corgi_opt.encode.big_m import big_m
 from corgi_opt.encode.phases import PhaseBounds
 from corgi_opt.encode.program import Program
 from corgi_opt.encode.triangle import triangle
-from corgi_opt.problem.question import Question
 from corgi_opt.problem.region import Ball
 from corgi_opt.search import branch as branch_module
+from corgi_opt.search.atom import AtomSolver, PartExpressions
 from corgi_opt.search.branch import PseudoCosts, Searched, branch, children
 from corgi_opt.search.decide import Branched
 from corgi_opt.search.frontier import Likely
-from corgi_opt.search.pairs import CamExpressions, PairSolver
 
 CPU = torch.device("cpu")
 
@@ -251,12 +251,12 @@ def test_what_float32_closes_and_float64_does_not_stays_open(case, monkeypatch):
 def test_two_minima_apart_are_bounded_in_float64():
     """At this eps their sum is zero but for the last digits, and each is decided at a threshold far from zero."""
     pair, x = (8, 41), image(1, 16, 16, seed=4)
-    question = Question.ask(
-        co.from_torch(seeded(Pooled, 1), x), x, k=2, class_idx=0, norm="inf", clip=(0.0, 1.0), tie_tol=None
-    )
+    question = ask(co.from_torch(seeded(Pooled, 1), x), x, k=2, class_idx=0, norm="inf", clip=(0.0, 1.0), tie_tol=None)
     at = Setting.of(question.net, question.ball(0.038507605239735704), planes=False)
     decide = Branched(Highs(), CPU)
-    answer = PairSolver(question, at.ball, CamExpressions(question, at.expressions), decide).solve(pair, PATIENT)
+    answer = AtomSolver(question, at.ball, PartExpressions(question, at.expressions), decide).solve(
+        atom_of(question, pair), PATIENT
+    )
     first, second = at.pixels(*pair)
     programs = at.program(first), at.program(-second)
     minimum = sum(scipy_milp(big_m(program)) * program.scales[0] for program in programs)

@@ -1,6 +1,7 @@
-"""Only images that keep their class: rows on top of another encoding.
+"""Only images that satisfy the premises: rows on top of another encoding.
 
-With ``g_t = logit_c - logit_t`` as further outputs of the program:  ``g_t >= 0`` for every other class t.
+With the premises ``h_t`` (that the class is kept: ``logit_c - logit_t``) as further outputs of the program:
+``h_t >= 0`` for each of them.
 """
 
 from __future__ import annotations
@@ -15,15 +16,15 @@ from corgi_opt.encode.expressions import Vector
 from corgi_opt.encode.program import Program, cleared
 
 
-def keeping_class(program: Program, problem: Problem, errors: Vector, first: int) -> Problem:
+def premised(program: Program, problem: Problem, errors: Vector, first: int) -> Problem:
     """``problem``, an encoding of ``program``, where all outputs (F,) from ``first`` on are not negative.
 
     ``errors`` (F,): how far an output may be off by rounding, in its own unit; a row is relaxed by as much.
     """
-    gaps = program.outputs[first:]
-    wide = sparse.csr_array((gaps.shape[0], problem.n - gaps.shape[1]))
+    held = program.outputs[first:]
+    wide = sparse.csr_array((held.shape[0], problem.n - held.shape[1]))
     rows, upper = cleared(
-        sparse.csr_array(sparse.hstack([-gaps, wide])), program.output_constants[first:] + errors[first:]
+        sparse.csr_array(sparse.hstack([-held, wide])), program.output_constants[first:] + errors[first:]
     )
     return replace(
         problem,

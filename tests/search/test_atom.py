@@ -9,19 +9,20 @@ import sys
 import numpy as np
 import pytest
 import torch
+from asking import ask, atom_of
 from corgi_solvers import Highs, Report, Solution, Status
 from encoding import PATIENT, Setting
 from nets import Pooled, image, seeded
 
 import corgi_opt as co
 from corgi_opt._deadline import Deadline
-from corgi_opt.bounding.objective import share_inputs
 from corgi_opt.encode.big_m import big_m
 from corgi_opt.encode.expressions import Expressions
 from corgi_opt.encode.triangle import triangle
+from corgi_opt.network.fields import fields_of
 from corgi_opt.problem.question import Question
+from corgi_opt.search.atom import AtomSolver, PartExpressions
 from corgi_opt.search.decide import Decided, SolvedProgram
-from corgi_opt.search.pairs import CamExpressions, PairSolver
 
 APART = [(56, 16), (56, 18), (56, 25), (56, 27), (8, 48), (8, 41)]
 TOGETHER = [(56, 32), (56, 50), (56, 41), (8, 16), (8, 24)]
@@ -32,13 +33,13 @@ TOGETHER = [(56, 32), (56, 50), (56, 41), (8, 16), (8, 24)]
 def setting(norm: str = "inf", eps: float = 0.05) -> tuple[Question, Setting]:
     x = image(1, 16, 16, seed=4)
     net = co.from_torch(seeded(Pooled, 1), x)
-    question = Question.ask(net, x, k=2, class_idx=0, norm=norm, clip=(0.0, 1.0), tie_tol=None)
+    question = ask(net, x, k=2, class_idx=0, norm=norm, clip=(0.0, 1.0), tie_tol=None)
     return question, Setting.of(net, question.ball(eps), planes=False)
 
 
-def solver_of(norm: str = "inf", eps: float = 0.05, encoding=big_m) -> PairSolver:
+def solver_of(norm: str = "inf", eps: float = 0.05, encoding=big_m) -> AtomSolver:
     question, at = setting(norm, eps)
-    return PairSolver(question, at.ball, CamExpressions(question, at.expressions), SolvedProgram(encoding, Highs()))
+    return AtomSolver(question, at.ball, PartExpressions(question, at.expressions), SolvedProgram(encoding, Highs()))
 
 
 @functools.cache
@@ -52,20 +53,24 @@ def exact(pair: tuple[int, int], norm: str = "inf", eps: float = 0.05) -> float:
     return solution.objective * float(program.scales[0])
 
 
+def numbered(pair: tuple[int, int]) -> int:
+    return atom_of(setting()[0], pair)
+
+
 def apart(pair: tuple[int, int]) -> bool:
-    return not bool(share_inputs(setting()[0].net, torch.tensor([pair]))[0])
+    return not bool(fields_of(setting()[0].net.graph, setting()[0].net.features).share(torch.tensor([pair]))[0])
 
 
 def test_pixels_are_those_of_the_network_and_made_once():
     question, at = setting()
-    cam = CamExpressions(question, at.expressions)
-    first = dict(cam.pixels([5, 9, 5], PATIENT))
+    parts = PartExpressions(question, at.expressions)  # the parts of a top-k set are the pixels
+    first = dict(parts.parts([5, 9, 5], PATIENT))
     assert set(first) == {5, 9}
-    more = cam.pixels([9, 60], Deadline(math.inf))
+    more = parts.parts([9, 60], Deadline(math.inf))
     assert more[9] is first[9]
-    assert cam.pixels([5, 60], Deadline(0.0))[60] is more[60]  # nothing to be made, so no time is needed
+    assert parts.parts([5, 60], Deadline(0.0))[60] is more[60]  # nothing to be made, so no time is needed
     with pytest.raises(TimeoutError, match="time limit"):
-        cam.pixels([5, 61], Deadline(0.0))
+        parts.parts([5, 61], Deadline(0.0))
     for x in at.points(3):
         values, variables = question.net.cams(x[None], 0).flatten(), at.variables(x)
         for pixel, e in more.items():
@@ -77,7 +82,7 @@ def test_pixels_are_those_of_the_network_and_made_once():
 def test_an_exact_solve_decides_the_sign(pair):
     question, at = setting()
     assert apart(pair) == (pair in APART)
-    answer, minimum = solver_of().solve(pair, PATIENT), exact(pair)
+    answer, minimum = solver_of().solve(numbered(pair), PATIENT), exact(pair)
     assert answer.reason == ""
     assert answer.lower <= minimum + 1e-7
     assert answer.upper >= minimum - 1e-7
@@ -99,7 +104,7 @@ def test_the_pairs_are_of_both_signs():
 @pytest.mark.parametrize("pair", TOGETHER)
 def test_an_lp_bounds_from_below(pair):
     _, at = setting()
-    answer = solver_of(encoding=triangle).solve(pair, PATIENT)
+    answer = solver_of(encoding=triangle).solve(numbered(pair), PATIENT)
     assert answer.reason == ""
     assert answer.lower <= exact(pair) + 1e-7
     first, second = at.pixels(*pair)
@@ -109,7 +114,7 @@ def test_an_lp_bounds_from_below(pair):
 
 @pytest.mark.parametrize("pair", APART)
 def test_an_lp_of_pixels_apart_bounds_from_below(pair):
-    answer = solver_of(encoding=triangle).solve(pair, PATIENT)
+    answer = solver_of(encoding=triangle).solve(numbered(pair), PATIENT)
     assert answer.lower <= exact(pair) + 1e-7
     if exact(pair) <= 0:
         assert not answer.lower > 0
@@ -119,7 +124,7 @@ def test_an_lp_of_pixels_apart_bounds_from_below(pair):
 def test_an_l1_ball_is_shared_by_pixels_that_are_apart(pair):
     """Each on its own could spend the whole budget: the sum of the two minima is too low."""
     _, at = setting("1", 0.5)
-    answer, minimum = solver_of("1", 0.5).solve(pair, PATIENT), exact(pair, "1", 0.5)
+    answer, minimum = solver_of("1", 0.5).solve(numbered(pair), PATIENT), exact(pair, "1", 0.5)
     assert answer.reason == ""
     assert answer.lower <= minimum + 1e-7
     assert answer.upper >= minimum - 1e-7
@@ -137,14 +142,14 @@ def test_an_l1_ball_is_shared_by_pixels_that_are_apart(pair):
 def test_what_is_too_large_or_too_late_proves_nothing(pair, encoding, monkeypatch):
     question, at = setting()
 
-    def fresh() -> PairSolver:
-        cam = CamExpressions(question, Expressions(question.net.graph, at.known))
-        return PairSolver(question, at.ball, cam, SolvedProgram(encoding, Highs()))
+    def fresh() -> AtomSolver:
+        cam = PartExpressions(question, Expressions(question.net.graph, at.known))
+        return AtomSolver(question, at.ball, cam, SolvedProgram(encoding, Highs()))
 
-    late = fresh().solve(pair, Deadline(0.0))
+    late = fresh().solve(numbered(pair), Deadline(0.0))
     with monkeypatch.context() as patch:
         patch.setattr(sys.modules["corgi_opt.encode.program"], "MOST_NONZEROS", 10)
-        large = fresh().solve(pair, PATIENT)
+        large = fresh().solve(numbered(pair), PATIENT)
     for answer, reason in ((late, "time limit"), (large, "coefficients")):
         assert (answer.lower, answer.upper, answer.image) == (-math.inf, math.inf, None)
         assert not answer.passes
@@ -172,7 +177,9 @@ def test_a_search_that_gains_nothing_ends(lower, upper):
         return Decided(lower, upper, None, 0.0, 0, "float64", "")
 
     question, at = setting()
-    answer = PairSolver(question, at.ball, CamExpressions(question, at.expressions), decide).solve(holds(), PATIENT)
+    answer = AtomSolver(question, at.ball, PartExpressions(question, at.expressions), decide).solve(
+        numbered(holds()), PATIENT
+    )
     assert asked
     assert not answer.lower > 0
 
@@ -185,10 +192,10 @@ def test_pixels_apart_keep_their_deadline():
         return Decided(-1e9 + next(gained), math.inf, None, 0.0, 0, "float64", "")
 
     question, at = setting()
-    solver = PairSolver(question, at.ball, CamExpressions(question, at.expressions), decide)
+    solver = AtomSolver(question, at.ball, PartExpressions(question, at.expressions), decide)
     i, j = holds()
-    pixels = solver.cam.pixels((i, j), PATIENT)
-    answer = solver._minimise_apart((i, j), pixels[i], -pixels[j], 0.0, Deadline(0.0))
+    pixels = solver.parts.parts((i, j), PATIENT)
+    answer = solver._minimise_apart(numbered((i, j)), pixels[i], -pixels[j], 0.0, Deadline(0.0))
     assert answer.reason == "time limit"
     assert next(gained) == 0
 
@@ -210,8 +217,8 @@ def test_an_lp_solver_that_lies_proves_nothing_false(duals):
     question, at = setting()
     solver = SolvedProgram(triangle, Liar())
     for pair in TOGETHER:
-        cam = CamExpressions(question, at.expressions)
-        answer = PairSolver(question, at.ball, cam, solver).solve(pair, PATIENT)
+        cam = PartExpressions(question, at.expressions)
+        answer = AtomSolver(question, at.ball, cam, solver).solve(numbered(pair), PATIENT)
         assert answer.lower <= exact(pair)
         assert answer.proof == "float64"
 
@@ -222,6 +229,6 @@ def test_an_lp_proves_all_but_rounding_of_what_its_solver_says():
         first, second = at.pixels(*pair)
         program = at.program(first - second)
         said = Highs().solve(triangle(program)).bound * float(program.scales[0])
-        answer = solver_of(encoding=triangle).solve(pair, PATIENT)
+        answer = solver_of(encoding=triangle).solve(numbered(pair), PATIENT)
         assert answer.proof == "float64"
         assert said - 1e-7 * question.scale <= answer.lower < said + 1e-12 * question.scale

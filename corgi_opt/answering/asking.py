@@ -1,0 +1,67 @@
+"""How every public function's question is made from its arguments, and what stands beside every answer."""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from corgi_solvers import Backend
+
+from corgi_opt._checks import resolve_device
+from corgi_opt._deadline import Deadline, check_time_limit
+from corgi_opt.answering.backends import check_solver
+from corgi_opt.answering.prover import plain_network
+from corgi_opt.errors import InputError
+from corgi_opt.methods import Method, check_method
+from corgi_opt.network.cam import CamNetwork
+from corgi_opt.problem.asked import Asked
+from corgi_opt.problem.properties import Property, TopK, property_from
+from corgi_opt.problem.question import Question
+from corgi_opt.problem.region import Norm, canonical_norm
+from corgi_opt.problem.scene import Scene
+
+
+def chosen_property(property: Any, k: Any, within: Any) -> Property:
+    """What is asked: ``property``, or its short form ``k=`` and ``within=``. Raises InputError where it is both, or
+    neither."""
+    if property is None:
+        if k is None:
+            raise InputError("say what is asked: k=15 (the 15 brightest pixels stay), or property=co.TopK(15)")
+        return TopK(k, within)
+    if k is not None or within is not None:
+        raise InputError("k and within are the short form of property=co.TopK(k, within): give one or the other")
+    return property_from(property)
+
+
+_HASHES: weakref.WeakKeyDictionary[CamNetwork, str] = weakref.WeakKeyDictionary()
+
+
+def asked_of(scene: Scene, property: Property, *, gap: float, kept: int | None) -> Asked:
+    """What stands beside an answer. The hash of a network is calculated once."""
+    if scene.net not in _HASHES:
+        _HASHES[scene.net] = plain_network(scene.net).sha256
+    return Asked(property, scene.class_idx, scene.norm, scene.clip, kept, gap, scene.dtype, _HASHES[scene.net])
+
+
+def asked(question: Question) -> Asked:
+    return asked_of(question, question.property, gap=question.gap, kept=question.kept)
+
+
+@dataclass(frozen=True, eq=False)
+class Means:
+    """What a question is answered with: the method, the solver that it asks, the device it runs on, and until when."""
+
+    method: Method
+    solver: Backend
+    device: torch.device
+    deadline: Deadline
+    seconds: float
+
+    @classmethod
+    def of(cls, *, method: str, norm: Norm, solver: str | None, device: str | torch.device, time_limit: float) -> Means:
+        """Raises InputError, UnknownMethodError; MissingPackageError where the solver is not installed."""
+        norm = canonical_norm(norm)
+        row, deadline = check_method(method, norm), check_time_limit(time_limit)
+        return cls(row, check_solver(solver, row.name, norm), resolve_device(device), deadline, float(time_limit))

@@ -1,0 +1,75 @@
+"""What was asked, to stand beside every answer: plain values, no network and no image."""
+
+from __future__ import annotations
+
+import builtins  # a field is called property here
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from corgi_opt.problem.clip import Box, as_list, checked_clip, clip_in_words
+from corgi_opt.problem.properties import Property, property_from
+from corgi_opt.problem.region import Norm, canonical_norm
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A property at an image, and the kind of region around it.
+
+    ``class_idx``: whose CAM it is about. ``kept``: the class that an image must still be given to count as a
+    counterexample; None: any. ``gap``: the margin at the image itself (0 for a tie). ``dtype``: the type that the image
+    was given in. ``network``: the SHA-256 of the network as certificates have it.
+    """
+
+    property: Property
+    class_idx: int
+    norm: Norm
+    clip: Box | None
+    kept: int | None
+    gap: float
+    dtype: str
+    network: str
+
+    @builtins.property
+    def short(self) -> str:
+        """It in one line: ``k=15, class 3``, and what differs from the default."""
+        said = [self.property.short, f"class {self.class_idx}"]
+        if self.norm != "inf":
+            said.append(f"norm {self.norm}")
+        if self.clip != (0.0, 1.0):
+            said.append(clip_in_words(self.clip))
+        if self.kept is not None:
+            said.append(f"keeping class {self.kept}")
+        return ", ".join(said)
+
+    @builtins.property
+    def in_words(self) -> str:
+        """It as a title."""
+        return self.property.in_words(self.class_idx)
+
+    @builtins.property
+    def units(self) -> str:
+        """Norm and box, for a figure's axis."""
+        return f"L-{self.norm}, input units, {clip_in_words(self.clip)}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON types."""
+        return {
+            "property": self.property.to_dict(),
+            "class_idx": self.class_idx,
+            "norm": self.norm,
+            "clip": None if self.clip is None else [as_list(end) for end in self.clip],
+            "kept": self.kept,
+            "gap": self.gap,
+            "dtype": self.dtype,
+            "network": self.network,
+        }
+
+    @classmethod
+    def from_dict(cls, said: Mapping[str, Any]) -> Asked:
+        """What :meth:`to_dict` wrote. Raises InputError for a property that is not known here."""
+        values = dict(said)
+        values["property"] = property_from(values["property"])
+        values["clip"] = checked_clip(values["clip"])
+        values["norm"] = canonical_norm(values["norm"])
+        return cls(**values)

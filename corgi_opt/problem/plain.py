@@ -1,0 +1,43 @@
+"""Results as JSON types and back. What JSON has no word for (infinity, NaN) is null; each field knows what that was."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def plain(value: Any) -> Any:
+    """A result as JSON types, every number to the last bit: fields that its repr leaves out are left out."""
+    if hasattr(value, "to_dict"):
+        return plain(value.to_dict())
+    if is_dataclass(value) and not isinstance(value, type):
+        return plain_fields(value)
+    if isinstance(value, Tensor):
+        return value.tolist()
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def plain_fields(value: Any) -> dict[str, Any]:
+    """The fields of a dataclass, each as :func:`plain` has it."""
+    return {f.name: plain(getattr(value, f.name)) for f in fields(value) if f.repr}
+
+
+def numbers(said: Mapping[str, Any], **unknown: float) -> dict[str, Any]:
+    """What was said, with a number in place of null for each of the fields named."""
+    return {name: unknown.get(name) if value is None else value for name, value in said.items()}
+
+
+def tensor(said: Any, dtype: torch.dtype = torch.float64) -> Tensor:
+    """A tensor from nested lists."""
+    return torch.tensor(said, dtype=dtype)

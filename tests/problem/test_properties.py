@@ -1,0 +1,134 @@
+"""Properties as atoms in groups: what a top-k set says, and what their margins are."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from nets import Plain, image, seeded
+from torch import Tensor
+
+import corgi_opt as co
+from corgi_opt.problem.atoms import Groups, cam_pixels
+from corgi_opt.problem.properties import property_from
+from corgi_opt.problem.scene import Scene
+
+
+def scene_of(cam: Tensor) -> Any:
+    """A scene whose CAM this is: what a property looks at."""
+    weight, features = torch.ones(1, 1, dtype=torch.float64), cam[None]
+    net = SimpleNamespace(classes=1, weight=weight, bias=torch.zeros(1, dtype=torch.float64))
+    scene = SimpleNamespace(net=net, cam=cam, class_idx=0, features=features)
+    scene.scale_of = lambda parts: Scene.scale_of(scene, parts)
+    return scene
+
+
+def posed(cam: Tensor, k: int, within: int | None = None, tie_tol: float | None = 0.0) -> Groups:
+    return co.TopK(k, within).pose(scene_of(cam), tie_tol)
+
+
+def margins(groups: Groups, cams: Tensor) -> list[float]:
+    return groups.margin(groups.atoms(cams.flatten(1))).tolist()
+
+
+def test_topk_and_its_margin():
+    cam = torch.tensor([[3.0, 1.0], [2.0, 5.0]], dtype=torch.float64)
+    top = posed(cam, 2)
+    assert top.every and top.labels.tolist() == [[3, 2], [3, 1], [0, 2], [0, 1]]
+    assert margins(top, cam[None]) == [1.0]
+    moved = torch.tensor([[[3.0, 1.0], [3.5, 5.0]]], dtype=torch.float64)
+    assert margins(top, moved) == [-0.5]
+    assert top.worst(top.atoms(moved.flatten(1))[0]) == 2
+    # the order inside the top-k set does not matter
+    assert margins(top, torch.tensor([[[6.0, 1.0], [2.0, 5.0]]], dtype=torch.float64)) == [3.0]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_within_counts_rivals(seed):
+    """By counting: how many others may pass each top pixel, and by how much the last of them is behind."""
+    rng = np.random.default_rng(seed)
+    before, after = rng.normal(size=(2, 7))
+    k = int(rng.integers(1, 4))
+    within = int(rng.integers(k, 7))
+    top = np.argsort(-before)[:k]
+    gaps = [sorted(after[i] - np.delete(after, i))[within - 1] for i in top]
+    groups = posed(torch.from_numpy(before)[None], k, within)
+    (found,) = margins(groups, torch.from_numpy(after)[None, None])
+    if within > k:
+        assert found == pytest.approx(min(gaps), abs=1e-12)
+        assert groups.need.tolist() == [7 - within] * k and groups.enough.tolist() == [within] * k
+    assert (found > 0) == (min(gaps) > 0)
+
+
+def test_properties_have_names_and_values():
+    assert co.TopK(3, 3) == co.TopK(3) != co.TopK(3, 4) and hash(co.TopK(3)) == hash(co.TopK(3, 3))
+    for what in (co.TopK(3), co.TopK(2, 7)):
+        assert property_from(json.loads(json.dumps(what.to_dict()))) == what == property_from(what)
+        assert property_from(json.dumps(what.to_dict())) == what
+    for wrong, message in (
+        ("Top", "there is no property 'Top'"),
+        ({"k": 3}, "there is no property None"),
+        ({"name": "TopK", "k": 3, "j": 1}, "has no 'j'"),
+        ({"name": "TopK"}, "cannot be made"),
+        ("{", "JSON object"),
+        (3, "there is no property 3"),
+    ):
+        with pytest.raises(co.InputError, match=message):
+            property_from(wrong)
+    for k, within in ((0, None), (1.5, None), (True, None), (3, 2), (3, "4")):
+        with pytest.raises(co.InputError, match="must be an int"):
+            co.TopK(k, within)
+
+
+def test_what_is_asked_is_said_once():
+    x = image(1, 6, 6, seed=3)
+    net = co.from_torch(seeded(Plain), x)
+    for wrong, message in (
+        ({}, "say what is asked"),
+        ({"k": 1, "property": co.TopK(1)}, "one or the other"),
+        ({"within": 3, "property": "TopK"}, "one or the other"),
+        ({"property": "Nothing"}, "there is no property"),
+    ):
+        with pytest.raises(co.InputError, match=message):
+            co.verify(net, x, eps=0.001, **wrong)
+    short, long = (co.verify(net, x, eps=0.001, method="crown", **w) for w in ({"k": 1}, {"property": co.TopK(1)}))
+    assert short.asked == long.asked and short.margin_lower == long.margin_lower
+    assert co.verify(net, x, eps=0.001, property='{"name": "TopK", "k": 1}').asked == short.asked
+
+
+def test_groups_of_unlike_sizes():
+    """By hand: three parts; the first group needs both of its atoms, the second one of its three."""
+    parts = cam_pixels(1, 0, 3)
+    groups = Groups(
+        parts,
+        torch.tensor([[0, 1], [0, 2], [1, 2], [2, 0], [2, 1]]),
+        torch.tensor([[1.0, -1.0], [1.0, 0.0], [2.0, -1.0], [1.0, -1.0], [1.0, -0.5]], dtype=torch.float64),
+        torch.tensor([[0, 1, -1], [2, 3, 4]]),
+        torch.tensor([2, 1]),
+        torch.zeros(0, 2, dtype=torch.long),
+        torch.tensor([[0, 1], [0, 2], [1, 2], [2, 0], [2, 1]]),
+        ("pixel", "pixels"),
+    )
+    values = torch.tensor([3.0, 1.0, 2.0], dtype=torch.float64)
+    atoms = groups.atoms(values)
+    assert atoms.tolist() == [2.0, 3.0, 0.0, -1.0, 1.5]
+    assert groups.slack(atoms).tolist() == [2.0, 1.5] and float(groups.margin(atoms)) == 1.5
+    assert groups.worst(atoms) == 4 and groups.enough.tolist() == [1, 3] and not groups.every
+    low, _ = groups.least(values - 0.5, values + 0.5)
+    assert low.tolist() == [1.0, 2.5, -1.5, -2.0, 0.75]
+    below, above = groups.sides_of(torch.tensor([True, False, False, False, False]))
+    assert below.tolist() == [True, False, False] and above.tolist() == [False, True, False]
+    assert groups.among(torch.tensor([0, 1])).tolist() == [True, True, False, False, False]
+
+
+def test_ties():
+    cam = torch.tensor([[1.0, 1.0], [0.5, 0.0]], dtype=torch.float64)
+    with pytest.raises(co.TieError, match="pixels 1 and 2"):
+        posed(cam, 1)
+    assert margins(posed(cam, 2), cam[None]) == [0.5]
+    with pytest.raises(co.TieError, match=r"tie_tol 0\.6"):
+        posed(cam, 2, tie_tol=0.6)
