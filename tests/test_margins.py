@@ -93,9 +93,10 @@ def test_rungs_only_tighten_and_stay_true(case, norm):
     for rung in RUNGS:
         assert bool((ours.lower[rung] >= before).all())
         assert bool((ours.lower[rung] <= true + 1e-9).all())
-        # what a rung returns is the worst of the pairs that were open when it began, now
-        entered = ~(before > 0)
-        expected = torch.where(entered, ours.lower[rung], torch.inf).amin(dim=1)
+        # what a rung returns is what it computed of the pairs that were open when it began, at its worst
+        entered, own = ~(before > 0), ours.margins.own[rung]
+        assert bool((own <= ours.lower[rung]).all())
+        expected = torch.where(entered, own, torch.inf).amin(dim=1)
         worst = ours.lower[rung].amin(dim=1)
         assert torch.equal(ours.found[rung], torch.where(entered.any(dim=1), expected, worst))
         before = ours.lower[rung]
@@ -104,6 +105,17 @@ def test_rungs_only_tighten_and_stay_true(case, norm):
     certified = (ours.margins.margin > 0).tolist()
     assert certified == sorted(certified, reverse=True)
     assert bool(before.isfinite().all())
+
+
+def test_an_ascent_that_loses_what_crown_has_is_raised(monkeypatch):
+    """Each rung's own bounds are compared, not the best so far: that could not fall."""
+    broken = margins(question("overlapping pool"), [0.04])
+    broken.crown()
+    module = sys.modules["corgi_opt.bounding.margins"]
+    honest = module.ascend
+    monkeypatch.setattr(module, "ascend", lambda *given, **more: honest(*given, **more) - 0.01)
+    with pytest.raises(co.BoundOrderError, match=r"the dual bound of pixels .* below the crown bound"):
+        broken.dual()
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -30,6 +30,7 @@ from corgi_opt.bounding.objective import (
 )
 from corgi_opt.bounding.regions import Regions
 from corgi_opt.bounding.tolerance import below, gamma
+from corgi_opt.errors import BoundOrderError
 from corgi_opt.network.cone import reach_of
 from corgi_opt.problem.atoms import Parts
 from corgi_opt.problem.question import Question
@@ -57,9 +58,9 @@ class Margins:
     """Lower bounds ``lower`` (B, A) of the atoms of ``question.groups``, over B regions of one question. ``slack``
     (B, G): lower bounds of each group's margin, where more is known of it than its atoms say.
 
-    ``by_relaxed``: the best that any D on this question's own relaxation gives; the triangle LP on it is no lower.
-    In float64 they are proven, rounding accounted for (tolerance.py); in float32 they are estimates that steer a
-    search.
+    ``own``: by rung what it computed itself (B, A), minus infinity where it did not look. ``by_relaxed``: the best that
+    any D on this question's own relaxation gives; the triangle LP on it is no lower. In float64 they are proven,
+    rounding accounted for (tolerance.py); in float32 they are estimates that steer a search.
     ``above``: what is known at one eps that is at least as large as all of these. ``goal``: atoms proven to be above it
     are not looked at any further; 0 asks for signs only.
     """
@@ -85,7 +86,9 @@ class Margins:
         self.relaxed: Relaxed | None = None
         self.stats: dict[str, float] = {}
         self._net = question.net.to(dtype, device)
-        self._found: dict[str, Tensor] = {}
+        self.own: dict[str, Tensor] = {}
+        self._rung = ""
+        self._done: dict[str, Tensor] = {}
 
     @property
     def margin(self) -> Tensor:
@@ -114,7 +117,7 @@ class Margins:
             {n: Interval(b.lower[one], b.upper[one]) for n, b in self.relaxed.intervals.items()},
         )
 
-    # --- the rungs: each returns the margins (B,) over the atoms that were open when it began -------------------
+    # --- the rungs: each returns the margins (B,) that it computed, over the atoms that were open when it began ---
     # They raise TimeoutError; what was proven by then stays, and a rung that was cut off can be called again.
 
     def ibp(self, deadline: Deadline = NEVER) -> Tensor:
@@ -137,14 +140,16 @@ class Margins:
     # --- how -------------------------------------------------------------------------------------------------
 
     def _once(self, name: str, rung: Callable[[Deadline], None], deadline: Deadline) -> Tensor:
-        if name not in self._found:
+        if name not in self._done:
             entered = self.open | self.question.ahead
+            self._rung = name
+            self.own.setdefault(name, torch.full_like(self.lower, -torch.inf))
             with timed(self.stats, name):
                 rung(deadline)
-            found = self.question.groups.margin(torch.where(entered, self.lower, torch.inf))
+            found = self.question.groups.margin(torch.where(entered, self.own[name], torch.inf))
             # with nothing open on entry the rung had nothing to do: what is known stands
-            self._found[name] = torch.where(found.isinf() & (found > 0), self.margin, found)
-        return self._found[name]
+            self._done[name] = torch.where(found.isinf() & (found > 0), self.margin, found)
+        return self._done[name]
 
     def _ibp(self, deadline: Deadline) -> None:
         deadline.check()
@@ -173,6 +178,7 @@ class Margins:
     def _dual(self, deadline: Deadline) -> None:
         assert self.relaxed is not None  # dual() has just computed it
         self.relaxed = replace(self.relaxed, deadline=deadline)
+        self.own["dual"] = torch.maximum(self.own["dual"], self.own["crown"])  # that is where every ascent begins
         self._together(partial(ascend, self.relaxed, enough=self._goal + SETTLED * self.question.scale))
         entries = torch.nonzero(self.open)
         apart = entries[~share_in_atoms(self._net, self.question.groups, entries[:, 1])]
@@ -206,9 +212,25 @@ class Margins:
 
     def _keep(self, found: Tensor) -> None:
         found = torch.where(found.isnan(), -torch.inf, found)  # NaN proves nothing and must not stick
+        if self._rung == "dual":
+            self._require_order("dual", found, "crown")
+        self.own[self._rung] = torch.maximum(self.own[self._rung], found)
         self.lower = torch.maximum(self.lower, found)
         if self.relaxed is not None:
             self.by_relaxed = torch.maximum(self.by_relaxed, found)
+
+    def _require_order(self, name: str, found: Tensor, weaker: str) -> None:
+        """Raises BoundOrderError where a rung computed less than a weaker one on the same relaxation, by more than
+        rounding."""
+        if self.regions.eps.dtype != torch.float64:
+            return
+        short = torch.where(found > -torch.inf, self.own[weaker] - found, -torch.inf)
+        if float(short.max()) > SETTLED * self.question.scale:
+            what, by = self.question.groups.named(int(short.amax(dim=0).argmax())), float(short.max())
+            raise BoundOrderError(
+                f"the {name} bound of {what} is {by:.3g} below the {weaker} bound on the same relaxation; nothing is "
+                "certified, please report this"
+            )
 
     def _doubtful(self) -> Tensor:
         """Open atoms as entries (E, 2) of ``lower``, the lowest first, at most ATOMS_AT_ONCE for each region."""
