@@ -31,7 +31,7 @@ from corgi_opt.network.cam import CamNetwork, check_model, from_torch
 from corgi_opt.network.graph import LayerGraph
 from corgi_opt.network.ingest import Unsupported
 from corgi_opt.network.weights import load_weights
-from corgi_opt.problem.properties import TopK
+from corgi_opt.problem.properties import KeepsClass, TopK
 from corgi_opt.problem.region import Ball
 from corgi_opt.problem.results import Radius, Verdict, Witness
 from corgi_opt.proof.certificate import Certificate
@@ -55,6 +55,7 @@ __all__ = [
     "InputError",
     "Interrupted",
     "Interval",
+    "KeepsClass",
     "LayerGraph",
     "MissingPackageError",
     "ModelModeError",

@@ -9,7 +9,7 @@ Whatever a solver says, ``Answer.lower`` comes from multipliers, by weak duality
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -74,6 +74,13 @@ def exact_margin_keep_class(
     the class predicted at x is not below any other.
     """
     return _answer(model, x, eps, norm, clip, class_idx, k, within, True)
+
+
+def exact_class_margin(model: nn.Module, x: Tensor, *, eps: float, norm: str, clip: Clip) -> Answer:
+    """The least of ``logit_c - (the largest other logit)`` over X, c predicted at x."""
+    net, ball = Affine.of(model, x, None), Ball.around(x, eps, norm, clip)
+    order = np.argsort(-(net.logits @ net.values(np.zeros((1, net.inputs)))[:, 0]), kind="stable").tolist()
+    return _Search(replace(net, cam=net.logits), ball, None, {order[0]: order[1:]}, 1).run(x)
 
 
 def _answer(

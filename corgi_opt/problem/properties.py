@@ -169,3 +169,37 @@ def keeping(classes: int, kept: int) -> Groups:
     labels = torch.stack([torch.full((count,), kept), others], dim=1)
     ones = torch.ones(count, 1, dtype=torch.float64)
     return Groups(parts, torch.arange(count)[:, None], ones, *alone(count), labels, ("class", "classes"))
+
+
+@register
+@dataclass(frozen=True)
+class KeepsClass(Property):
+    """Every image is given the class of the question, as the image itself is: plain robust classification.
+
+    Of a single logit, the class is its sign at the image.
+    """
+
+    name: ClassVar[str] = "KeepsClass"
+
+    @property
+    def short(self) -> str:
+        return "class kept"
+
+    def in_words(self, class_idx: int) -> str:
+        return f"logit of class {class_idx} against every other"
+
+    def pose(self, scene: Scene, tie_tol: float | None) -> Groups:
+        """``logit_c - logit_t`` for every other class t, each alone."""
+        kept = scene.predicted if scene.net.classes == 1 else scene.class_idx
+        groups = keeping(scene.net.classes, kept)
+        tolerance = 1e-9 * scene.scale_of(groups.parts) if tie_tol is None else tie_tol
+        logits = scene.net.model_logits(scene.x)
+        ahead = groups.atoms(groups.parts.heads @ logits)  # every part is a logit
+        nearest = int(ahead.argmin())
+        if float(ahead[nearest]) <= tolerance:
+            raise TieError(
+                f"class {kept} is not clearly ahead at the given image: {groups.named(nearest)} differ by "
+                f"{float(ahead[nearest]):.3g} (tie_tol {tolerance:.3g}), so there is no class to keep; ask about the "
+                "class that is predicted (class_idx=None)"
+            )
+        return groups
