@@ -130,6 +130,11 @@ class Groups:
             found = found + coefs[:, term] * values[..., self.terms[:, term]]
         return found
 
+    def of_rows(self, values: Tensor, atoms: Tensor) -> Tensor:
+        """Of each row of parts (N, F) atoms of its own (N, S): (N, S)."""
+        terms, coefs = self.terms[atoms].to(values.device), self.coefs[atoms].to(values)
+        return (coefs * values.gather(1, terms.flatten(1)).view_as(coefs)).sum(dim=2)
+
     def slack(self, atoms: Tensor) -> Tensor:
         """The margin (..., G) of each group, of atoms (..., A) or of lower bounds on them: the need-th largest."""
         count, size = self.members.shape

@@ -20,15 +20,16 @@ from corgi_opt._checks import integer
 from corgi_opt._deadline import NEVER, Deadline
 from corgi_opt.bounding.regions import Regions, least
 from corgi_opt.errors import NumericalError
+from corgi_opt.problem.atoms import Groups
 from corgi_opt.problem.question import Question
 from corgi_opt.problem.region import Ball, Norm, distance
 from corgi_opt.problem.results import Witness
 
-CANDIDATES = 320
+CANDIDATES = 256
 """How many parts are linearised at most, those whose atoms are nearest to failing."""
 
-SLOPES_AT_ONCE = 512
-"""Atoms whose gradients are held at once."""
+SLOPES_AT_ONCE = 64
+"""Atoms whose gradients are held at once: few, so that they stay in a processor's cache."""
 
 GRADIENT_BATCH = 64
 
@@ -64,8 +65,11 @@ class Targets(Protocol):
 
     def first(self, count: int) -> Targets: ...
 
-    def slack(self, atoms: Tensor) -> Tensor:
-        """The slack (Q,) of each row in its own atoms (Q, A): not positive when that is broken; to be descended."""
+    def slack(self, groups: Groups, parts: Tensor) -> Tensor:
+        """The slack (Q,) of each row in its own parts (Q, F): not positive when that is broken; to be descended.
+
+        Only what a row is about is calculated, as all of it is differentiated.
+        """
         ...
 
 
@@ -79,8 +83,8 @@ class Atoms:
     def first(self, count: int) -> Atoms:
         return Atoms(self.which[:count], self.radii[:count])
 
-    def slack(self, atoms: Tensor) -> Tensor:
-        return atoms[torch.arange(len(atoms), device=atoms.device), self.which.to(atoms.device)]
+    def slack(self, groups: Groups, parts: Tensor) -> Tensor:
+        return groups.of_rows(parts, self.which[:, None])[:, 0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,13 +99,13 @@ class Falls:
     def first(self, count: int) -> Falls:
         return Falls(self.members[:count], self.enough[:count], self.radii[:count])
 
-    def slack(self, atoms: Tensor) -> Tensor:
-        """The sum of those of the ``enough`` smallest that have not failed yet."""
-        members = self.members.to(atoms.device)
-        held = atoms.gather(1, members.clamp(min=0)).masked_fill(members < 0, torch.inf)
+    def slack(self, groups: Groups, parts: Tensor) -> Tensor:
+        """The sum of those of the ``enough`` smallest atoms that have not failed yet."""
+        missing = (self.members < 0).to(parts.device)
+        held = groups.of_rows(parts, self.members.clamp(min=0)).masked_fill(missing, torch.inf)
         most = int(self.enough.max())
         smallest = held.topk(most, dim=1, largest=False).values.clamp(min=0)
-        beyond = torch.arange(most, device=atoms.device) >= self.enough.to(atoms.device)[:, None]
+        beyond = torch.arange(most, device=parts.device) >= self.enough.to(parts.device)[:, None]
         return smallest.masked_fill(beyond, 0.0).sum(dim=1)
 
 
@@ -126,9 +130,10 @@ def rank_targets(question: Question, device: torch.device) -> Targets:
     known = torch.nonzero(groups.among(chosen)).flatten()
     radii = torch.full((len(groups),), torch.inf, dtype=torch.float64)
     for some in known.split(SLOPES_AT_ONCE):
-        gradient = torch.zeros(len(some), slopes.shape[1])
-        for coef, term in zip(groups.coefs[some].T.float(), groups.terms[some].T, strict=True):
-            gradient += coef[:, None] * slopes[row[term]]
+        coefs, rows = groups.coefs[some].float().T, row[groups.terms[some]].T
+        gradient = slopes[rows[0]].mul_(coefs[0][:, None])
+        for coef, at in zip(coefs[1:], rows[1:], strict=True):
+            gradient.addcmul_(coef[:, None], slopes[at])
         radii[some] = question.at[some] / gradient.norm(p=DUAL[question.norm], dim=1).double().clamp(min=1e-30)
     if groups.every:
         order = known[torch.argsort(radii[known], stable=True)]
@@ -202,7 +207,7 @@ def drive_down(question: Question, ball: Ball, atom: int, steps: int = 40) -> Te
     """The image (1, C, H, W) in the region with the smallest value of an atom that PGD meets, in float64."""
     target, best, lowest = Atoms(torch.tensor([atom]), torch.zeros(1)), ball.center, float("inf")
     for x in _path(question, ball, ball.center, target, 1.0, steps):
-        value = float(target.slack(question.groups.atoms(question.values(x)))[0])
+        value = float(target.slack(question.groups, question.values(x))[0])
         if value < lowest:
             best, lowest = x, value
     return best
@@ -221,17 +226,17 @@ def _path(question: Question, ball: Ball, image: Tensor, target: Targets, size: 
 
 
 def _slack(question: Question, targets: Targets, x: Tensor) -> tuple[Tensor, Tensor]:
-    """The slacks of images (Q, C, H, W) in their rows, differentiable, and their atoms (Q, A).
+    """The slacks of images (Q, C, H, W) in their rows, differentiable, and their parts (Q, F).
 
     Where there are premises, the one that an image misses most weighs as much as a CAM pixel each.
     """
     features, logits = question.net.outputs(x)
-    atoms = question.groups.atoms(question.groups.parts.values(features, logits, question.net.weight))
-    slack = targets.slack(atoms)
+    parts = question.groups.parts.values(features, logits, question.net.weight)
+    slack = targets.slack(question.groups, parts)
     if question.premises is not None:
         held = question.premises.atoms(question.premises.parts.values(features, logits, question.net.weight))
         slack = slack + (-held.amin(dim=1)).clamp(min=0) * question.cam.numel()
-    return slack, atoms
+    return slack, parts
 
 
 def _moved(region: Regions, x: Tensor, gradient: Tensor, size: float) -> Tensor:
@@ -281,8 +286,8 @@ def _descend(
     nearest: list[float] = []
     for step in range(options.steps + 1):
         x.requires_grad_(True)
-        slack, atoms = _slack(question, targets, x)
-        margins = question.groups.margin(atoms.detach())
+        slack, parts = _slack(question, targets, x)
+        margins = question.groups.margin(question.groups.atoms(parts.detach()))
         order = margins.argsort(stable=True)
         for row in order[margins[order] <= 0].tolist():  # the first replays, unless it misses a premise
             witness = replay(question, ball, x.detach()[row : row + 1])
