@@ -119,7 +119,7 @@ CALLS: dict[str, Callable[[Scene], Any]] = {
 }
 """Under the name of what is called."""
 
-TIMES = {"stats", "seconds", "prover"}
+TIMES = {"stats", "seconds", "prover", "dtype"}
 """Fields of answers that say how long it took, or make a proof when asked."""
 
 
@@ -388,8 +388,7 @@ SMALL = {
     (co.LayerGraph, "consumers"),
     (co.LayerGraph, "ancestors"),
     (co.LayerGraph, "to_networkx"),
-    (co.TopK, "allowed"),
-    (co.TopK, "own"),
+    *((what, name) for what in (co.TopK, co.KeepsClass) for name in ("__post_init__", "short", "in_words", "rank")),
 }
 """Methods of other classes that do none either."""
 

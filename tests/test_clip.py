@@ -285,7 +285,7 @@ def test_all_public_functions_take_it_in_any_spelling(tmp_path):
         found = co.attack(net, x, eps=0.9, clip=clip, **about)
         compared = co.compare(net, x, clip=clip, methods=["crown", "bab"], **about)
         margins = co.compare(net, x, eps=0.05, clip=clip, methods=["crown"], **about)
-        assert compared.clip == margins.clip == BOX
+        assert compared.only.asked.clip == margins.only.asked.clip == BOX
         heat = co.heat_map(net, x, eps=0.05, clip=clip, **about)
         exported = co.export_mps(net, x, path=tmp_path / "a.mps", eps=0.3, clip=clip, pair=None, method="lp", **about)
         return [
@@ -362,7 +362,7 @@ def test_a_box_of_other_channels_is_refused():
         check(replace(certificate, claim=replace(certificate.claim, region=outside)), plain_network(net))
 
 
-def test_one_box_for_all_channels_is_written_as_before():
+def test_one_box_for_all_channels_is_written_as_two_numbers():
     net, x = small(), inside(3)
     certificate = co.radius(net, x, k=1, class_idx=0, clip=(-2, 2), rtol=0.1, device="cpu").prove()
     import io
@@ -370,7 +370,7 @@ def test_one_box_for_all_channels_is_written_as_before():
 
     with zipfile.ZipFile(io.BytesIO(certificate.to_bytes())) as archive:
         text = json.loads(archive.read("claim.json"))
-    assert text["version"] == 1 and text["clip"] == [(-2.0).hex(), (2.0).hex()]
+    assert text["version"] == 3 and text["clip"] == [(-2.0).hex(), (2.0).hex()]
 
 
 # --- text -----------------------------------------------------------------------------------------------------

@@ -83,7 +83,7 @@ def test_only_compare_takes_several_images(net, name):
 
 
 @everywhere
-@pytest.mark.parametrize("k", [0, -1, 36, 37, 3.0, "3", True, None])
+@pytest.mark.parametrize("k", [0, -1, 36, 37, 3.0, "3", True])
 def test_bad_k(net, call, k):
     with refuses(co.InputError, "k must be an int in 1..35 (the CAM has 36 pixels)", f"got {k!r}"):
         call(net, image(1, 6, 6), k=k)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from corgi_solvers import Backend
 
-from corgi_opt._checks import resolve_device
+from corgi_opt._checks import integer, resolve_device
 from corgi_opt._deadline import Deadline, check_time_limit
 from corgi_opt.answering.backends import check_solver
 from corgi_opt.answering.prover import plain_network
@@ -23,12 +24,15 @@ from corgi_opt.problem.region import Norm, canonical_norm
 from corgi_opt.problem.scene import Scene
 
 
-def chosen_property(property: Any, k: Any, within: Any) -> Property:
-    """What is asked: ``property``, or its short form ``k=`` and ``within=``. Raises InputError where it is both, or
-    neither."""
+def chosen_property(property: Any, k: Any, within: Any, net: Any = None) -> Property:
+    """What is asked of a network: ``property``, or its short form ``k=`` and ``within=``. Raises InputError where it is
+    both, or neither."""
     if property is None:
         if k is None:
             raise InputError("say what is asked: k=15 (the 15 brightest pixels stay), or property=co.TopK(15)")
+        if isinstance(net, CamNetwork):
+            pixels = math.prod(net.map_shape)
+            integer("k", k, 1, max(1, pixels - 1), f" (the CAM has {pixels} pixels)")
         return TopK(k, within)
     if k is not None or within is not None:
         raise InputError("k and within are the short form of property=co.TopK(k, within): give one or the other")

@@ -42,7 +42,7 @@ def attack(
     """
     if options is not None and not isinstance(options, PgdOptions):
         raise InputError(f"options must be a co.PgdOptions or None, got {options!r}")
-    where, wanted = resolve_device(device), chosen_property(property, k, within)
+    where, wanted = resolve_device(device), chosen_property(property, k, within, net)
     scene = Scene.of(net, x, class_idx=class_idx, norm=norm, clip=clip)
     question = Question.ask(scene, wanted, tie_tol=tie_tol, keep_class=keep_class)
     ball = question.checked_ball(eps)

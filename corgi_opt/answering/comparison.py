@@ -59,11 +59,13 @@ class Compared:
         """What the method proves: a certified eps, or a lower bound of the margin."""
         return _sides(self.answers[method])[0]
 
+    @pinned
     def to_dict(self) -> dict[str, Any]:
         """As JSON types."""
         return plain_fields(self)
 
     @classmethod
+    @pinned
     def from_dict(cls, said: Mapping[str, Any]) -> Compared:
         """What :meth:`to_dict` wrote."""
         kind = Radius if said["eps"] is None else Verdict
@@ -124,11 +126,13 @@ class Comparison:
         """
         return _ladder(self, ax) if len(self.questions) == 1 else _shares(self, ax)
 
+    @pinned
     def to_dict(self) -> dict[str, Any]:
         """As JSON types."""
         return plain_fields(self)
 
     @classmethod
+    @pinned
     def from_dict(cls, said: Mapping[str, Any]) -> Comparison:
         """What :meth:`to_dict` wrote."""
         return cls(tuple(Compared.from_dict(question) for question in said["questions"]), said["rtol"])
@@ -237,7 +241,7 @@ def compare(
     Interrupted (``partial``: the comparison so far).
     """
     norm, epses = canonical_norm(norm), [None] if eps is None else _several("eps", eps)
-    wanted = _properties(property, k, within)
+    wanted = _properties(net, property, k, within)
     if methods is None:
         methods = ("corgi", "crown", "dual", "lp", "auto" if keep_class or within is not None else "bab")
     if isinstance(methods, str) or not isinstance(methods, Sequence) or not methods:
@@ -273,11 +277,11 @@ def compare(
     return Comparison(tuple(found), tolerance)
 
 
-def _properties(property: Any, k: Any, within: Any) -> list[Property]:
+def _properties(net: Any, property: Any, k: Any, within: Any) -> list[Property]:
     """What is asked, once or several times over."""
     if property is not None:
-        return [chosen_property(one, k, within) for one in _several("property", property)]
-    return [chosen_property(None, one, within) for one in ([None] if k is None else _several("k", k))]
+        return [chosen_property(one, k, within, net) for one in _several("property", property)]
+    return [chosen_property(None, one, within, net) for one in ([None] if k is None else _several("k", k))]
 
 
 def _compared(

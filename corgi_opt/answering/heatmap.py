@@ -83,11 +83,13 @@ class HeatMap:
             figure=figure,
         )
 
+    @pinned
     def to_dict(self) -> dict[str, Any]:
         """As JSON types."""
         return plain_fields(self)
 
     @classmethod
+    @pinned
     def from_dict(cls, said: Mapping[str, Any]) -> HeatMap:
         """What :meth:`to_dict` wrote."""
         maps = {name: tensor(said[name]) for name in ("cam", "lower", "upper")}

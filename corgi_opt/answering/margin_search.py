@@ -244,7 +244,7 @@ def tight_margin(
     draws nothing. Raises as :func:`corgi_opt.verify`.
     """
     means = Means.of(method=method, norm=norm, solver=solver, device=device, time_limit=time_limit)
-    tolerance, wanted = check_rtol(rtol), chosen_property(property, k, None)
+    tolerance, wanted = check_rtol(rtol), chosen_property(property, k, None, net)
     question = Question.ask(Scene.of(net, x, class_idx=class_idx, norm=norm, clip=clip), wanted, tie_tol=tie_tol)
     require_margins(question)
     with reporting(progress, "margin") as report:

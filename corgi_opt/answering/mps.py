@@ -72,7 +72,7 @@ def export_mps(
     norm = canonical_norm(norm)
     if check_method(method, norm).name not in ("lp", "milp") or norm == "2":
         raise InputError(f"an MPS file holds an 'lp' or 'milp' for norm 'inf' or '1', not {method!r} for norm {norm!r}")
-    where, wanted = resolve_device(device), chosen_property(property, k, within)
+    where, wanted = resolve_device(device), chosen_property(property, k, within, net)
     scene = Scene.of(net, x, class_idx=class_idx, norm=norm, clip=clip)
     question = Question.ask(scene, wanted, tie_tol=tie_tol)
     ladder = Ladder(question, eps, where)

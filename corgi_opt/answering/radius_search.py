@@ -400,7 +400,7 @@ def radius(
     pass of it is next to nothing. An exact probe has few seconds, which double where they decide nothing.
     """
     means = Means.of(method=method, norm=norm, solver=solver, device=device, time_limit=time_limit)
-    tolerance, wanted = check_rtol(rtol), chosen_property(property, k, within)
+    tolerance, wanted = check_rtol(rtol), chosen_property(property, k, within, net)
     scene = Scene.of(net, x, class_idx=class_idx, norm=norm, clip=clip)
     try:
         question = Question.ask(scene, wanted, tie_tol=tie_tol, keep_class=keep_class)

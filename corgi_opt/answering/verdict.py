@@ -199,7 +199,7 @@ def verify(
     means = Means.of(method=method, norm=norm, solver=solver, device=device, time_limit=time_limit)
     if proof not in ("float64", "checked"):
         raise InputError(f"proof must be 'float64' or 'checked', got {proof!r}")
-    wanted = chosen_property(property, k, within)
+    wanted = chosen_property(property, k, within, net)
     scene = Scene.of(net, x, class_idx=class_idx, norm=norm, clip=clip)
     leaves = check_solver(None, "bab", scene.norm) if proof == "checked" else named_solver(None, "bab", scene.norm)
     question = Question.ask(scene, wanted, tie_tol=tie_tol, keep_class=keep_class)

@@ -62,6 +62,7 @@ class CamNetwork:
         return int(self.weight.shape[0])
 
     @property
+    @pinned
     def bias(self) -> Tensor:
         """The linear layer's bias (classes,)."""
         last = self.graph[self.graph.output].op

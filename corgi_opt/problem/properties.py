@@ -14,6 +14,7 @@ from typing import Any, ClassVar, TypeVar
 
 import torch
 
+from corgi_opt._ambient import pinned
 from corgi_opt._checks import integer
 from corgi_opt.errors import InputError, TieError
 from corgi_opt.problem.atoms import MEAN, Groups, Parts, alone, cam_pixels
@@ -117,6 +118,7 @@ class TopK(Property):
         set_ = f"top-{self.k} set" if self.within is None else f"top {self.k} within the top {self.within}"
         return f"{set_} of the CAM of class {class_idx}"
 
+    @pinned
     def pose(self, scene: Scene, tie_tol: float | None) -> Groups:
         """Pairs ``CAM_i - CAM_j`` of a pixel i of the top and a pixel j outside, each alone; within more, for each i
         those with every other pixel j, of which ``within`` must fail for i to fall out."""
@@ -188,6 +190,7 @@ class KeepsClass(Property):
     def in_words(self, class_idx: int) -> str:
         return f"logit of class {class_idx} against every other"
 
+    @pinned
     def pose(self, scene: Scene, tie_tol: float | None) -> Groups:
         """``logit_c - logit_t`` for every other class t, each alone."""
         kept = scene.predicted if scene.net.classes == 1 else scene.class_idx

@@ -43,11 +43,13 @@ class Witness:
     distance: float
     what_changed: str
 
+    @pinned
     def to_dict(self) -> dict[str, Any]:
         """As JSON types, to the last bit."""
         return plain_fields(self)
 
     @classmethod
+    @pinned
     def from_dict(cls, said: Mapping[str, Any]) -> Witness:
         """What :meth:`to_dict` wrote."""
         return cls(**{**said, "image": tensor(said["image"]), "cam": tensor(said["cam"]), "pair": tuple(said["pair"])})
@@ -100,11 +102,13 @@ class Verdict:
         limit = check_time_limit(time_limit)
         return self.proven or _proven(self.prover, limit, f"the verdict is {self.status}")
 
+    @pinned
     def to_dict(self) -> dict[str, Any]:
         """As JSON types: all but the proof, which is a file of its own (``certificate.save``)."""
         return plain_fields(self)
 
     @classmethod
+    @pinned
     def from_dict(cls, said: Mapping[str, Any]) -> Verdict:
         """What :meth:`to_dict` wrote; it has no proof and can make none."""
         known = numbers(said, margin_lower=-math.inf, margin_upper=math.inf, corgi_margin=math.nan)
@@ -169,11 +173,13 @@ class Radius:
         """The proof that nothing changes at ``lower``, as :meth:`Verdict.prove`. Raises what that raises."""
         return _proven(self.prover, check_time_limit(time_limit), "the certified radius is 0")
 
+    @pinned
     def to_dict(self) -> dict[str, Any]:
         """As JSON types, with the ratio."""
         return {**plain_fields(self), "ratio": plain(self.ratio)}
 
     @classmethod
+    @pinned
     def from_dict(cls, said: Mapping[str, Any]) -> Radius:
         """What :meth:`to_dict` wrote; it can make no proof."""
         known = numbers(said, lower=0.0, upper=math.inf, corgi=math.nan, attack=math.inf)

@@ -98,6 +98,7 @@ def test_what_is_asked_is_said_once():
     short, long = (co.verify(net, x, eps=0.001, method="crown", **w) for w in ({"k": 1}, {"property": co.TopK(1)}))
     assert short.asked == long.asked and short.margin_lower == long.margin_lower
     assert co.verify(net, x, eps=0.001, property='{"name": "TopK", "k": 1}').asked == short.asked
+    assert (short.asked.dtype, co.verify(net, x.double(), eps=0.001, k=1).asked.dtype) == ("float32", "float64")
 
 
 def test_groups_of_unlike_sizes():

@@ -156,7 +156,9 @@ def graph_of(op: ops.Op) -> LayerGraph:
 
 
 def plain(graph: LayerGraph) -> Network:
-    return plain_network(SimpleNamespace(graph=graph, features="last", weight=torch.ones(1, CHANNELS)))
+    return plain_network(
+        SimpleNamespace(graph=graph, features="last", weight=torch.ones(1, CHANNELS), bias=torch.zeros(1))
+    )
 
 
 def setting(name: str) -> tuple[LayerGraph, co.Ball, dict[str, Tensor]]:

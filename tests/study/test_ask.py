@@ -36,7 +36,14 @@ def test_a_question_survives_json_and_says_only_what_matters():
     assert Ask("radius", 3, "bab", rtol=0.1).plain() != Ask("radius", 3, "bab").plain()
     assert Ask("radius", 3, "bab", within=3) == Ask("radius", 3, "bab")
     for field in dataclasses.fields(Ask):
-        assert field.name in ask.plain()
+        assert field.name in ask.plain() or field.name == "property"  # a top-k set is said by k and within
+    for same in (co.TopK(3), {"name": "TopK", "k": 3}):
+        assert Ask("margin", None, "bab", eps=0.1, clip=None, seed=4, rtol=0.1, property=same) == ask
+    kept = Ask("radius", None, "bab", property="KeepsClass")
+    assert (
+        Ask.from_plain(json.loads(json.dumps(kept.plain()))) == kept
+        and kept.plain()["property"]["name"] == "KeepsClass"
+    )
 
 
 @pytest.mark.parametrize(

@@ -113,7 +113,7 @@ def test_the_page_needs_nothing_else_and_shows_every_figure(folder):
 def test_tables_say_the_medians(folder, frame):
     text = write_report(folder).page.read_text()
     rows = [re.findall(r"<td>(.*?)</td>", row) for row in re.findall(r"<tr>(.*?)</tr>", text, re.S)]
-    (row,) = (r for r in rows if r[1:4] == ["inf", "2", "bab"] and len(r) == 13)
+    (row,) = (r for r in rows if r[1:4] == ["inf", "k=2", "bab"] and len(r) == 13)
     truths = [exact(f"test[{i}] 2".replace("test", "t")) for i in range(6)]
     assert row[0] == "digits" and row[4] == "6"
     assert float(row[5]) == pytest.approx(0.995 * np.median(truths), rel=1e-3)

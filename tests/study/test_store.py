@@ -131,21 +131,24 @@ def test_what_is_no_store_is_refused(tmp_path):
         Store.writing(tmp_path / FILE / "below")
 
 
-def of_version_1(folder) -> None:
-    """A file as it was before channels could have boxes of their own, with one answer."""
+def of_version(folder, version: int) -> None:
+    """A file as it was before there were other properties, or before channels could have boxes of their own, with one
+    answer."""
     with Store.writing(folder) as store:
         store.put(row("a"))
     with sqlite3.connect(folder / FILE) as connection:
-        connection.execute("ALTER TABLE cells DROP COLUMN clip")
-        connection.execute("PRAGMA user_version = 1")
+        for column in ("clip", "property")[version - 1 :]:
+            connection.execute(f"ALTER TABLE cells DROP COLUMN {column}")
+        connection.execute(f"PRAGMA user_version = {version}")
     connection.close()
 
 
-def test_a_store_of_before_can_be_read_and_written(tmp_path):
-    of_version_1(tmp_path)
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_store_of_before_can_be_read_and_written(version, tmp_path):
+    of_version(tmp_path, version)
     with Store.reading(tmp_path) as store:
         assert store.rows() == [row("a")] and store.to_frame()["clip"].isna().all()
-    own = row("b", clip="[[0.0, 0.5], [1.0, 2.0]]", clip_high=2.0)
+    own = row("b", clip="[[0.0, 0.5], [1.0, 2.0]]", clip_high=2.0, property='{"name": "KeepsClass"}', k=None)
     with Store.writing(tmp_path) as store:
         store.put(own)
         assert store.rows() == [row("a"), own]
