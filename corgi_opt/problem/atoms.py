@@ -14,18 +14,26 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from corgi_opt.errors import InputError
+
 MEAN = -1
 """In place of a pixel: the mean over the whole map and the bias, which is a logit."""
 
 
 @dataclass(frozen=True, eq=False)
 class Parts:
-    """F parts. ``heads`` (D, classes) float64: head vectors, each as so much of every class's row of weights; ``head``
-    (F,): which of them a part has; ``place`` (F,): its flat pixel, or MEAN."""
+    """F parts. ``heads`` (D, classes) float64: head vectors, each a class's row of weights, or the sum or difference of
+    two (so 1, -1 and 0: what is rounded then is no more than its own last place). ``head`` (F,): which of them a part
+    has; ``place`` (F,): its flat pixel, or MEAN. Raises InputError for other head vectors."""
 
     heads: Tensor
     head: Tensor
     place: Tensor
+
+    def __post_init__(self) -> None:
+        size = self.heads.abs()
+        if not bool(((size == 0) | (size == 1)).all()) or bool((size.sum(dim=1) > 2).any()):
+            raise InputError("a head vector must be a class's row of weights, or the sum or difference of two")
 
     def __len__(self) -> int:
         return len(self.head)
@@ -75,7 +83,8 @@ def cam_pixels(classes: int, class_idx: int, pixels: int) -> Parts:
 class Groups:
     """A atoms in G groups.
 
-    ``terms`` (A, T): the parts of each atom, ``coefs`` (A, T) float64 (0 where it has fewer). ``members`` (G, S): the
+    ``terms`` (A, T): the parts of each atom, all at different pixels (or one logit alone: what is at one place is one
+    head vector), ``coefs`` (A, T) float64 (0 where it has fewer). ``members`` (G, S): the
     atoms of each group (-1 where it has fewer), every atom in one group; ``need`` (G,): how many have to be positive.
     ``anchors`` (B, 2): parts of which the first is larger at the image: what makes atoms speak of what they are said
     to, where they do not say it themselves. ``labels`` (A, 2): the two ``things`` (in the singular and in the plural)
@@ -90,6 +99,19 @@ class Groups:
     anchors: Tensor
     labels: Tensor
     things: tuple[str, str]
+
+    def __post_init__(self) -> None:
+        """Raises InputError where there are no atoms, and for one with several parts at one place: what rounding hides
+        would not be seen."""
+        if not len(self.terms):
+            raise InputError("the property says nothing about this image: it has no atoms there")
+        used = self.coefs != 0
+        spare = -2 - torch.arange(self.terms.shape[1])  # a place of its own for what is not used
+        places = torch.where(used, self.parts.place[self.terms], spare).sort(dim=1).values
+        twice = (places[:, 1:] == places[:, :-1]).any(dim=1)
+        beside = (places == MEAN).any(dim=1) & (used.sum(dim=1) > 1)
+        if bool((twice | beside).any()):
+            raise InputError("the parts of an atom must be at different pixels, or one logit: combine them in its head")
 
     def __len__(self) -> int:
         """How many atoms there are."""

@@ -89,7 +89,17 @@ class PartExpressions:
         return self._known
 
     def atoms(self, wanted: Sequence[int], deadline: Deadline) -> list[Expression]:
-        """The atoms ``wanted``. Raises TimeoutError."""
+        """The atoms ``wanted``. Raises TimeoutError.
+
+        A difference of two parts is that of their expressions; what has other coefficients is a pass of its own, which
+        accounts for what they round.
+        """
+        groups = self.question.groups
+        if not groups.differences:
+            some = torch.tensor(list(wanted))
+            return expressed(
+                self.question.net, groups.parts, self.expressions, groups.terms[some], groups.coefs[some], deadline
+            )
         parts = self.parts([p for atom in wanted for p, _ in self.terms(atom)], deadline)
         return [combined([(coef, parts[p]) for p, coef in self.terms(atom)]) for atom in wanted]
 
@@ -125,19 +135,24 @@ class AtomSolver:
 
     def solve(self, atom: int, deadline: Deadline, goal: float = 0.0) -> AtomAnswer:
         """Bounds the atom's minimum; an exact solve stops as soon as it is known to be above the goal, or not."""
-        terms = self.parts.terms(atom)
-        together = bool(share_in_atoms(self.question.net, self.question.groups, torch.tensor([atom]))[0])
         try:
-            known = self.parts.parts([part for part, _ in terms], deadline)
-            scaled = [(coef, known[part]) for part, coef in terms]
-            if together or len(terms) == 1 or self.ball.norm != "inf":  # they would share the budget of any other ball
-                answer = self._minimise(self.decide, combined(scaled, -goal), self.ball.center, 0.0, deadline)
+            if self._is_apart(atom):
+                known = self.parts.parts([part for part, _ in self.parts.terms(atom)], deadline)
+                first, second = (combined([(coef, known[part])]) for part, coef in self.parts.terms(atom))
+                answer = self._minimise_apart(atom, first.plus(-goal), second, goal, deadline)
             else:
-                first, second = combined(scaled[:1], -goal), combined(scaled[1:])
-                answer = self._minimise_apart(atom, first, second, goal, deadline)
+                (value,) = self.parts.atoms([atom], deadline)
+                answer = self._minimise(self.decide, value.plus(-goal), self.ball.center, 0.0, deadline)
             return replace(answer, lower=_sum_below(answer.lower, goal), upper=answer.upper + goal)
         except UNSOLVABLE as stop:
             return replace(NOTHING, reason=str(stop))
+
+    def _is_apart(self, atom: int) -> bool:
+        """Whether it is a difference of parts that share no input (of other balls than L-inf they share the budget)."""
+        groups = self.question.groups
+        if self.ball.norm != "inf" or not groups.differences or len(self.parts.terms(atom)) != 2:
+            return False
+        return not bool(share_in_atoms(self.question.net, groups, torch.tensor([atom]))[0])
 
     def solve_premised(self, atom: int, relaxed: Relaxed, deadline: Deadline) -> Iterator[AtomAnswer]:
         """The same over images that satisfy the premises, or over some that need not (sound; ``reason`` says).

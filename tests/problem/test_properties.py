@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -13,8 +14,8 @@ from nets import Plain, image, seeded
 from torch import Tensor
 
 import corgi_opt as co
-from corgi_opt.problem.atoms import Groups, cam_pixels
-from corgi_opt.problem.properties import property_from
+from corgi_opt.problem.atoms import MEAN, Groups, Parts, alone, cam_pixels
+from corgi_opt.problem.properties import PROPERTIES, Property, property_from, register
 from corgi_opt.problem.scene import Scene
 
 
@@ -133,3 +134,64 @@ def test_ties():
     assert margins(posed(cam, 2), cam[None]) == [0.5]
     with pytest.raises(co.TieError, match=r"tie_tol 0\.6"):
         posed(cam, 2, tie_tol=0.6)
+
+
+def test_what_would_round_unseen_is_refused():
+    """Head vectors of more than two rows, and several parts at one place."""
+    place, head = torch.tensor([0, 0, 1, MEAN]), torch.tensor([0, 1, 0, 0])
+    for heads in ([[1.0, -0.5]], [[1.0, 1.0, -1.0]]):
+        with pytest.raises(co.InputError, match="head vector"):
+            Parts(torch.tensor(heads, dtype=torch.float64), head[:1] * 0, place[:1])
+    parts = Parts(torch.eye(2, dtype=torch.float64), head, place)
+
+    def groups(*terms: int) -> Groups:
+        coefs = torch.ones(1, len(terms), dtype=torch.float64)
+        return Groups(parts, torch.tensor([terms]), coefs, *alone(1), torch.zeros(1, 2), ("pixel", "pixels"))
+
+    for terms in ((0, 1), (0, 3), (0, 0)):
+        with pytest.raises(co.InputError, match="different pixels"):
+            groups(*terms)
+    assert len(groups(0, 2)) == len(groups(3)) == 1
+
+
+@dataclass(frozen=True)
+class Threshold(Property):
+    """Pixels above half of the brightest stay so: ``CAM_i - share * CAM_j``, which are no differences of parts."""
+
+    share: float
+    name: ClassVar[str] = "Threshold"
+
+    def pose(self, scene: Scene, tie_tol: float | None) -> Groups:
+        cam = scene.cam.flatten()
+        top = int(cam.argmax())
+        above = torch.nonzero(cam > self.share * cam[top]).flatten()
+        pairs = torch.stack([above, torch.full_like(above, top)], dim=1)[above != top]
+        coefs = torch.tensor([[1.0, -self.share]], dtype=torch.float64).expand(len(pairs), 2)
+        parts = cam_pixels(scene.net.classes, scene.class_idx, len(cam))
+        return Groups(parts, pairs, coefs, *alone(len(pairs)), pairs, ("pixel", "pixels"))
+
+
+def test_atoms_of_any_coefficients_are_bounded_decided_and_proven(tmp_path):
+    x = image(1, 6, 6, seed=3)
+    net = co.from_torch(seeded(Plain, 1), x)
+    wanted = register(Threshold)(0.1)
+    asked = {"property": wanted, "class_idx": 2, "clip": None}
+    try:
+        r = co.radius(net, x, rtol=0.01, **asked)
+        assert r.counterexample is not None and r.ratio <= 1.01
+        radii = co.compare(net, x, methods=["corgi", "crown", "lp", "milp"], rtol=0.01, **asked).radii
+        assert radii["corgi"].lower <= radii["crown"].lower <= radii["lp"].lower <= radii["milp"].lower
+        assert radii["milp"].lower == pytest.approx(r.lower, rel=0.02)
+        groups = wanted.pose(Scene.of(net, x, class_idx=2, norm="inf", clip=None), None)
+        assert len(groups) >= 2 and not groups.differences
+        images = x.double() + r.lower * (2 * torch.rand(500, 1, 6, 6, generator=torch.Generator().manual_seed(0)) - 1)
+        cams = net.cams(images, 2).flatten(1)
+        assert float(groups.margin(groups.atoms(cams)).min()) > 0
+        v = co.verify(net, x, eps=r.lower, proof="checked", **asked)
+        assert v.proof == "checked" and v.certificate.claim.says.coefs.tolist() == [[1.0, -0.1]]
+        v.certificate.save(tmp_path / "a.cert")
+        assert co.check_certificate(tmp_path / "a.cert", net).margin > 0
+        with pytest.raises(co.InputError, match="says nothing about this image"):
+            co.verify(net, x, eps=0.1, property=Threshold(0.99), class_idx=2)
+    finally:
+        del PROPERTIES["Threshold"]
