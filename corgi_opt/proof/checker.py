@@ -205,7 +205,9 @@ def _values_at(image: Array, statement: Statement, network: Network, arithmetic:
 def _require_anchored(claim: Claim, statement: Statement, network: Network, arithmetic: Arithmetic) -> None:
     """Raises ProofError where the statement is not proven to speak of what it is said to."""
     if not statement.anchored(*_values_at(claim.region.center, statement, network, arithmetic)):
-        raise ProofError("its top pixels are not proven to be the brightest at its image")
+        raise ProofError(
+            "its anchors are not proven to hold at its image: that the parts it names are the larger ones there"
+        )
 
 
 def _falsified(certificate: Certificate, statement: Statement, network: Network, arithmetic: Arithmetic) -> float:

@@ -11,6 +11,8 @@ import pytest
 from corgi_opt.errors import ProofError
 from corgi_opt.proof.arithmetic import Exact, Float64
 from corgi_opt.proof.bounds import Bounds
+from corgi_opt.proof.certificate import Certificate, Claim
+from corgi_opt.proof.checker import check
 from corgi_opt.proof.network import Network, Node
 from corgi_opt.proof.operations import Conv, Input, Relu
 from corgi_opt.proof.region import Region
@@ -152,3 +154,23 @@ def test_top_pixels_are_the_pairs_they_stand_for(within):
     assert made.enough.tolist() == ([1] * 14 if within == 2 else [4, 4])
     anchors = {tuple(row) for row in made.anchors.tolist()}
     assert anchors == (set() if within == 2 else {(i, j) for i in (3, 7) for j in rest})
+
+
+def test_a_statement_on_logits_is_about_the_bias_too():
+    net, made = network(), statement()
+    region = Region(np.zeros((1, SIDE, SIDE)), 0.1, "inf", None)
+    biased = replace(net, bias=net.bias + np.array([0.0, 1e-300, 0.0]))
+    assert net.sha256 == replace(net, bias=net.bias + 1).sha256 and net.sha256_of_logits != net.sha256
+    for sha256, there in ((net.sha256, net), (net.sha256_of_logits, replace(net, bias=np.nextafter(net.bias, 9.0)))):
+        with pytest.raises(ProofError, match="another network"):
+            check(Certificate(Claim("certified", sha256, region, made)), there)
+    for says, why in (
+        (made, "anchors are not proven"),
+        (replace(made, anchors=made.anchors[:0]), "margin is only proven"),
+    ):
+        with pytest.raises(ProofError, match=why):
+            check(Certificate(Claim("certified", net.sha256_of_logits, region, says)), net)
+    assert biased.sha256_of_logits == net.sha256_of_logits  # as floats the two are one
+    pixels = replace(made, place=np.array([0, 4, 8, 1, 2]))
+    with pytest.raises(ProofError, match="another network"):
+        check(Certificate(Claim("certified", net.sha256_of_logits, region, pixels)), net)
