@@ -221,11 +221,13 @@ class Margins:
 
     def _require_order(self, name: str, found: Tensor, weaker: str) -> None:
         """Raises BoundOrderError where a rung computed less than a weaker one on the same relaxation, by more than
-        rounding."""
-        if self.regions.eps.dtype != torch.float64:
+        rounding: that goes by what parts can be over the region, not at the image."""
+        if self.regions.eps.dtype != torch.float64 or self.relaxed is None:
             return
+        low, high = self.relaxed.intervals[self._net.features]
+        most = self._parts.vectors(self._net.weight).abs() @ torch.maximum(low.abs(), high.abs()).flatten(2)
         short = torch.where(found > -torch.inf, self.own[weaker] - found, -torch.inf)
-        if float(short.max()) > SETTLED * self.question.scale:
+        if float(short.max()) > SETTLED * max(self.question.scale, float(most.max())):
             what, by = self.question.groups.named(int(short.amax(dim=0).argmax())), float(short.max())
             raise BoundOrderError(
                 f"the {name} bound of {what} is {by:.3g} below the {weaker} bound on the same relaxation; nothing is "
