@@ -119,6 +119,18 @@ def test_an_ascent_that_loses_what_crown_has_is_raised(monkeypatch):
 
 
 @pytest.mark.parametrize("case", CASES)
+def test_what_parts_say_of_other_atoms_is_not_compared(case, monkeypatch):
+    """An ascent on the parts of some atoms bounds others too, which CROWN has bounded better as one objective each."""
+    module = sys.modules["corgi_opt.bounding.margins"]
+    monkeypatch.setattr(module, "share_in_atoms", lambda net, groups, atoms: atoms % 2 == 0)
+    found = margins(question(case), [EPSES["inf"][2]])
+    found.crown()
+    monkeypatch.setattr(module, "share_in_atoms", lambda net, groups, atoms: atoms % 2 == 1)
+    found.dual()
+    assert bool((found.own["dual"] >= found.own["crown"]).all())
+
+
+@pytest.mark.parametrize("case", CASES)
 def test_a_rung_runs_once(case):
     ours = climbed(case, "inf", EPSES["inf"])
     for rung in RUNGS:

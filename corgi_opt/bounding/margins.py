@@ -198,6 +198,8 @@ class Margins:
         found = torch.full_like(self.lower, -torch.inf)
         values = atom_bounds(self._net, self.question.groups, bound, entries[:, 1], entries[:, 0])
         found[tuple(entries.T)] = values.cpu().double()
+        if self._rung == "dual":  # what others get of parts that were bounded beside is no rung's own value of them
+            self._require_order("dual", found, "crown")
         self._keep(found)
 
     @property
@@ -212,8 +214,6 @@ class Margins:
 
     def _keep(self, found: Tensor) -> None:
         found = torch.where(found.isnan(), -torch.inf, found)  # NaN proves nothing and must not stick
-        if self._rung == "dual":
-            self._require_order("dual", found, "crown")
         self.own[self._rung] = torch.maximum(self.own[self._rung], found)
         self.lower = torch.maximum(self.lower, found)
         if self.relaxed is not None:
