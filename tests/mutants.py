@@ -87,7 +87,7 @@ MUTANTS: tuple[tuple[str, str, str], ...] = (
     ("checker.py", "    if len(statement.anchors):  # an atom", "    if False:  # an atom"),
     ("checker.py", "if not margin > 0:", "if not margin > -1e-3:"),
     ("checker.py", "    require_inside(claim.region, image)\n", ""),
-    ("checker.py", "elif not statement.slack(statement.least(*at_center)).min() > 0:", "elif False:"),
+    ("checker.py", "if not statement.slack(statement.least(*at_center)).min() > 0:", "if False:"),
     ("checker.py", "np.flatnonzero((terms == parts).all(axis=1) & (coefs == signs).all(axis=1))", "np.flatnonzero((terms == parts).all(axis=1))"),
     ("statement.py", "place = held.shape[1] - self.need", "place = np.minimum(held.shape[1] - self.need + 1, held.shape[1] - 1)"),
     ("statement.py", "return -self._total(self.terms, -self.coefs, low, high)", "return self._total(self.terms, self.coefs, low, high)"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 from collections.abc import Iterator
@@ -160,6 +161,17 @@ def test_radius_compare_attack_and_margins_speak_of_classes():
     assert co.attack(net, x, eps=0.9 * r.lower, property=KEPT, **about) is None
     assert "KeepsClass" in json.dumps(r.asked.to_dict()) and Asked.from_dict(r.asked.to_dict()) == r.asked
     r.plot()
+
+
+def test_an_answer_knows_the_bias_of_its_network():
+    (case, *_) = cases(0)
+    before = verdict_of(case, "crown").asked
+    biased = copy.deepcopy(case.model)
+    with torch.no_grad():
+        biased.head.bias += 1e-3
+    after = verdict_of(replace(case, model=biased), "crown").asked
+    assert before.network != after.network and before.property == after.property
+    assert before.network == plain_network(case.net).sha256_of_logits
 
 
 def test_one_score_keeps_its_sign():

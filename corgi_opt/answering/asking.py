@@ -45,7 +45,7 @@ _HASHES: weakref.WeakKeyDictionary[CamNetwork, str] = weakref.WeakKeyDictionary(
 def asked_of(scene: Scene, property: Property, *, gap: float, kept: int | None) -> Asked:
     """What stands beside an answer. The hash of a network is calculated once."""
     if scene.net not in _HASHES:
-        _HASHES[scene.net] = plain_network(scene.net).sha256
+        _HASHES[scene.net] = plain_network(scene.net).sha256_of_logits
     return Asked(property, scene.class_idx, scene.norm, scene.clip, kept, gap, scene.dtype, _HASHES[scene.net])
 
 

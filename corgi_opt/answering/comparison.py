@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from corgi_opt._ambient import pinned
-from corgi_opt._checks import check_rtol
+from corgi_opt._checks import check_rtol, resolve_device
 from corgi_opt._deadline import check_time_limit
 from corgi_opt._progress import reporting
-from corgi_opt.answering.asking import Means, asked, chosen_property
+from corgi_opt.answering.asking import asked, chosen_property
 from corgi_opt.answering.backends import check_solver
 from corgi_opt.answering.margin_search import MarginSearch, require_margins
 from corgi_opt.answering.radius_search import RadiusSearch, tied
@@ -25,7 +25,7 @@ from corgi_opt.methods import check_method, weakest_first
 from corgi_opt.network.cam import CamNetwork
 from corgi_opt.problem.asked import Asked
 from corgi_opt.problem.clip import Clip, checked_clip
-from corgi_opt.problem.plain import plain_fields
+from corgi_opt.problem.plain import Plain
 from corgi_opt.problem.properties import Property
 from corgi_opt.problem.question import Question
 from corgi_opt.problem.region import Norm, canonical_norm
@@ -38,7 +38,7 @@ Search: TypeAlias = RadiusSearch | MarginSearch
 
 
 @dataclass(frozen=True, eq=False)
-class Compared:
+class Compared(Plain):
     """One question: of image number ``image``, what was ``asked``, ``eps`` (None: the radius). ``answers`` by method,
     weakest first: a Radius, or the Verdict with the best margin bounds that the method gives. ``seconds`` by stage;
     those of a method are what it added to the shared work of those before it.
@@ -59,11 +59,6 @@ class Compared:
         """What the method proves: a certified eps, or a lower bound of the margin."""
         return _sides(self.answers[method])[0]
 
-    @pinned
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON types."""
-        return plain_fields(self)
-
     @classmethod
     @pinned
     def from_dict(cls, said: Mapping[str, Any]) -> Compared:
@@ -79,7 +74,7 @@ class Compared:
 
 
 @dataclass(frozen=True, eq=False)
-class Comparison:
+class Comparison(Plain):
     """Methods side by side: one :class:`Compared` for every image, property and eps, in this order."""
 
     questions: tuple[Compared, ...]
@@ -125,11 +120,6 @@ class Comparison:
         Of one question, a bar for each method; of several, every bound as a share of what the attack leaves.
         """
         return _ladder(self, ax) if len(self.questions) == 1 else _shares(self, ax)
-
-    @pinned
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON types."""
-        return plain_fields(self)
 
     @classmethod
     @pinned
@@ -247,9 +237,10 @@ def compare(
     if isinstance(methods, str) or not isinstance(methods, Sequence) or not methods:
         raise InputError(f"methods must be a non-empty sequence of names or None, got {methods!r}")
     chosen = weakest_first(check_method(m, norm).name for m in methods)
+    where, tolerance, options = resolve_device(device), check_rtol(rtol), PgdOptions(seed=seed)
+    check_time_limit(time_limit)
     for method in chosen:
-        means = Means.of(method=method, norm=norm, solver=solver, device=device, time_limit=time_limit)
-    where, tolerance, options = means.device, check_rtol(rtol), PgdOptions(seed=seed)
+        check_solver(solver, method, norm)
     solvers = partial(check_solver, solver, norm=norm)
     images = _images(x)
     cases = [(at, one, size) for at in range(len(images)) for one in wanted for size in epses]

@@ -26,7 +26,7 @@ from corgi_opt.network.cam import CamNetwork
 from corgi_opt.problem.asked import Asked
 from corgi_opt.problem.atoms import cam_pixels
 from corgi_opt.problem.clip import Clip
-from corgi_opt.problem.plain import plain_fields, tensor
+from corgi_opt.problem.plain import Plain, tensor
 from corgi_opt.problem.properties import TopK
 from corgi_opt.problem.region import Ball, Norm
 from corgi_opt.problem.scene import Scene
@@ -38,7 +38,7 @@ MOST_PAIRS = 20_000
 
 
 @dataclass(frozen=True, eq=False)
-class HeatMap:
+class HeatMap(Plain):
     """Of one image at one eps; all maps (H, W).
 
     ``cam`` at the image; ``lower <= CAM <= upper`` proven for every image of the region; ``best`` and ``worst``: the
@@ -82,11 +82,6 @@ class HeatMap:
             title=f"{self.asked.in_words} at eps={self.eps:g}, by {self.method}",
             figure=figure,
         )
-
-    @pinned
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON types."""
-        return plain_fields(self)
 
     @classmethod
     @pinned

@@ -88,6 +88,7 @@ class Margins:
         self._net = question.net.to(dtype, device)
         self.own: dict[str, Tensor] = {}
         self._rung = ""
+        self._joint: dict[str, Tensor] = {}
         self._done: dict[str, Tensor] = {}
 
     @property
@@ -198,8 +199,9 @@ class Margins:
         found = torch.full_like(self.lower, -torch.inf)
         values = atom_bounds(self._net, self.question.groups, bound, entries[:, 1], entries[:, 0])
         found[tuple(entries.T)] = values.cpu().double()
-        if self._rung == "dual":  # what others get of parts that were bounded beside is no rung's own value of them
-            self._require_order("dual", found, "crown")
+        self._joint[self._rung] = found
+        if self._rung == "dual":
+            self._require_order("dual", "crown")
         self._keep(found)
 
     @property
@@ -219,14 +221,19 @@ class Margins:
         if self.relaxed is not None:
             self.by_relaxed = torch.maximum(self.by_relaxed, found)
 
-    def _require_order(self, name: str, found: Tensor, weaker: str) -> None:
-        """Raises BoundOrderError where a rung computed less than a weaker one on the same relaxation, by more than
-        rounding: that goes by what parts can be over the region, not at the image."""
-        if self.regions.eps.dtype != torch.float64 or self.relaxed is None:
+    def _require_order(self, name: str, weaker: str) -> None:
+        """Raises BoundOrderError where a rung computed less of an atom, as one objective, than a weaker one did of the
+        same objective on the same relaxation, by more than rounding: that goes by what parts can be over the region.
+
+        What is had part by part is left out: CROWN's lines cross beyond a neuron's interval, where backward passes may
+        go, so that a sum of bounds can be above the bound of the sum.
+        """
+        if self.regions.eps.dtype != torch.float64 or self.relaxed is None or weaker not in self._joint:
             return
         low, high = self.relaxed.intervals[self._net.features]
         most = self._parts.vectors(self._net.weight).abs() @ torch.maximum(low.abs(), high.abs()).flatten(2)
-        short = torch.where(found > -torch.inf, self.own[weaker] - found, -torch.inf)
+        found = self._joint[name]
+        short = torch.where(found > -torch.inf, self._joint[weaker] - found, -torch.inf)
         if float(short.max()) > SETTLED * max(self.question.scale, float(most.max())):
             what, by = self.question.groups.named(int(short.amax(dim=0).argmax())), float(short.max())
             raise BoundOrderError(

@@ -18,7 +18,8 @@ class Asked:
 
     ``class_idx``: whose CAM it is about. ``kept``: the class that an image must still be given to count as a
     counterexample; None: any. ``gap``: the margin at the image itself (0 for a tie). ``dtype``: the type that the image
-    was given in. ``network``: the SHA-256 of the network as certificates have it.
+    was given in. ``network``: the SHA-256 of the network, its bias included, as certificates of statements on logits
+    have it; those on CAM pixels alone hash what comes before the bias.
     """
 
     property: Property

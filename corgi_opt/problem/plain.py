@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from corgi_opt._ambient import pinned
+
 
 def plain(value: Any) -> Any:
     """A result as JSON types, every number to the last bit: fields that its repr leaves out are left out."""
@@ -31,6 +33,15 @@ def plain(value: Any) -> Any:
 def plain_fields(value: Any) -> dict[str, Any]:
     """The fields of a dataclass, each as :func:`plain` has it."""
     return {f.name: plain(getattr(value, f.name)) for f in fields(value) if f.repr}
+
+
+class Plain:
+    """A dataclass that goes through JSON."""
+
+    @pinned
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON types, to the last bit; of an answer all but the proof, which is a file of its own."""
+        return plain_fields(self)
 
 
 def numbers(said: Mapping[str, Any], **unknown: float) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from corgi_opt._deadline import Deadline, check_time_limit
 from corgi_opt.drawing.charts import draw_ladder, html_table
 from corgi_opt.errors import CertificateError
 from corgi_opt.problem.asked import Asked
-from corgi_opt.problem.plain import numbers, plain, plain_fields, tensor
+from corgi_opt.problem.plain import Plain, numbers, plain, tensor
 from corgi_opt.proof.certificate import Certificate
 
 Status = Literal["certified", "falsified", "unknown"]
@@ -23,12 +23,14 @@ Proof = Literal["checked", "float64", "solver"]
 Prover = Callable[[Deadline], Certificate]
 """Searches for the proof of an answer."""
 
+READ_BACK = "the answer was read from JSON, or interrupted, without its network; ask again"
+
 CORGI_CUT_OFF = "corgi_cut_off"
 """Key of ``stats`` where the paper's bound beside an answer was not finished in its share of the time limit."""
 
 
 @dataclass(frozen=True, eq=False)
-class Witness:
+class Witness(Plain):
     """A counterexample image inside the region, replayed in float64 through the user's own torch model.
 
     ``image`` (1, C, H, W) float64, ``cam`` (H, W) there; ``pair``: what changed places (flat pixel indices, of a CAM;
@@ -43,11 +45,6 @@ class Witness:
     distance: float
     what_changed: str
 
-    @pinned
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON types, to the last bit."""
-        return plain_fields(self)
-
     @classmethod
     @pinned
     def from_dict(cls, said: Mapping[str, Any]) -> Witness:
@@ -59,7 +56,7 @@ class Witness:
 
 
 @dataclass(frozen=True, eq=False)
-class Verdict:
+class Verdict(Plain):
     """The answer for one eps.
 
     ``asked``: the question. ``status``: certified (margin_lower > 0, proven), falsified (``counterexample`` replayed),
@@ -100,12 +97,8 @@ class Verdict:
         leave none); MissingPackageError without the solver.
         """
         limit = check_time_limit(time_limit)
-        return self.proven or _proven(self.prover, limit, f"the verdict is {self.status}")
-
-    @pinned
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON types: all but the proof, which is a file of its own (``certificate.save``)."""
-        return plain_fields(self)
+        why = "the verdict is unknown" if self.status == "unknown" else READ_BACK
+        return self.proven or _proven(self.prover, limit, why)
 
     @classmethod
     @pinned
@@ -147,7 +140,7 @@ class Verdict:
 
 
 @dataclass(frozen=True, eq=False)
-class Radius:
+class Radius(Plain):
     """A two-sided bracket: stable at every eps <= ``lower`` (proven), broken at ``upper`` (by ``counterexample``).
 
     ``upper`` is infinity when no counterexample was found. ``corgi``: the paper's certified radius on the same
@@ -171,12 +164,13 @@ class Radius:
     @pinned
     def prove(self, *, time_limit: float = 300.0) -> Certificate:
         """The proof that nothing changes at ``lower``, as :meth:`Verdict.prove`. Raises what that raises."""
-        return _proven(self.prover, check_time_limit(time_limit), "the certified radius is 0")
+        why = READ_BACK if self.lower > 0 else "the certified radius is 0"
+        return _proven(self.prover, check_time_limit(time_limit), why)
 
     @pinned
     def to_dict(self) -> dict[str, Any]:
         """As JSON types, with the ratio."""
-        return {**plain_fields(self), "ratio": plain(self.ratio)}
+        return {**super().to_dict(), "ratio": plain(self.ratio)}
 
     @classmethod
     @pinned

@@ -107,7 +107,7 @@ def _certified(certificate: Certificate, statement: Statement, network: Network,
         margins.add_tree(proof)
     margins.bound_atoms()
     if len(statement.anchors):  # an atom that holds on the whole region does so at its centre
-        _require_anchored(claim, statement, network, arithmetic)
+        _require_anchored(statement, _values_at(claim.region.center, statement, network, arithmetic))
     margin = margins.margin
     if not margin > 0:
         raise ProofError(f"its margin is only proven to be above {margin:.6g}")
@@ -202,9 +202,9 @@ def _values_at(image: Array, statement: Statement, network: Network, arithmetic:
     return Objective(bounds, statement).values(low, high)
 
 
-def _require_anchored(claim: Claim, statement: Statement, network: Network, arithmetic: Arithmetic) -> None:
+def _require_anchored(statement: Statement, at_center: tuple[Array, Array]) -> None:
     """Raises ProofError where the statement is not proven to speak of what it is said to."""
-    if not statement.anchored(*_values_at(claim.region.center, statement, network, arithmetic)):
+    if not statement.anchored(*at_center):
         raise ProofError(
             "its anchors are not proven to hold at its image: that the parts it names are the larger ones there"
         )
@@ -216,10 +216,9 @@ def _falsified(certificate: Certificate, statement: Statement, network: Network,
         raise ProofError("it has no image that would be a counterexample")
     require_inside(claim.region, image)
     at_center = _values_at(claim.region.center, statement, network, arithmetic)
-    if len(statement.anchors):
-        _require_anchored(claim, statement, network, arithmetic)
-    elif not statement.slack(statement.least(*at_center)).min() > 0:
+    if not statement.slack(statement.least(*at_center)).min() > 0:
         raise ProofError("what it claims to break is not proven to hold at its centre")
+    _require_anchored(statement, at_center)
     most = statement.most(*_values_at(image, statement, network, arithmetic))
     slack = statement.slack(most)
     if not slack.min() <= 0:

@@ -14,7 +14,7 @@ MOST_BYTES = 3 * 2**27
 """Largest set of rows of one tree: 384 MiB."""
 
 PIXELS_AT_ONCE = 1_000_000
-"""Pairs of CAM pixels that are compared at once."""
+"""Entries of a tree's rows that are looked at at once."""
 
 
 def require_room(size: int, what: str) -> None:

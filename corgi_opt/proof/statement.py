@@ -61,7 +61,9 @@ class Statement:
         _require(self.terms.ndim == 2 and 0 < atoms <= MOST_ATOMS, f"no atoms, or more than {MOST_ATOMS:,}")
         _require(self.coefs.shape in ((1, self.terms.shape[1]), self.terms.shape), "coefficients of another shape")
         _require(_within(self.terms, 0, parts), "parts that there are not")
-        _require(self._at_places_of_their_own(), "an atom of several parts at one place, which would round unseen")
+        _require(
+            self._at_places_of_their_own(), "an atom of no parts, or of several at one place, which would round unseen"
+        )
         _require(self.members.ndim == 2 and len(self.members) > 0, "no groups")
         _require(_within(self.members, -1, atoms), "atoms that there are not")
         named = self.members[self.members >= 0]
@@ -74,22 +76,17 @@ class Statement:
         return self
 
     def _at_places_of_their_own(self) -> bool:
-        """Whether the parts of every atom are at different pixels, or it is one logit."""
+        """Whether every atom has parts, all at different pixels, or one logit."""
         used = np.broadcast_to(self.coefs != 0, self.terms.shape)
         spare = -2 - np.arange(self.terms.shape[1])  # a place of its own for what is not used
         places = np.sort(np.where(used, self.place[self.terms], spare), axis=1)
         alone = (places != MEAN).all(axis=1) | (used.sum(axis=1) == 1)
-        return bool((places[:, 1:] != places[:, :-1]).all() and alone.all())
+        return bool(used.any(axis=1).all() and (places[:, 1:] != places[:, :-1]).all() and alone.all())
 
     @property
     def logits(self) -> bool:
         """Whether it speaks of the bias."""
         return bool((self.place == MEAN).any())
-
-    @property
-    def enough(self) -> Indices:
-        """How many atoms of each group must fail for the group to fail (G,)."""
-        return np.asarray((self.members >= 0).sum(axis=1) - self.need + 1)
 
     def slack(self, atoms: Array) -> Array:
         """The margin (G,) of each group, of atoms (A,) or bounds on them: the need-th largest."""

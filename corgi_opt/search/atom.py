@@ -16,12 +16,11 @@ from torch import Tensor
 
 from corgi_opt._deadline import Deadline
 from corgi_opt.bounding.crown import Relaxed
-from corgi_opt.bounding.objective import objectives, share_in_atoms
+from corgi_opt.bounding.objective import share_in_atoms
 from corgi_opt.encode.expressions import Expression, Expressions, combined
+from corgi_opt.encode.parts import expressed
 from corgi_opt.encode.program import TooLargeError, compile_program
 from corgi_opt.errors import NumericalError
-from corgi_opt.network.cam import CamNetwork
-from corgi_opt.problem.atoms import Parts
 from corgi_opt.problem.question import Question
 from corgi_opt.problem.region import Ball
 from corgi_opt.problem.results import Proof
@@ -108,18 +107,6 @@ class PartExpressions:
         groups = self.question.groups
         both = zip(groups.terms[atom].tolist(), groups.coefs[atom].tolist(), strict=True)
         return [(part, coef) for part, coef in both if coef]
-
-
-def expressed(
-    net: CamNetwork, parts: Parts, expressions: Expressions, terms: Tensor, coefs: Tensor, deadline: Deadline
-) -> list[Expression]:
-    """Combinations of parts (Q, T) as expressions. Raises TimeoutError."""
-    found: dict[int, Expression] = {}
-    for which, rows, shifts, doubts in objectives(net, parts, terms, coefs, torch.zeros_like(terms[:, 0])):
-        made = expressions.of(net.features, rows, deadline)
-        for at, expression, shift, doubt in zip(which.tolist(), made, shifts.tolist(), doubts.tolist(), strict=True):
-            found[at] = expression.plus(shift, doubt) if shift or doubt else expression
-    return [found[at] for at in range(len(terms))]
 
 
 @dataclass(frozen=True, eq=False)

@@ -149,13 +149,17 @@ def rank_targets(question: Question, device: torch.device) -> Targets:
 
 
 def _candidates(question: Question) -> Tensor:
-    """The parts (at most CANDIDATES) whose atoms are nearest to failing at the image."""
-    groups = question.groups
-    nearest = torch.full((len(groups.parts),), torch.inf, dtype=torch.float64)
+    """The parts (at most CANDIDATES, but all of the nearest atom) whose atoms are nearest to failing at the image.
+
+    By the rank of an atom, not by its value: of many that are equal, as of a flat background, each has all its parts.
+    """
+    groups, unused = question.groups, len(question.groups)
+    rank = torch.argsort(torch.argsort(question.at, stable=True))
+    nearest = torch.full((len(groups.parts),), unused)
     for term, coef in zip(groups.terms.T, groups.coefs.T, strict=True):
-        nearest.scatter_reduce_(0, term, torch.where(coef != 0, question.at, torch.inf), "amin")
-    order = torch.argsort(nearest, stable=True)
-    return order[: min(CANDIDATES, int(nearest.isfinite().sum()))]
+        nearest.scatter_reduce_(0, term, torch.where(coef != 0, rank, unused), "amin")
+    count = min(max(CANDIDATES, int((nearest == 0).sum())), int((nearest < unused).sum()))
+    return torch.argsort(nearest, stable=True)[:count]
 
 
 @torch.enable_grad()  # callers may be inside no_grad

@@ -17,6 +17,7 @@ from corgi_opt.bounding.crown import Relaxed
 from corgi_opt.bounding.dual import Rows
 from corgi_opt.bounding.objective import Objectives, objectives, places_of
 from corgi_opt.encode.expressions import Expression, Expressions
+from corgi_opt.encode.parts import expressed
 from corgi_opt.problem.question import Question
 
 IN_PART = "the class is kept in part only"
@@ -38,25 +39,16 @@ def premises(
     question: Question, expressions: Expressions, relaxed: Relaxed, atoms: Sequence[int], deadline: Deadline
 ) -> Premises:
     """For a question that has premises, beside these of its atoms. Raises TimeoutError."""
-    held = question.premises
+    held, net = question.premises, question.net
     assert held is not None
-    unstable = sum(int(expressions.bounded.intervals[n].unstable.sum()) for n in question.net.graph.preactivations)
+    unstable = sum(int(expressions.bounded.intervals[n].unstable.sum()) for n in net.graph.preactivations)
+    if unstable <= MOST_UNITS:
+        return Premises(expressed(net, held.parts, expressions, held.terms, held.coefs, deadline), True)
     found: dict[int, Expression] = {}
-    for objective in objectives(
-        question.net, held.parts, held.terms, held.coefs, torch.zeros(len(held), dtype=torch.long)
-    ):
-        if unstable <= MOST_UNITS:
-            made = _whole(question, expressions, objective, deadline)
-        else:
-            made = _in_part(question, expressions, relaxed, objective, atoms, deadline)
+    for objective in objectives(net, held.parts, held.terms, held.coefs, torch.zeros_like(held.terms[:, 0])):
+        made = _in_part(question, expressions, relaxed, objective, atoms, deadline)
         found.update(zip(objective.which.tolist(), made, strict=True))
-    return Premises([found[at] for at in range(len(held))], unstable <= MOST_UNITS)
-
-
-def _whole(question: Question, expressions: Expressions, objective: Objectives, deadline: Deadline) -> list[Expression]:
-    made = expressions.of(question.net.features, objective.rows, deadline)
-    both = zip(made, objective.shift.tolist(), objective.doubt.tolist(), strict=True)
-    return [expression.plus(shift, doubt) for expression, shift, doubt in both]
+    return Premises([found[at] for at in range(len(held))], False)
 
 
 def _in_part(

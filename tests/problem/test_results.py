@@ -10,6 +10,7 @@ import pytest
 import torch
 from asking import about
 
+import corgi_opt as co
 from corgi_opt.problem.results import CORGI_CUT_OFF, Radius, Verdict, Witness
 
 VERDICT = Verdict(
@@ -78,6 +79,15 @@ def test_answers_go_through_json_and_back(answer):
     if answer.counterexample is not None:
         for name in ("image", "cam"):
             assert torch.equal(getattr(back.counterexample, name), getattr(WITNESS, name))
+
+
+def test_an_answer_that_was_read_says_that_it_can_prove_nothing():
+    certified = replace(VERDICT, status="certified", margin_lower=0.5, proof="float64")
+    for answer in (certified, RADIUS):
+        with pytest.raises(co.CertificateError, match=r"read from JSON.*ask again"):
+            type(answer).from_dict(answer.to_dict()).prove()
+    with pytest.raises(co.CertificateError, match="the verdict is unknown"):
+        VERDICT.prove()
 
 
 def test_what_is_unknown_comes_back_as_unknown():

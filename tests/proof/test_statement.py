@@ -50,7 +50,7 @@ def parts_at(bounds: Bounds) -> tuple[np.ndarray, np.ndarray]:
 
 def test_what_is_malformed_is_refused():
     good = statement()
-    assert good.of(network()) is good and good.logits and good.enough.tolist() == [2, 1]
+    assert good.of(network()) is good and good.logits
     inf = np.array([[np.inf, 0.0, 0.0], [0.0, 1.0, -1.0]])
     for changes, why in (
         ({"heads": good.heads[:, :2]}, "number of classes"),
@@ -66,6 +66,8 @@ def test_what_is_malformed_is_refused():
         ({"terms": good.terms + 3}, "parts that there are not"),
         ({"terms": np.array([[0, 0], [1, 2], [3, 3], [4, 0]])}, "one place"),
         ({"coefs": np.abs(good.coefs) + 1}, "one place"),
+        ({"coefs": good.coefs * np.array([[1.0], [0.0], [1.0], [1.0]])}, "an atom of no parts"),
+        ({"terms": good.terms[:, :0], "coefs": good.coefs[:, :0]}, "an atom of no parts"),
         ({"members": good.members[:0], "need": good.need[:0]}, "no groups"),
         ({"members": good.members + 2}, "atoms that there are not"),
         ({"members": np.array([[0, 1, 2], [2, -1, -1]])}, "in two groups"),
@@ -151,7 +153,8 @@ def test_top_pixels_are_the_pairs_they_stand_for(within):
     rest = [p for p in range(9) if p not in (3, 7)]
     others = rest if within == 2 else range(9)
     assert pairs == {(i, j) for i in (3, 7) for j in others if i != j}
-    assert made.enough.tolist() == ([1] * 14 if within == 2 else [4, 4])
+    sizes = (made.members >= 0).sum(axis=1)
+    assert (sizes - made.need + 1).tolist() == ([1] * 14 if within == 2 else [4, 4])
     anchors = {tuple(row) for row in made.anchors.tolist()}
     assert anchors == (set() if within == 2 else {(i, j) for i in (3, 7) for j in rest})
 

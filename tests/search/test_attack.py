@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,8 @@ from asking import ask
 from nets import Plain, Pooled, Residual, image, seeded
 
 import corgi_opt as co
-from corgi_opt.search.attack import PgdOptions, rank_targets, replay, shrink
+from corgi_opt.problem.atoms import Groups, alone, cam_pixels
+from corgi_opt.search.attack import CANDIDATES, PgdOptions, _candidates, rank_targets, replay, shrink
 
 CPU = torch.device("cpu")
 CASES = [(Plain, (1, 6, 6)), (Residual, (1, 6, 5)), (Pooled, (1, 8, 8))]
@@ -101,3 +104,15 @@ def test_it_works_inside_no_grad():
     with torch.no_grad():
         assert co.attack(net, x, eps=0.3, k=2, class_idx=0) is not None
         assert co.radius(net, x, k=2, class_idx=0).ratio <= 1.01
+
+
+def test_of_many_pairs_that_are_equal_some_are_candidates():
+    """On a flat background all pairs of the brightest pixel are one number, and more than are linearised."""
+    pixels, top = 600, 550
+    rest = torch.tensor([p for p in range(pixels) if p != top])
+    pairs = torch.stack([torch.full_like(rest, top), rest], dim=1)
+    coefs = torch.tensor([[1.0, -1.0]], dtype=torch.float64).expand(len(pairs), 2)
+    groups = Groups(cam_pixels(2, 0, pixels), pairs, coefs, *alone(len(pairs)), pairs, ("pixel", "pixels"))
+    flat = SimpleNamespace(groups=groups, at=torch.ones(len(pairs), dtype=torch.float64))
+    chosen = _candidates(flat)
+    assert len(chosen) == CANDIDATES and int(groups.among(chosen).sum()) == CANDIDATES - 1
