@@ -147,8 +147,6 @@ def test_one_tied_image_of_several_is_answered(network):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"eps": 0.1, "within": 4}, "neither within nor keep_class"),
-        ({"eps": 0.1, "keep_class": True}, "neither within nor keep_class"),
         ({"eps": []}, "got none"),
         ({"k": []}, "got none"),
         ({"eps": -1.0}, ">= 0"),

@@ -108,7 +108,7 @@ class FakeLadder:
         self.ball = SimpleNamespace(contains=lambda image: eps >= 1.0)
         world.ladders.append(self)
 
-    def found(self, witness: Any) -> None:
+    def meet(self, image: Any) -> None:
         pass
 
     def bound(self, name: str, deadline: Deadline) -> float:
@@ -153,7 +153,7 @@ def ask(question, monkeypatch) -> Callable[..., co.Radius]:
 
 
 def new_search(question: Question) -> RadiusSearch:
-    return RadiusSearch(question, torch.device("cpu"), co.PgdOptions(), RTOL, lambda _: None)  # type: ignore[arg-type,return-value]
+    return RadiusSearch(question, torch.device("cpu"), co.PgdOptions(), RTOL, None)  # type: ignore[arg-type]
 
 
 def quick() -> World:

@@ -11,8 +11,8 @@ from patience import mostly_slow
 from small_questions import questions
 
 import corgi_opt as co
-from corgi_opt.answering import margin_search as tightness
 from corgi_opt.answering.margin_search import tight_margin
+from corgi_opt.bounding.margins import Margins
 
 RTOL = 1e-3
 METHODS = ("corgi", "crown", "dual", "lp")
@@ -25,8 +25,7 @@ def asked(seed: int, norms: tuple[str, ...], count: int = 12):
 
 def margin(question, method: str, **options: object) -> co.Verdict:
     net = co.from_torch(question.model, question.x)
-    arguments = {n: v for n, v in question.arguments.items() if n not in ("within", "keep_class")}
-    return tight_margin(net, question.x, method=method, rtol=RTOL, device="cpu", **arguments, **options)
+    return tight_margin(net, question.x, method=method, rtol=RTOL, device="cpu", **question.arguments, **options)
 
 
 EXACT = [("inf", "milp"), ("inf", "bab"), ("1", "milp"), ("1", "bab"), ("2", "bab")]
@@ -46,6 +45,23 @@ def test_exact_margins_are_those_of_enumeration(norm, method):
         assert found.margin_upper - found.margin_lower <= RTOL * gap + 1e-5, (question.label, found)
         seen += 1
     assert seen >= 2
+
+
+COUNTED = [("inf", "milp"), ("inf", "auto"), ("1", "milp"), ("1", "auto")]
+
+
+@pytest.mark.parametrize(("norm", "method"), mostly_slow(COUNTED, [("inf", "auto"), ("1", "milp")]))
+def test_margins_of_rivals_that_are_counted_and_classes_that_are_kept_are_those_of_enumeration(norm, method):
+    counted = kept = 0
+    for question in (q for q in questions(24, 13, (norm,)) if q.keep_class or (q.within or 0) > q.k):
+        answer, verdict = question.answer(), margin(question, method)
+        assert verdict.margin_lower <= answer.upper + 1e-6, question.label
+        if answer.lower > 0:
+            assert verdict.margin_upper >= answer.lower - 1e-6, question.label
+        gap = verdict.asked.gap
+        assert verdict.margin_upper - verdict.margin_lower <= RTOL * gap + 1e-4 * gap, (question.label, verdict)
+        counted, kept = counted + ((question.within or 0) > question.k), kept + question.keep_class
+    assert counted >= 4 and kept >= 4
 
 
 @pytest.mark.parametrize("method", ["milp", "bab"])
@@ -93,14 +109,14 @@ def test_it_stops_at_its_time_limit_with_what_it_has():
 def test_a_bound_above_a_replayed_image_is_raised(monkeypatch):
     x = image(1, 8, 8)
     net = co.from_torch(seeded(Pooled), x)
-    honest = tightness.Margins.crown
+    honest = Margins.crown
 
     def lying(self, *args):
         found = honest(self, *args)
         self.lower = self.lower + 1e3
         return found
 
-    monkeypatch.setattr(tightness.Margins, "crown", lying)
+    monkeypatch.setattr(Margins, "crown", lying)
     with pytest.raises(co.BoundOrderError, match="replayed image"):
         tight_margin(net, x, eps=0.05, k=2, method="crown")
 

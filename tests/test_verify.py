@@ -324,7 +324,7 @@ def ladder_with_witness(net, x, eps):
     ladder = Ladder(question, eps, torch.device("cpu"))
     witness = co.attack(net, x, eps=eps, k=1)
     assert witness is not None
-    ladder.found(witness)
+    ladder.meet(witness.image)
     ladder.bound("crown")
 
 

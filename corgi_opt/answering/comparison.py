@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -17,8 +16,9 @@ from corgi_opt._deadline import check_time_limit
 from corgi_opt._progress import reporting
 from corgi_opt.answering.asking import asked, chosen_property
 from corgi_opt.answering.backends import check_solver
-from corgi_opt.answering.margin_search import MarginSearch, require_margins
+from corgi_opt.answering.margin_search import MarginSearch
 from corgi_opt.answering.radius_search import RadiusSearch, tied
+from corgi_opt.answering.verdict import unasked
 from corgi_opt.drawing.charts import draw_ladder, draw_shares
 from corgi_opt.errors import InputError, Interrupted, TieError
 from corgi_opt.methods import check_method, weakest_first
@@ -223,9 +223,8 @@ def compare(
 
     x: one image (1, C, H, W) or several (N, C, H, W); ``k``, ``property`` and ``eps`` one or several. Without
     ``eps`` the radius is asked for. With it, the margin at that eps: the best bound each method gives (``verify`` stops
-    at its sign), an exact method's to within ``rtol`` times the margin at the image; not with ``within`` or
-    ``keep_class``. ``methods``: names; None means corgi, crown, dual, lp and bab (auto where rivals are counted or the
-    class is kept).
+    at its sign), an exact method's to within ``rtol`` times the margin at the image. ``methods``: names; None means
+    corgi, crown, dual, lp and bab (auto where rivals are counted or the class is kept).
     ``time_limit`` is the total for each method of a question. Raises TieError for a tied image (one of several has
     radius 0, or an unknown margin), BoundOrderError if bounds contradict each other or a replayed image. Ctrl-C raises
     Interrupted (``partial``: the comparison so far).
@@ -239,9 +238,7 @@ def compare(
     chosen = weakest_first(check_method(m, norm).name for m in methods)
     where, tolerance, options = resolve_device(device), check_rtol(rtol), PgdOptions(seed=seed)
     check_time_limit(time_limit)
-    for method in chosen:
-        check_solver(solver, method, norm)
-    solvers = partial(check_solver, solver, norm=norm)
+    backend = [check_solver(solver, method, norm) for method in chosen][-1]  # one and the same for every method
     images = _images(x)
     cases = [(at, one, size) for at in range(len(images)) for one in wanted for size in epses]
     found: list[Compared] = []
@@ -257,10 +254,9 @@ def compare(
                 continue
             search: Search
             if size is None:
-                search = RadiusSearch(question, where, options, tolerance, solvers, report)
+                search = RadiusSearch(question, where, options, tolerance, backend, report)
             else:
-                require_margins(question)
-                search = MarginSearch(question, size, where, tolerance, solvers, report)
+                search = MarginSearch(question, size, where, tolerance, backend, report)
             try:
                 found.append(_compared(search, question, at, size, chosen, time_limit))
             except _StoppedError as stop:
@@ -302,20 +298,7 @@ class _StoppedError(Exception):
 
 def _of_tied(nothing: Radius, image: int, eps: float | None, methods: Sequence[str]) -> Compared:
     """A question whose top-k set is not defined: radius 0, or a margin that nobody knows."""
-    answer: Answer = nothing
-    if eps is not None:
-        answer = Verdict(
-            asked=nothing.asked,
-            status="unknown",
-            eps=eps,
-            margin_lower=-math.inf,
-            margin_upper=0.0,
-            corgi_margin=math.nan,
-            proof=None,
-            counterexample=None,
-            method="",
-            reason=nothing.reason,
-        )
+    answer: Answer = nothing if eps is None else unasked(nothing.asked, eps, nothing.reason)
     answers = {name: replace(answer, method=name) for name in methods}
     return Compared(image, nothing.asked, eps, answers, {})
 

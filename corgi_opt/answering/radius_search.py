@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 
@@ -51,9 +51,6 @@ FEWEST_SECONDS, SECONDS_SHARE = 0.5, 1 / 32
 FAR = 1.25
 """Ratio of attack to CROWN radius from which an exact search starts in the middle: a probe too far up takes long."""
 
-Solvers = Callable[[str], Backend]
-"""The backend of a method."""
-
 
 @dataclass(frozen=True)
 class Certified:
@@ -82,11 +79,11 @@ class RadiusSearch:
         device: torch.device,
         options: PgdOptions,
         rtol: float,
-        solvers: Solvers,
+        solver: Backend,
         report: Report = silent,
     ) -> None:
         self.question, self.device, self.options, self.rtol = question, device, options, rtol
-        self._solver_of, self._report = solvers, report
+        self._solver, self._report = solver, report
         span = float(question.x.max() - question.x.min()) or 1.0
         self.largest = min(question.whole_range, 10.0 * span)
         self.nearest: Witness | None = None
@@ -317,11 +314,11 @@ class RadiusSearch:
     def _probe(self, method: str, eps: float, deadline: Deadline) -> Verdict:
         ladder = Ladder(self.question, eps, self.device) if method == "ibp" else self._ladder(eps)
         if self.nearest is not None and ladder.ball.contains(self.nearest.image) and not TABLE[method].exact:
-            ladder.found(self.nearest)
+            ladder.meet(self.nearest.image)
         if method != "ibp" and not TABLE[method].exact:
             with suppress(TimeoutError, NumericalError):  # which the verdict will say
                 self._corgi_first(ladder, deadline)
-        return climb(ladder, TABLE[method], None, self._solver_of(method), deadline)
+        return climb(ladder, TABLE[method], None, self._solver, deadline)
 
     def _corgi_first(self, ladder: Ladder, deadline: Deadline) -> None:
         """Where it is quick: what it settles, others need not look at."""
@@ -408,7 +405,7 @@ def radius(
         return tied(scene, wanted, keep_class, means.method.name, str(tie))
     with reporting(progress, "radius") as report:
         options = PgdOptions(seed=seed)
-        search = RadiusSearch(question, means.device, options, tolerance, lambda _: means.solver, report)
+        search = RadiusSearch(question, means.device, options, tolerance, means.solver, report)
         return search.run(means.method.name, means.deadline)
 
 

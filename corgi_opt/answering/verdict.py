@@ -25,11 +25,12 @@ from corgi_opt.answering.prover import Prover, checked
 from corgi_opt.errors import InputError, Interrupted, NumericalError
 from corgi_opt.methods import Method, settled_by
 from corgi_opt.network.cam import CamNetwork
+from corgi_opt.problem.asked import Asked
 from corgi_opt.problem.clip import Clip
 from corgi_opt.problem.properties import Property
 from corgi_opt.problem.question import Question
 from corgi_opt.problem.region import Norm
-from corgi_opt.problem.results import CORGI_CUT_OFF, Verdict
+from corgi_opt.problem.results import CORGI_CUT_OFF, Status, Verdict
 from corgi_opt.problem.scene import Scene
 from corgi_opt.search.attack import PgdOptions, rank_targets
 
@@ -51,48 +52,42 @@ def climb(
     deadline: Deadline,
     corgi: float = 0.0,
 ) -> Verdict:
-    """Runs the rungs of a method until the question is settled at this eps.
+    """Runs the rungs of a method until the goal of the ladder is reached.
 
     ``attack`` looks for a witness when the fast bound has not certified; None where an attack is known to fail.
     ``corgi``: seconds for the paper's bound beside the answer; a method that it is not asked for does without. A
     deadline that passes in a bound leaves what is proven by then.
     """
-    beside = math.nan
     if method.name == "corgi" or (corgi > 0 and method.name != "ibp"):  # that one shows what intervals can do alone
         with suppress(TimeoutError, NumericalError):  # the rungs after it say so themselves
             first = deadline if method.name == "corgi" else deadline.within(min(corgi, CORGI_FIRST))
-            beside = ladder.bound("corgi", first)
-    verdict = _climb_on(ladder, method, attack, solver, deadline, beside)
-    if corgi > 0 and math.isnan(beside):
+            ladder.bound("corgi", first)
+    verdict = _climb_on(ladder, method, attack, solver, deadline)
+    if corgi > 0 and math.isnan(verdict.corgi_margin):
         return _with_corgi(verdict, ladder, deadline.within(corgi))
     return verdict
 
 
 def _climb_on(
-    ladder: Ladder,
-    method: Method,
-    attack: Callable[[], object] | None,
-    solver: Backend,
-    deadline: Deadline,
-    corgi: float,
+    ladder: Ladder, method: Method, attack: Callable[[], object] | None, solver: Backend, deadline: Deadline
 ) -> Verdict:
     """The rungs after the paper's bound."""
     try:
         if method.quick:
             ladder.bound(method.name, deadline)  # the paper's again, where it was cut off
-        if ladder.certified:
-            return settle(ladder, method.name if method.quick else "corgi", "", corgi)
+        if ladder.settled:
+            return settle(ladder, method.name if method.quick else "corgi")
         if attack is not None:
             attack()
-            if ladder.witness is not None:
-                return settle(ladder, "attack", "", corgi)
+            if ladder.settled:
+                return settle(ladder, "attack")
         if method.quick:
-            return settle(ladder, method.name, f"{method.name} is too weak here", corgi)
-        return _bounded_and_solved(ladder, method, solver, deadline, corgi)
+            return settle(ladder, method.name)
+        return _bounded_and_solved(ladder, method, solver, deadline)
     except TimeoutError:
-        return settle(ladder, method.name, "time limit reached in the bounds", corgi)
+        return settle(ladder, method.name, "time limit reached in the bounds")
     except NumericalError as error:
-        return settle(ladder, method.name, str(error), corgi)
+        return settle(ladder, method.name, str(error))
 
 
 def _with_corgi(verdict: Verdict, ladder: Ladder, deadline: Deadline) -> Verdict:
@@ -101,54 +96,61 @@ def _with_corgi(verdict: Verdict, ladder: Ladder, deadline: Deadline) -> Verdict
     On a ladder of its own, where no pair is settled yet. A witness must not contradict it; pairs that it proves and
     CROWN did not (that happens) count.
     """
-    own = Ladder(ladder.question, ladder.ball.eps, ladder.device)
+    own = Ladder(ladder.question, ladder.ball.eps, ladder.device, goal=ladder.goal)
     if ladder.witness is not None:
-        own.found(ladder.witness)
+        own.meet(ladder.witness.image)
     try:
         value = own.bound("corgi", deadline)
     except (TimeoutError, NumericalError):
         return replace(verdict, stats={**verdict.stats, CORGI_CUT_OFF: 1.0})
     seconds = {"seconds_corgi": own.stats["seconds_corgi"]}
     if verdict.status == "unknown" and verdict.method != "ibp" and own.certified:
-        return settle(own, "corgi", "", value)
+        return settle(own, "corgi")
     return replace(verdict, corgi_margin=value, stats={**verdict.stats, **seconds})
 
 
-def _bounded_and_solved(ladder: Ladder, method: Method, solver: Backend, deadline: Deadline, corgi: float) -> Verdict:
+def _bounded_and_solved(ladder: Ladder, method: Method, solver: Backend, deadline: Deadline) -> Verdict:
     """The bounds that a method stands on, its own, and the pairs that it solves."""
     for name in (*method.after, *([method.name] if method.bound else [])):
         ladder.bound(name, deadline)
-        if ladder.certified:
-            return settle(ladder, name, "", corgi)
+        if ladder.settled:
+            return settle(ladder, name)
     if method.solve is None:
-        return settle(ladder, method.name, f"{method.name} leaves {len(ladder.undecided)} pairs undecided", corgi)
+        return settle(ladder, method.name)
     reason = method.solve(ladder, solver, deadline)
-    return settle(ladder, settled_by(method.name, ladder.proof), reason, corgi)
+    return settle(ladder, settled_by(method.name, ladder.proof), reason)
 
 
-def settle(ladder: Ladder, method: str, reason: str, corgi: float) -> Verdict:
-    """The verdict that the ladder's state supports: a proven bound certifies, a replayed witness falsifies."""
+def settle(ladder: Ladder, method: str, reason: str = "") -> Verdict:
+    """The verdict that the ladder's state supports: a proven bound certifies, a replayed witness falsifies.
+
+    ``reason``: why the goal was not reached, where there is more to say than that the method is too weak.
+    """
     question, witness = ladder.question, ladder.witness
-    upper = question.gap if witness is None else min(question.gap, witness.margin)
-    if witness is not None:
-        status, reason = "falsified", reason or witness.what_changed
-    elif ladder.certified:
-        status, reason = "certified", "every pair keeps its order"
-    else:
-        status, reason = "unknown", reason or "undecided"
+    status: Status = "falsified" if witness is not None else "certified" if ladder.certified else "unknown"
+    said = {
+        "falsified": "" if witness is None else witness.what_changed,
+        "certified": "every pair keeps its order",
+        "unknown": f"{method} leaves {ladder.unproven} pairs undecided",
+    }
     return Verdict(
         asked=asked(question),
-        status=status,  # type: ignore[arg-type]
+        status=status,
         eps=ladder.ball.eps,
         margin_lower=ladder.margin,
-        margin_upper=upper,
-        corgi_margin=corgi,
+        margin_upper=ladder.met,
+        corgi_margin=ladder.corgi,
         proof=ladder.proof if status == "certified" else None,
         counterexample=witness,
         method=method,
-        reason=reason,
+        reason=said[status] if ladder.settled or not reason else reason,
         stats=dict(ladder.stats),
     )
+
+
+def unasked(about: Asked, eps: float, reason: str) -> Verdict:
+    """The verdict on an image at which a property is not defined, or does not hold."""
+    return Verdict(about, "unknown", eps, -math.inf, 0.0, math.nan, None, None, "", reason)
 
 
 @pinned
@@ -217,4 +219,4 @@ def verify(
             prover = Prover(question, ladder.ball, verdict.counterexample, leaves, means.device)
             return checked(verdict, prover, means.deadline) if proof == "checked" else replace(verdict, prover=prover)
         except KeyboardInterrupt as stop:
-            raise Interrupted(settle(ladder, means.method.name, "interrupted", float("nan"))) from stop
+            raise Interrupted(settle(ladder, means.method.name, "interrupted")) from stop

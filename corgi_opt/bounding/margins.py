@@ -74,7 +74,7 @@ class Margins:
         above: Known | None = None,
         goal: float = 0.0,
     ) -> None:
-        self.question, self._above, self._goal = question, above, goal
+        self.question, self._above, self.goal = question, above, goal
         self.regions = Regions.of([question.ball(e) for e in epses], dtype, device)
         groups = question.groups
         self.lower = torch.full((len(epses), len(groups)), -torch.inf, dtype=torch.float64)
@@ -104,7 +104,7 @@ class Margins:
     @property
     def open(self) -> Tensor:
         """Atoms (B, A) that are not proven above the goal, but might be, and whose group that could help."""
-        unproven = ~(self.lower > self._goal) & ~(self.per_group > self._goal)[:, self.question.groups.group]
+        unproven = ~(self.lower > self.goal) & ~(self.per_group > self.goal)[:, self.question.groups.group]
         return unproven & ~self.question.ahead
 
     def known(self, case: int) -> Known:
@@ -180,7 +180,7 @@ class Margins:
         assert self.relaxed is not None  # dual() has just computed it
         self.relaxed = replace(self.relaxed, deadline=deadline)
         self.own["dual"] = torch.maximum(self.own["dual"], self.own["crown"])  # that is where every ascent begins
-        self._together(partial(ascend, self.relaxed, enough=self._goal + SETTLED * self.question.scale))
+        self._together(partial(ascend, self.relaxed, enough=self.goal + SETTLED * self.question.scale))
         entries = torch.nonzero(self.open)
         apart = entries[~share_in_atoms(self._net, self.question.groups, entries[:, 1])]
         if len(apart):

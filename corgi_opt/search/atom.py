@@ -24,7 +24,7 @@ from corgi_opt.errors import NumericalError
 from corgi_opt.problem.question import Question
 from corgi_opt.problem.region import Ball
 from corgi_opt.problem.results import Proof
-from corgi_opt.search.attack import drive_down
+from corgi_opt.search.attack import drive_down, only
 from corgi_opt.search.decide import Decider, SolvedProgram
 from corgi_opt.search.leaves import Leaves
 from corgi_opt.search.premises import IN_PART, premises
@@ -37,9 +37,10 @@ NO_PREMISE = "that the class is kept is for a MILP to say (method 'milp' or 'aut
 class AtomAnswer:
     """Proven ``lower`` <= the atom's minimum <= ``upper`` (the solver's incumbent, to be replayed, at ``image``).
 
-    ``lower`` is proven, on ``proof``'s level; ``error``: what tolerances and rounding may hide of ``upper``. ``loose``:
-    what the encoding itself may cost a relaxation. ``binaries``: unstable ReLUs encoded; ``nodes``: branch-and-bound
-    nodes; ``reason``: why it is not decided. ``trees``: of the atom, or of each of its two terms, where they were kept.
+    ``lower`` is proven, on ``proof``'s level; ``error``: what tolerances and rounding may hide of ``upper``. ``goal``:
+    what it was asked to be above. ``loose``: what the encoding itself may cost a relaxation. ``binaries``: unstable
+    ReLUs encoded; ``nodes``: branch-and-bound nodes; ``reason``: why it is not decided. ``trees``: of the atom, or of
+    each of its two terms, where they were kept.
     """
 
     lower: float
@@ -52,11 +53,12 @@ class AtomAnswer:
     reason: str
     trees: tuple[Leaves | None, ...] = ()
     loose: float = 0.0
+    goal: float = 0.0
 
     @property
     def passes(self) -> bool:
-        """Whether it is believed that the atom fails at ``image``."""
-        return self.image is not None and self.upper <= 2 * self.error
+        """Whether it is believed that the atom is no more than the goal at ``image``."""
+        return self.image is not None and self.upper - self.goal <= 2 * self.error
 
 
 UNSOLVABLE = (TooLargeError, TimeoutError, NumericalError, ProblemError)
@@ -120,6 +122,15 @@ class AtomSolver:
     decide: Decider
     keeping: SolvedProgram | None = None
 
+    def attempts(self, atom: int, relaxed: Relaxed, deadline: Deadline, goal: float) -> Iterator[AtomAnswer]:
+        """What is known of the atom's minimum, each answer for who can not use the image of the one before.
+
+        First over the whole region; then, where there are premises, over images that satisfy them.
+        """
+        yield self.solve(atom, deadline, goal)
+        if self.question.premises is not None:
+            yield from self._premised(atom, relaxed, deadline, goal)
+
     def solve(self, atom: int, deadline: Deadline, goal: float = 0.0) -> AtomAnswer:
         """Bounds the atom's minimum; an exact solve stops as soon as it is known to be above the goal, or not."""
         try:
@@ -130,9 +141,9 @@ class AtomSolver:
             else:
                 (value,) = self.parts.atoms([atom], deadline)
                 answer = self._minimise(self.decide, value.plus(-goal), self.ball.center, 0.0, deadline)
-            return replace(answer, lower=_sum_below(answer.lower, goal), upper=answer.upper + goal)
+            return _above(goal, answer)
         except UNSOLVABLE as stop:
-            return replace(NOTHING, reason=str(stop))
+            return replace(NOTHING, goal=goal, reason=str(stop))
 
     def _is_apart(self, atom: int) -> bool:
         """Whether it is a difference of parts that share no input (of other balls than L-inf they share the budget)."""
@@ -141,24 +152,25 @@ class AtomSolver:
             return False
         return not bool(share_in_atoms(self.question.net, groups, torch.tensor([atom]))[0])
 
-    def solve_premised(self, atom: int, relaxed: Relaxed, deadline: Deadline) -> Iterator[AtomAnswer]:
-        """The same over images that satisfy the premises, or over some that need not (sound; ``reason`` says).
+    def _premised(self, atom: int, relaxed: Relaxed, deadline: Deadline, goal: float) -> Iterator[AtomAnswer]:
+        """Over images that satisfy the premises, or over some that need not (sound; ``reason`` says).
 
-        Then, for who can not replay the first answer's image, over images that clearly do: no lower bound.
+        Then over images that clearly satisfy them, for an image that replays: no lower bound.
         """
         if self.keeping is None:
-            yield replace(NOTHING, reason=NO_PREMISE)
+            yield replace(NOTHING, goal=goal, reason=NO_PREMISE)
             return
         try:
             (value,) = self.parts.atoms([atom], deadline)
             held = premises(self.question, self.parts.expressions, relaxed, [atom], deadline)
-            answer = self._minimise(self.keeping, value, self.ball.center, 0.0, deadline, held.expressions)
-            yield answer if held.exact or answer.reason else replace(answer, reason=IN_PART)
+            beyond, center = value.plus(-goal), self.ball.center
+            answer = self._minimise(self.keeping, beyond, center, 0.0, deadline, held.expressions)
+            yield _above(goal, answer if held.exact or answer.reason else replace(answer, reason=IN_PART))
             clearly = replace(self.keeping, slack=CLEARLY)
-            answer = self._minimise(clearly, value, self.ball.center, 0.0, deadline, held.expressions)
-            yield replace(answer, lower=-math.inf)
+            answer = self._minimise(clearly, beyond, center, 0.0, deadline, held.expressions)
+            yield _above(goal, replace(answer, lower=-math.inf))
         except UNSOLVABLE as stop:
-            yield replace(NOTHING, reason=str(stop))
+            yield replace(NOTHING, goal=goal, reason=str(stop))
 
     def _minimise(
         self,
@@ -194,7 +206,7 @@ class AtomSolver:
         PGD says about where both are. What their sum has to spare is halved between them: one that is not proven to
         within its half is solved until it is, or until it falls below, which halves what there is to spare.
         """
-        image = drive_down(self.question, self.ball, atom)
+        image = drive_down(self.question, self.ball, only(atom))
         values = self.question.values(image)[0]
         at = [coef * float(values[part]) for part, coef in self.parts.terms(atom)]
         upper, lower = [at[0] - goal, at[1]], [-math.inf, -math.inf]
@@ -234,6 +246,11 @@ class AtomSolver:
             trees=tuple(trees),
             loose=sum(loose),
         )
+
+
+def _above(goal: float, answer: AtomAnswer) -> AtomAnswer:
+    """The answer about an atom, from that about what it is above the goal."""
+    return replace(answer, lower=_sum_below(answer.lower, goal), upper=answer.upper + goal, goal=goal)
 
 
 def _sum_below(a: float, b: float) -> float:

@@ -19,11 +19,11 @@ from torch import Tensor
 from corgi_opt._checks import integer
 from corgi_opt._deadline import NEVER, Deadline
 from corgi_opt.bounding.regions import Regions, least
-from corgi_opt.errors import NumericalError
 from corgi_opt.problem.atoms import Groups
 from corgi_opt.problem.question import Question
 from corgi_opt.problem.region import Ball, Norm, distance
 from corgi_opt.problem.results import Witness
+from corgi_opt.search.replay import replay
 
 CANDIDATES = 256
 """How many parts are linearised at most, those whose atoms are nearest to failing."""
@@ -65,6 +65,10 @@ class Targets(Protocol):
 
     def first(self, count: int) -> Targets: ...
 
+    def each(self, count: int) -> Iterator[Targets]:
+        """The first ones, one by one."""
+        ...
+
     def slack(self, groups: Groups, parts: Tensor) -> Tensor:
         """The slack (Q,) of each row in its own parts (Q, F): not positive when that is broken; to be descended.
 
@@ -83,6 +87,10 @@ class Atoms:
     def first(self, count: int) -> Atoms:
         return Atoms(self.which[:count], self.radii[:count])
 
+    def each(self, count: int) -> Iterator[Atoms]:
+        both = zip(self.which[:count].split(1), self.radii[:count].split(1), strict=True)
+        return (Atoms(which, radius) for which, radius in both)
+
     def slack(self, groups: Groups, parts: Tensor) -> Tensor:
         return groups.of_rows(parts, self.which[:, None])[:, 0]
 
@@ -99,6 +107,10 @@ class Falls:
     def first(self, count: int) -> Falls:
         return Falls(self.members[:count], self.enough[:count], self.radii[:count])
 
+    def each(self, count: int) -> Iterator[Falls]:
+        rows = (rows[:count].split(1) for rows in (self.members, self.enough, self.radii))
+        return (Falls(*row) for row in zip(*rows, strict=True))
+
     def slack(self, groups: Groups, parts: Tensor) -> Tensor:
         """The sum of those of the ``enough`` smallest atoms that have not failed yet."""
         missing = (self.members < 0).to(parts.device)
@@ -109,13 +121,18 @@ class Falls:
         return smallest.masked_fill(beyond, 0.0).sum(dim=1)
 
 
+def only(atom: int) -> Targets:
+    """That one atom fails; its linearised radius is not asked for."""
+    return Atoms(torch.tensor([atom]), torch.zeros(1))
+
+
 def one_target(question: Question, atom: int) -> Targets:
     """That an atom fails, or its group where it needs not all of its atoms."""
-    groups, unknown = question.groups, torch.zeros(1)
+    groups = question.groups
     if groups.every:
-        return Atoms(torch.tensor([atom]), unknown)
+        return only(atom)
     mine = groups.group[atom : atom + 1]
-    return Falls(groups.members[mine], groups.enough[mine], unknown)
+    return Falls(groups.members[mine], groups.enough[mine], torch.zeros(1))
 
 
 def rank_targets(question: Question, device: torch.device) -> Targets:
@@ -195,25 +212,27 @@ def pgd(
     return None
 
 
-def polish(question: Question, ball: Ball, image: Tensor, atom: int, steps: int = 20) -> Witness | None:
-    """PGD for one atom from a given image (1, C, H, W), in float64: turns a near miss into a witness, or None.
+def polish(question: Question, ball: Ball, image: Tensor, atom: int) -> Witness | None:
+    """The first witness that :func:`polishing` meets, or None."""
+    replayed = (replay(question, ball, x) for x in polishing(question, ball, image, atom))
+    return next((witness for witness in replayed if witness is not None), None)
 
-    Where its group needs not all of its atoms, for the fall of the group.
+
+def polishing(question: Question, ball: Ball, image: Tensor, atom: int, steps: int = 20) -> Iterator[Tensor]:
+    """The images (1, C, H, W) of PGD for one atom, from a given one, in float64: they may turn a near miss into a hit.
+
+    Where the atom's group needs not all of its atoms, PGD is for the fall of the group.
     """
-    for x in _path(question, ball, image, one_target(question, atom), 0.2, steps):
-        witness = replay(question, ball, x)
-        if witness is not None:
-            return witness
-    return None
+    return _path(question, ball, image, one_target(question, atom), 0.2, steps)
 
 
-def drive_down(question: Question, ball: Ball, atom: int, steps: int = 40) -> Tensor:
-    """The image (1, C, H, W) in the region with the smallest value of an atom that PGD meets, in float64."""
-    target, best, lowest = Atoms(torch.tensor([atom]), torch.zeros(1)), ball.center, float("inf")
+def drive_down(question: Question, ball: Ball, target: Targets, steps: int = 40) -> Tensor:
+    """The image (1, C, H, W) in the region with the smallest slack of one target that PGD meets, in float64."""
+    best, lowest = ball.center, float("inf")
     for x in _path(question, ball, ball.center, target, 1.0, steps):
-        value = float(target.slack(question.groups, question.values(x))[0])
-        if value < lowest:
-            best, lowest = x, value
+        slack = float(_slack(question, target, x)[0])
+        if slack < lowest:
+            best, lowest = x, slack
     return best
 
 
@@ -251,25 +270,6 @@ def _moved(region: Regions, x: Tensor, gradient: Tensor, size: float) -> Tensor:
     low, high = (side.expand_as(x).flatten(1) for side in (region.lower - region.center, region.upper - region.center))
     best = least(region.norm, -gradient.flatten(1), low, high, region.eps.expand(len(x))).offset.view_as(x)
     return x + size * (region.center + best - x)
-
-
-def replay(question: Question, ball: Ball, image: Tensor) -> Witness | None:
-    """A Witness if the image, moved inside the region, breaks the property in the user's own float64 model."""
-    x = ball.project(image.detach().cpu().double())
-    if not ball.contains(x):
-        return None
-    try:
-        seen = question.see(x)
-    except NumericalError:  # an overflow is no answer of the exact network
-        return None
-    groups = question.groups
-    margin = float(groups.margin(seen.atoms))
-    if not margin <= 0 or not seen.premise >= 0:
-        return None
-    atom = groups.worst(seen.atoms)
-    first, second = groups.labels[atom].tolist()
-    changed = groups.what_changed(atom, seen.atoms)
-    return Witness(x, seen.cam, (first, second), margin, ball.distance(x), changed)
 
 
 @torch.enable_grad()

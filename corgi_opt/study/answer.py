@@ -70,7 +70,7 @@ def _answered(task: Mapping[str, Any]) -> dict[str, Any]:
             found = _of_verdict(verify(net, x, eps=_eps(ask), **relaxed, **common))
         else:
             del common["seed"]  # that search draws nothing
-            found = _of_verdict(tight_margin(net, x, eps=_eps(ask), rtol=ask.rtol, **common))
+            found = _of_verdict(tight_margin(net, x, eps=_eps(ask), rtol=ask.rtol, **relaxed, **common))
     except TieError as tie:
         found = {"status": "tied", "reason": str(tie)}
     return about | found | {"seconds": time.monotonic() - start}

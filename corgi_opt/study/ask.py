@@ -75,8 +75,6 @@ class Ask:
             filled |= {"property": what.to_dict()}
         for name, value in filled.items():
             object.__setattr__(self, name, value)
-        if self.kind == "margin" and (self.within is not None or self.keep_class):
-            raise InputError("neither within nor keep_class goes with kind 'margin': it is that of the top-k set")
 
     def plain(self) -> dict[str, Any]:
         """As JSON types; of what plays no part in a question of this kind, the default."""

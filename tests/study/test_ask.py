@@ -59,7 +59,6 @@ def test_a_question_survives_json_and_says_only_what_matters():
         ({"k": 1, "method": "bab", "kind": "radius", "eps": 0.1}, "no eps"),
         ({"k": 1, "method": "bab", "kind": "margin"}, "takes an eps"),
         ({"k": 1, "method": "bab", "kind": "guess"}, "kind must be"),
-        ({"k": 1, "method": "bab", "kind": "margin", "eps": 0.1, "within": 3}, "neither within"),
         ({"k": 1, "method": "bab", "clip": [1, 0]}, "low < high"),
         ({"k": 1, "method": "bab", "clip": "some"}, "clip"),
         ({"k": 1, "method": "bab", "eps": -0.1}, ">= 0"),
