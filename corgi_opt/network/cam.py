@@ -249,10 +249,11 @@ def _check_hooks(model: nn.Module, x: Tensor) -> None:
         )
 
 
-def require_parity(net: CamNetwork, x: Tensor, most_rounding: float = math.inf) -> None:
-    """Raises ParityError where a graph's feature map (so its CAM) or logits differ from the user's model's at x.
+def require_parity(net: CamNetwork, x: Tensor, most_rounding: float = math.inf) -> tuple[Tensor, Tensor]:
+    """The user's model's logits (classes,) and last feature map (1, C, H, W) at x (1, C, H, W), which the graphs' are
+    compared with. Raises ParityError where one differs.
 
-    x (1, C, H, W). ``most_rounding``: the share of a map's own size up to which rounding may explain a difference.
+    ``most_rounding``: the share of a map's own size up to which rounding may explain a difference.
     """
     logits, features = net.replay.run(x)
     theirs = {net.features: features, net.graph.output: logits.view(1, -1, 1, 1)}
@@ -263,3 +264,4 @@ def require_parity(net: CamNetwork, x: Tensor, most_rounding: float = math.inf) 
             if not parity.near(values[name], reference):
                 tolerance = parity.allowed(graph, name, x, values, most_rounding)
                 parity.require_equal(what, values[name], reference, tolerance)
+    return logits, features

@@ -196,8 +196,7 @@ class KeepsClass(Property):
         kept = scene.predicted if scene.net.classes == 1 else scene.class_idx
         groups = keeping(scene.net.classes, kept)
         tolerance = 1e-9 * scene.scale_of(groups.parts) if tie_tol is None else tie_tol
-        logits = scene.net.model_logits(scene.x)
-        ahead = groups.atoms(groups.parts.heads @ logits)  # every part is a logit
+        ahead = groups.atoms(groups.parts.heads @ scene.logits)  # every part is a logit
         nearest = int(ahead.argmin())
         if float(ahead[nearest]) <= tolerance:
             raise TieError(

@@ -53,7 +53,6 @@ class Question(Scene):
             raise InputError(f"keep_class must be True or False, got {keep_class!r}")
         groups = property.pose(scene, tie_tol)
         kept = scene.predicted if keep_class else None
-        logits, features = scene.net.replay.run(scene.x)
         return cls(
             **{f.name: getattr(scene, f.name) for f in fields(Scene)},
             property=property,
@@ -61,7 +60,7 @@ class Question(Scene):
             premises=None if kept is None else keeping(scene.net.classes, kept),
             kept=kept,
             scale=scene.scale_of(groups.parts),
-            at=groups.atoms(groups.parts.values(features, logits[None], scene.net.weight))[0],
+            at=groups.atoms(groups.parts.values(scene.features, scene.logits[None], scene.net.weight))[0],
         )
 
     @builtins.property

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -18,8 +19,8 @@ from corgi_opt.problem.region import Ball, Norm, canonical_norm, distance
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """``x`` (1, C, H, W) float64, the image; ``dtype``: the type it was given in. ``cam`` (H, W) of ``class_idx`` at x,
-    by the user's own model; ``features`` (C, H, W) there, by the graph."""
+    """``x`` (1, C, H, W) float64, the image; ``dtype``: the type it was given in. There, by the user's own model:
+    ``features`` (1, C, H, W), the last feature map, and ``logits`` (classes,)."""
 
     net: CamNetwork
     x: Tensor
@@ -27,8 +28,8 @@ class Scene:
     class_idx: int
     norm: Norm
     clip: Box | None
-    cam: Tensor
     features: Tensor
+    logits: Tensor
 
     @classmethod
     def of(cls, net: CamNetwork, x: Tensor, *, class_idx: int | None, norm: Norm, clip: Clip) -> Scene:
@@ -38,18 +39,22 @@ class Scene:
             raise InputError(f"net must be a CamNetwork (co.from_torch(model, example)), got {type(net).__name__}")
         image = net.image(x)
         box = Ball(image, 0.0, norm, clip).box  # refuses a bad norm, box or image before any work is done
-        require_parity(net, image)
-        chosen = net.class_index(image, class_idx)
+        logits, features = require_parity(net, image)
         return cls(
             net=net,
             x=image,
             dtype=str(x.dtype).removeprefix("torch."),
-            class_idx=chosen,
+            class_idx=net.class_index(image, class_idx),
             norm=canonical_norm(norm),
             clip=box,
-            cam=net.model_cam(image, chosen),
-            features=net.graph.forward(image, net.features)[0],
+            features=features,
+            logits=logits,
         )
+
+    @cached_property
+    def cam(self) -> Tensor:
+        """The CAM (H, W) of ``class_idx`` at x."""
+        return torch.einsum("c,nchw->nhw", self.net.weight[self.class_idx], self.features)[0]
 
     def ball(self, eps: float) -> Ball:
         return Ball(self.x, eps, self.norm, self.clip)
@@ -72,7 +77,7 @@ class Scene:
 
     def scale_of(self, parts: Parts) -> float:
         """The largest sum of absolute terms that one of these parts comes from at the image."""
-        sizes = parts.vectors(self.net.weight).abs() @ self.features.abs().flatten(1)  # (D, P)
+        sizes = parts.vectors(self.net.weight).abs() @ self.features[0].abs().flatten(1)  # (D, P)
         at_pixels = sizes[parts.head, parts.place.clamp(min=0)]
         logits = sizes.mean(dim=1) + parts.heads.abs() @ self.net.bias.abs()
         return float(torch.where(parts.whole, logits[parts.head], at_pixels).max())
@@ -80,8 +85,7 @@ class Scene:
     @property
     def predicted(self) -> int:
         """The class that the user's own model gives the image; of a single logit its sign, 1 or 0."""
-        net = self.net
-        return int(net.model_logits(self.x) > 0) if net.classes == 1 else net.class_index(self.x, None)
+        return int(self.logits > 0) if self.net.classes == 1 else self.net.class_index(self.x, None)
 
 
 def corners(ball: Ball) -> Iterator[Tensor]:
