@@ -33,7 +33,7 @@ from corgi_opt.bounding.budget import chunk_bytes, in_parts
 from corgi_opt.bounding.regions import Regions
 from corgi_opt.bounding.tolerance import FLOOR, Rounding, gamma
 from corgi_opt.network.graph import LayerGraph
-from corgi_opt.network.ops import Affine, Places, Shape, gather, inside
+from corgi_opt.network.ops import Affine, Places, Shape, gather, inside, laid_out
 
 
 class Interval(NamedTuple):
@@ -118,13 +118,7 @@ class Rows:
 
     def _laid_out(self, axis: int, length: int) -> Rows:
         """On windows that hold positions 0 .. length-1 of one axis (0 rows, 1 columns) of the map."""
-        source = torch.arange(length, device=self.coefs.device) - self.places.corners[:, axis, None]
-        found = (source >= 0) & (source < self.coefs.shape[2 + axis])
-        along = (slice(None), None, slice(None), None) if axis == 0 else (slice(None), None, None, slice(None))
-        size = [*self.coefs.shape]
-        size[2 + axis] = length
-        index = source.clamp(0, self.coefs.shape[2 + axis] - 1)[along].expand(size)
-        return Rows(self.coefs.gather(2 + axis, index) * found[along], self.places.on_border(axis))
+        return Rows(laid_out(self.coefs, self.places, axis, length), self.places.on_border(axis))
 
 
 def _to_size(coefs: Tensor, h: int, w: int) -> Tensor:

@@ -1,7 +1,8 @@
 """Binds graph, class weights and the user's own torch model together.
 
 CAM head: last spatial node A (C, H, W) -> global average -> linear. ``CAM_p(x) = sum_c W[class, c] * A[c, p](x)``
-(Zhou et al. 2016): raw signed values at feature-map resolution; the linear bias plays no part in it.
+(Zhou et al. 2016): raw signed values at feature-map resolution; the linear bias plays no part in it. A head that is
+spelt in another way is brought into this form (head.py).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from corgi_opt.errors import InputError, NoCamHeadError, UnsupportedOpError
 from corgi_opt.network import parity
 from corgi_opt.network.exported import Exported, check_ready, export, require_runs
 from corgi_opt.network.graph import LayerGraph
-from corgi_opt.network.head import find_head, find_in_model
+from corgi_opt.network.head import find_head, find_in_model, with_head
 from corgi_opt.network.ingest import Ingested, Unsupported, ingest, known, refuse
 from corgi_opt.network.lowering import fold_affine, normal_form
 from corgi_opt.network.ops import Conv2d, Shape
@@ -33,7 +34,8 @@ class CamNetwork:
 
     ``graph`` is the normal form every method works on; ``pooled`` keeps max pools whole (the paper's bound relaxes
     them so). ``features`` names the last spatial node A, ``weight`` (classes, C) is the linear layer's. ``replay`` runs
-    ``model``, a float64 stand-in of the user's own: every counterexample is replayed through it.
+    ``model``, a float64 stand-in of the user's own: every counterexample is replayed through it. ``notes`` say what of
+    the model was left out because it changes nothing.
     """
 
     graph: LayerGraph
@@ -41,6 +43,7 @@ class CamNetwork:
     features: str
     weight: Tensor
     replay: Replay
+    notes: tuple[str, ...] = ()
     _moved: dict[Any, CamNetwork] = field(default_factory=dict, repr=False)
 
     @property
@@ -75,7 +78,7 @@ class CamNetwork:
         return (
             f"CamNetwork({len(self.graph)} nodes; CAM head: {self.features!r} ({module}) {c}x{h}x{w} "
             f"-> global average -> {self.graph.output!r} linear, {self.classes} classes; "
-            f"input {tuple(self.input_shape)})"
+            f"input {tuple(self.input_shape)}{''.join(f'; {note}' for note in self.notes)})"
         )
 
     @pinned
@@ -89,6 +92,7 @@ class CamNetwork:
                 self.features,
                 self.weight.to(device, dtype),
                 self.replay,
+                self.notes,
             )
         return self._moved[key]
 
@@ -156,11 +160,15 @@ class CamNetwork:
 
 
 @pinned
-def from_torch(model: nn.Module, example: Tensor) -> CamNetwork:
+def from_torch(model: nn.Module, example: Tensor, *, target_layer: str | nn.Module | None = None) -> CamNetwork:
     """Builds the layer graph of an eval-mode CNN with a CAM head and checks it against the torch model.
 
     ``example`` is one image batch of shape (1, C, H, W), any values. The model and the example are not written to, and
-    nothing of them is kept: the network is about the weights as they are now. Forward hooks are left out.
+    nothing of them is kept: the network is about the weights as they are now. Forward hooks are left out, and so is a
+    softmax or sigmoid at the end, which keeps the order of class scores.
+
+    The CAM is that of the last map of which all class scores are one affine function, the same at every pixel.
+    ``target_layer``: a module of the model, or its name, whose output is to be that map instead.
 
     Raises ModelModeError, InputError, UnsupportedOpError (see :func:`check_model` for all at once), NoCamHeadError, and
     ParityError when the graph and the model disagree on the example, on images near it or on random ones.
@@ -168,11 +176,27 @@ def from_torch(model: nn.Module, example: Tensor) -> CamNetwork:
     ready = _Ready.of(model, example)
     if isinstance(ready.ingested, tuple):
         raise refuse(ready.ingested)
-    return ready.built(ready.ingested)
+    return ready.built(ready.ingested, _named(model, target_layer))
+
+
+def _named(model: nn.Module, target: object) -> str | None:
+    """The name of the module whose map is wanted. Raises InputError where the model has none such."""
+    if target is None:
+        return None
+    names: dict[str, nn.Module] = {name: module for name, module in model.named_modules() if name}
+    chosen = [name for name, module in names.items() if name == target or module is target]
+    if not chosen:
+        raise InputError(
+            f"target_layer must be a module of the model or its name, as in model.named_modules(), got {target!r:.80}; "
+            f"the last ones are {', '.join(map(repr, list(names)[-6:]))}"
+        )
+    return chosen[0]
 
 
 @pinned
-def check_model(model: nn.Module, example: Tensor) -> tuple[Unsupported, ...]:
+def check_model(
+    model: nn.Module, example: Tensor, *, target_layer: str | nn.Module | None = None
+) -> tuple[Unsupported, ...]:
     """Every unsupported operation of the model, with its module path and what to do about it; empty when it builds.
 
     Raises what :func:`from_torch` raises where that is not an operation of the model.
@@ -183,7 +207,7 @@ def check_model(model: nn.Module, example: Tensor) -> tuple[Unsupported, ...]:
         return (Unsupported(error.node, error.op, error.hint),)
     if isinstance(ready.ingested, tuple):
         return ready.ingested
-    ready.built(ready.ingested)
+    ready.built(ready.ingested, _named(model, target_layer))
     return ()
 
 
@@ -210,14 +234,15 @@ class _Ready:
         exported = export(stand_in(model), example, known)
         return cls(replayed, image, exported, ingest(exported))
 
-    def built(self, ingested: Ingested) -> CamNetwork:
+    def built(self, ingested: Ingested, target: str | None = None) -> CamNetwork:
         parity.check_steps(self.exported, ingested, self.example)
-        pooled = fold_affine(ingested.graph)
-        graph = normal_form(pooled)
-        features, weight = find_head(graph)
+        head = find_head(ingested.graph, target)
+        pooled, folded = fold_affine(with_head(ingested.graph, head))
+        graph, lowered = normal_form(pooled)
+        features = lowered[folded[head.features]]
         images = list(parity.probes(self.example))
-        replay = find_in_model(self.model, graph, features, weight, images)
-        net = CamNetwork(graph, pooled, features, weight, replay)
+        replay = find_in_model(self.model, graph, features, head.weight, images)
+        net = CamNetwork(graph, pooled, features, head.weight, replay, ingested.notes)
         for x in images:
             require_parity(net, x, parity.MOST_ROUNDING)
         return net

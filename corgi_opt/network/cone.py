@@ -45,6 +45,8 @@ def _positions_below(geometry: Geometry, mask: Tensor, shape: Shape) -> Tensor:
     """Positions (B, 1, H, W) of an operand of this shape that marked positions of its reader read."""
     if geometry == POINTWISE and mask.shape[2:] == shape[1:]:
         return mask
+    if geometry.stride == (0, 0):
+        return mask.any(dim=3).any(dim=2)[:, :, None, None].expand(-1, -1, *shape[1:])
     read = _read_by(geometry, mask)
     at = Window(-geometry.offset[0], -geometry.offset[1], shape[1], shape[2])
     return crop(read, at)

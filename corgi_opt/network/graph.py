@@ -77,6 +77,14 @@ class LayerGraph:
         wanted = nx.ancestors(self._graph, name) | {name}
         return tuple(n for n in self.order if n in wanted)
 
+    def gates(self, name: str) -> tuple[str, ...]:
+        """``name``, and the nodes that every path from the image to it leads through, from the last to the first."""
+        above = nx.immediate_dominators(self._graph, self.input)
+        found = [name]
+        while found[-1] != self.input:
+            found.append(above[found[-1]])
+        return tuple(found)
+
     @pinned_with_grad
     def forward(self, x: Tensor, until: str | None = None) -> Tensor:
         """The value (N, C, H, W) of node ``until`` (default: the output) on images x (N, C, H, W)."""

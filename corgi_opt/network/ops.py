@@ -51,7 +51,7 @@ class Window(NamedTuple):
 
 class Geometry(NamedTuple):
     """Output row r reads input rows ``stride*r + offset .. stride*r + offset + extent - 1`` (each per axis), of these
-    every ``step``-th from the first."""
+    every ``step``-th from the first. A stride of zero on both axes: every row reads all of the map."""
 
     stride: tuple[int, int] = (1, 1)
     offset: tuple[int, int] = (0, 0)
@@ -164,6 +164,17 @@ def gather(values: Tensor, places: Places, h: int, w: int) -> Tensor:
 
 FEW = 16
 """Fewer windows than this are cut one by one."""
+
+
+def laid_out(coefs: Tensor, places: Places, axis: int, length: int) -> Tensor:
+    """Windows (R, C, h, w) as windows that hold positions 0 .. length-1 of one axis (0 rows, 1 columns) of the map."""
+    source = torch.arange(length, device=coefs.device) - places.corners[:, axis, None]
+    held = (source >= 0) & (source < coefs.shape[2 + axis])
+    along = (slice(None), None, slice(None), None) if axis == 0 else (slice(None), None, None, slice(None))
+    size = [*coefs.shape]
+    size[2 + axis] = length
+    index = source.clamp(0, coefs.shape[2 + axis] - 1)[along].expand(size)
+    return coefs.gather(2 + axis, index) * held[along]
 
 
 def crop(values: Tensor, window: Window) -> Tensor:

@@ -74,9 +74,9 @@ def check_steps(exported: Exported, ingested: Ingested, example: Tensor) -> None
 
     Raises ParityError.
     """
-    calls: dict[str, list[object]] = {}
-    for fx, name in ingested.names.items():
-        calls.setdefault(name, []).append(fx)
+    calls: dict[str, list[tuple[object, Tensor]]] = {}
+    for fx, (name, order) in ingested.held.items():
+        calls.setdefault(name, []).append((fx, order))
     for x in probes(example):
         theirs = exported.values(x)
         values: dict[str, Tensor] = {}
@@ -84,13 +84,13 @@ def check_steps(exported: Exported, ingested: Ingested, example: Tensor) -> None
             node = ingested.graph[name]
             ours = x if isinstance(node.op, Input) else node.op.apply([values[i] for i in node.inputs])
             values[name] = ours
-            found = [theirs[fx] for fx in calls.get(name, [])]
-            tensors = [(f[0] if isinstance(f, (tuple, list)) else f) for f in found]
-            if not tensors:
+            if name not in calls:
                 continue
             own = size_of_step(ingested.graph, name, values)
-            for tensor in tensors:
-                reference = tensor.reshape(ours.shape)
+            for fx, order in calls[name]:
+                reference = torch.empty(ours.numel(), dtype=torch.float64)
+                reference[order] = theirs[fx].flatten()
+                reference = reference.view(ours.shape)
                 require_equal(f"{name!r} ({type(node.op).__name__})", ours, reference, STEP_TOLERANCE * own)
                 values[name] = reference
 

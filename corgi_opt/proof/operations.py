@@ -198,6 +198,71 @@ class Tap(Selection):
 
 
 @dataclass(frozen=True, eq=False)
+class Channels(Selection):
+    """``out[c] = in_i[index[i, c]]`` for the operand i whose index is not -1 there, or zero; no channel of an operand
+    twice. ``counts`` (operands,): how many channels each has."""
+
+    index: Array
+    counts: Array
+
+    def image(self, values: Sequence[Numbers], shape: Shape) -> Numbers:
+        out: Numbers = np.zeros(shape, dtype=values[0].dtype) + values[0].flat[0] * 0
+        for x, index in zip(values, self.index, strict=True):
+            out[index >= 0] = x[index[index >= 0]]
+        return out
+
+    def adjoint(self, rows: Rows) -> list[Rows]:
+        below = []
+        for count, index in zip(self.counts, self.index, strict=True):
+            coefs = np.zeros((len(rows), int(count), *rows.coefs.shape[2:]), dtype=rows.coefs.dtype)
+            coefs[:, index[index >= 0]] = rows.coefs[:, index >= 0]
+            below.append(replace(rows, coefs=coefs))
+        return below
+
+
+@dataclass(frozen=True, eq=False)
+class Move(Weighted):
+    """``out[v] = in_i[index[i, v]]`` for the operand i whose index is not -1 there, or zero; v and the indices are flat
+    places of maps. ``index`` (operands, C, H, W), ``shapes`` (operands, 3)."""
+
+    index: Array
+    shapes: Array
+
+    terms = 1
+
+    @property
+    def weights(self) -> tuple[Array, ...]:
+        return (np.ones(1),)
+
+    @property
+    def bias_map(self) -> Array:
+        return np.zeros((1, 1, 1))
+
+    @property
+    def adjoint_terms(self) -> int:
+        return max(1, *(int(np.bincount(one[one >= 0]).max(initial=0)) for one in self.index))
+
+    def reads(self, size: Pair) -> Pair:
+        return int(self.shapes[:, 1].max()), int(self.shapes[:, 2].max())
+
+    def images(self, weights: Sequence[Numbers], values: Sequence[Numbers], shape: Shape) -> list[Numbers]:
+        (one,) = weights
+        return [np.where(at >= 0, x.ravel()[at.clip(0)], 0) * one for x, at in zip(values, self.index, strict=True)]
+
+    def adjoint(self, weights: Sequence[Numbers], rows: Rows) -> list[Rows]:
+        (one,), (_, height, width) = weights, self.index.shape[1:]
+        whole, below, size = rows.laid_out(0, height).laid_out(1, width), [], self.reads((1, 1))
+        lam = whole.coefs.reshape(len(rows), -1) * one
+        for (channels, h, w), at in zip(self.shapes.tolist(), self.index, strict=True):
+            flat, of = np.zeros((channels * h * w, len(rows)), dtype=lam.dtype), at.ravel()
+            np.add.at(flat, of[of >= 0], lam.T[of >= 0])
+            coefs = flat.T.reshape(len(rows), channels, h, w)
+            pads = ((0, 0), (0, 0), (0, size[0] - h), (0, size[1] - w))
+            below.append(Rows(np.pad(coefs, pads), np.zeros_like(rows.corners)))
+        return below
+
+
+@dataclass(frozen=True, eq=False)
 class Combine(Weighted):
     """``sum_i coefs[i] * x_i + shift``, elementwise; each coefficient (C or 1, 1, 1) or (C or 1, H, W)."""
 

@@ -245,10 +245,12 @@ def test_a_builder_makes_it_part_of_every_answer(monkeypatch, tmp_path):
         torch.manual_seed(0)
         model = Shuffled().eval()
     x = image(1, 6, 6, seed=3)
-    with pytest.raises(co.UnsupportedOpError, match="channel_shuffle"):
-        co.from_torch(model, x)
+    known = co.from_torch(model, x)
+    assert not any(isinstance(known.graph[n].op, Shuffle) for n in known.graph.order)
     monkeypatch.setitem(BUILDERS, "channel_shuffle.default", channel_shuffle)
     net = co.from_torch(model, x)
+    assert any(isinstance(net.graph[n].op, Shuffle) for n in net.graph.order)
+    assert co.radius(known, x, k=2, rtol=0.05).lower == pytest.approx(co.radius(net, x, k=2, rtol=0.05).lower, rel=0.05)
     radius = co.radius(net, x, k=2, rtol=0.05)
     assert 0 < radius.lower < radius.attack
     verdict = co.verify(net, x, eps=0.9 * radius.lower, k=2, proof="checked")
