@@ -1,4 +1,5 @@
-"""One table: aten operation (with its overload) -> what it is in our vocabulary.
+"""The table of builders: for each aten operation (with its overload) what adds it to a graph, as affine operations and
+ReLUs.
 
 A builder names every argument of the operation's schema that it handles (``self`` and ``input`` are called ``x``). One
 that it does not name has to have its default value, or the operation is refused by that argument's name.
@@ -27,7 +28,7 @@ class NotCoveredError(Exception):
 
 
 class Translation:
-    """The graph so far. ``names``: the graph node that holds an fx node's value, in the order of its entries."""
+    """The graph as far as it is built. ``names``: for each fx node the graph node with its values, in its order."""
 
     def __init__(self, constants: Mapping[Any, Tensor]) -> None:
         self.builder = GraphBuilder()
@@ -53,13 +54,13 @@ class Translation:
         return self.builder.add(name, op, inputs, shape or self.shape(fx), module_path(fx))
 
     def value(self, arg: Any) -> str:
-        """The node of an operand, whatever shape it has been given."""
+        """The graph node of an operand, whatever shape it was given since. Raises NotCoveredError for a constant."""
         if arg not in self.names:
             raise NotCoveredError("One of its operands is a parameter or a constant where a feature map is expected.")
         return self.names[arg]
 
     def map(self, arg: Any) -> str:
-        """The node of an operand that has rows and columns: (1, C, H, W), as it was computed."""
+        """The graph node of an operand (1, C, H, W). Raises NotCoveredError where it was reshaped since."""
         name = self.value(arg)
         if shape_of(arg) != (1, *self.builder.nodes[name].shape):
             raise NotCoveredError(
@@ -69,7 +70,7 @@ class Translation:
         return name
 
     def constant(self, arg: Any) -> Tensor | None:
-        """A weight or a literal, in float64."""
+        """A weight or a literal, in float64. Raises NotCoveredError for what depends on the image."""
         if arg is None:
             return None
         if isinstance(arg, (int, float)):
@@ -90,6 +91,8 @@ SAME_VALUES = frozenset({"memory_format", "layout", "device", "pin_memory", "non
 
 
 def covers(*overloads: str) -> Callable[[BuilderT], BuilderT]:
+    """Enters a builder into the table for these operations."""
+
     def register(builder: BuilderT) -> BuilderT:
         BUILDERS.update(dict.fromkeys(overloads, builder))
         return builder
@@ -105,8 +108,8 @@ def overload(target: Any) -> str:
 
 def handled(builder: Builder) -> frozenset[str]:
     """The arguments that a builder names."""
-    found = inspect.signature(builder).parameters
-    return frozenset(name for name, p in found.items() if p.kind is inspect.Parameter.KEYWORD_ONLY)
+    parameters = inspect.signature(builder).parameters
+    return frozenset(name for name, p in parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY)
 
 
 def argument_name(name: str) -> str:
@@ -186,7 +189,7 @@ def _batch_norm(
     bias: Any,
     running_mean: Any,
     running_var: Any,
-    momentum: Any,  # of the statistics, which stand still
+    momentum: Any,  # updates the statistics, which eval mode does not
     eps: Any,
     training: Any = False,
 ) -> str:
@@ -255,6 +258,7 @@ def _avg_pool2d(
 
 
 def pool_size(shape: Shape, conv: Conv2d) -> tuple[int, int]:
+    """Height and width of what an undilated convolution makes of a map of this shape."""
     kh, kw = conv.weight.shape[-2:]
     sizes = [
         (n + 2 * p - k) // s + 1 for n, p, k, s in zip(shape[1:], conv.padding, (kh, kw), conv.stride, strict=True)
@@ -277,7 +281,7 @@ def _adaptive_avg_pool2d(t: Translation, fx: Any, *, x: Any, output_size: Any) -
 
 @covers("mean.dim")
 def _mean(t: Translation, fx: Any, *, x: Any, dim: Any, keepdim: Any, dtype: Any) -> str:
-    """``keepdim`` shows in the shape of the result alone."""
+    """``keepdim`` changes the shape of the result only."""
     _check_floating(dtype)
     rank = len(shape_of(x))
     if rank != 4 or sorted(d % rank for d in dim or []) != [2, 3]:
@@ -316,7 +320,7 @@ def _reshape(
     start_dim: Any = None,
     end_dim: Any = None,
 ) -> str:
-    """The same values in the same order, whatever the shape: who needs rows and columns looks at it."""
+    """The same values in the same order. A builder that needs rows and columns checks the shape (Translation.map)."""
     return t.value(x)
 
 

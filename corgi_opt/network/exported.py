@@ -95,7 +95,7 @@ def _check_weights(model: nn.Module) -> None:
 
 
 def export(model: nn.Module, example: Tensor, known: Callable[[Any], bool]) -> Exported:
-    """The operations of a stand-in (it is written to); ``known``: can one be read as it is?
+    """The operations of a stand-in, which is written to. ``known``: whether an operation is covered as it is.
 
     Raises UnsupportedOpError.
     """

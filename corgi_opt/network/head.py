@@ -2,7 +2,7 @@
 
 With the map seen in the caller's own model, two things must hold for the head that was found, at several images:
 ``logits - bias`` is the mean of the CAM, for every class, and the derivative of every class score by A is
-``W[class, c] / (H W)`` at every position, by torch's autograd. They share nothing with how it was found.
+``W[class, c] / (H W)`` at every position, by torch's autograd. Neither shares code with how it was found.
 """
 
 from __future__ import annotations
@@ -57,10 +57,10 @@ def _is_global_mean(graph: LayerGraph, name: str) -> bool:
     return op.bias is None and torch.allclose(op.weight, mean, rtol=1e-12, atol=0.0)
 
 
-def _no_head(graph: LayerGraph, found: str) -> str:
+def _no_head(graph: LayerGraph, why: str) -> str:
     tail = " -> ".join(repr(n) for n in graph.order[-4:])
     return (
-        f"no CAM head: the network must end in spatial features -> global average -> linear, but {found}. "
+        f"no CAM head: the network must end in spatial features -> global average -> linear, but {why}. "
         f"It ends in {tail}. Networks with dense layers after the features have no CAM (Grad-CAM is not covered)."
     )
 
@@ -68,9 +68,10 @@ def _no_head(graph: LayerGraph, found: str) -> str:
 def find_in_model(
     model: nn.Module, graph: LayerGraph, features: str, weight: Tensor, images: Sequence[Tensor]
 ) -> Replay:
-    """Where the last feature map goes by in a run of the caller's model, with the head proven there.
+    """How to replay the caller's model: which map of a run is the last feature map, with the head proven there.
 
-    Raises ParityError where no map is the graph's, NoCamHeadError where the head is not the one that was found.
+    Raises ParityError where no map is the graph's, NoCamHeadError where the class scores are not ``weight`` times the
+    mean of that map, plus a bias.
     """
     shape = graph[features].shape
     runs = [watch(model, x, shape) for x in images]
@@ -112,7 +113,7 @@ def _equal_maps(
 
 @dataclass(frozen=True, eq=False)
 class _Means:
-    """What class scores have beside the mean of the CAM: ``bias`` (classes,), known to within ``doubt`` (classes,)."""
+    """Class scores are the mean of the CAM plus ``bias`` (classes,), which is known to within ``doubt`` (classes,)."""
 
     weight: Tensor
     bias: Tensor

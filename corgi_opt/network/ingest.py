@@ -1,6 +1,6 @@
 """An exported model -> LayerGraph, by the table of builders; collects every problem on the way.
 
-``pooled`` keeps max pools whole and in the model's own order (the paper's bound relaxes them so); the normal form that
+The graph keeps max pools whole and in the model's own order (the paper's bound relaxes them so); the normal form that
 everything else works on comes from it by :func:`corgi_opt.network.lowering.normal_form`.
 """
 
@@ -42,7 +42,7 @@ class Ingested:
 
 
 def known(target: Any) -> bool:
-    """Does the table have this operation?"""
+    """Whether the table has this operation."""
     return overload(target) in BUILDERS
 
 
@@ -50,7 +50,7 @@ def ingest(exported: Exported) -> Ingested | tuple[Unsupported, ...]:
     """The network, or everything that has no builder or is used in a way that none covers."""
     t, problems = Translation(exported.constants), list[Unsupported]()
     t.names[exported.image] = t.builder.add("input", Input(), (), t.shape(exported.image))
-    poisoned = set[Any]()  # what depends on something unsupported is no second problem, unless it is one itself
+    poisoned = set[Any]()  # depend on an unsupported call: reported only where they are unsupported themselves
     for fx in exported.calls:
         depends = any(a in poisoned for a in fx.all_input_nodes)
         problem = _translated(t, fx, depends)

@@ -28,7 +28,7 @@ ROUNDING = 1e-13
 """What float64 may lose on the way from the image, relative to the sum of absolute terms of all steps."""
 
 MOST_ROUNDING = 1e-3
-"""When a model is read: beyond this share of a map's own size, rounding is no excuse."""
+"""The share of a map's own size up to which rounding may explain a difference when a model is read."""
 
 
 def size_of_step(graph: LayerGraph, name: str, values: Mapping[str, Tensor]) -> Tensor:
@@ -40,10 +40,10 @@ def size_of_step(graph: LayerGraph, name: str, values: Mapping[str, Tensor]) -> 
 
 def size_from_image(graph: LayerGraph, name: str, x: Tensor) -> Tensor:
     """The sum of the absolute terms of all steps from the image x (1, C, H, W) to a node."""
-    found: dict[str, Tensor] = {}
+    sizes: dict[str, Tensor] = {}
     for each in graph.ancestors(name):
-        found[each] = _size(graph[each], [found[i] for i in graph[each].inputs], x)
-    return found[name]
+        sizes[each] = _size(graph[each], [sizes[i] for i in graph[each].inputs], x)
+    return sizes[name]
 
 
 def _size(node: Node, operands: list[Tensor], value: Tensor) -> Tensor:
@@ -84,8 +84,8 @@ def check_steps(exported: Exported, ingested: Ingested, example: Tensor) -> None
             node = ingested.graph[name]
             ours = x if isinstance(node.op, Input) else node.op.apply([values[i] for i in node.inputs])
             values[name] = ours
-            found = [theirs[fx] for fx in calls.get(name, [])]
-            tensors = [(f[0] if isinstance(f, (tuple, list)) else f) for f in found]
+            results = [theirs[fx] for fx in calls.get(name, [])]
+            tensors = [(r[0] if isinstance(r, (tuple, list)) else r) for r in results]
             if not tensors:
                 continue
             own = size_of_step(ingested.graph, name, values)

@@ -1,4 +1,4 @@
-"""Runs a float64 stand-in of the caller's model and sees its maps go by: the reading that shares nothing with ours.
+"""Runs a float64 stand-in of the caller's model and records its feature maps: a reading that shares no code with ours.
 
 Casts inside a forward pass (``x.float()``, ``x.to(w.dtype)``) are identities here: what is answered is about the exact
 network, and a stand-in in float64 could not run them (a float32 image meets float64 weights).
@@ -26,7 +26,7 @@ RETURN_LOGITS = "Wrap it in a module whose forward returns the logits alone, for
 
 @dataclass(frozen=True, eq=False)
 class Replay:
-    """The caller's model, and which of the maps that go by in a run is its last feature map.
+    """The caller's model, and which of the maps that a run computes is its last feature map.
 
     ``model``: a float64 stand-in. ``shape`` (C, H, W) of the map, ``place``: its number among the maps of that shape
     in a run, ``count``: how many there are. ``require``: raises ParityError where it cannot be the map that the class
@@ -52,7 +52,7 @@ class Replay:
 
 
 def watch(model: nn.Module, x: Tensor, shape: tuple[int, int, int]) -> tuple[Tensor, list[Tensor]]:
-    """The class scores (classes,) of x (1, C, H, W), and every map of this shape that went by, as it was then."""
+    """The class scores (classes,) of x (1, C, H, W), and every map of this shape in the run, as it was when made."""
     with alone(), torch.no_grad(), NoCasts(), _Maps(shape) as seen:
         seen.see(image := x.detach().to("cpu", torch.float64, copy=True))
         logits = logits_of(model(image))
@@ -60,14 +60,14 @@ def watch(model: nn.Module, x: Tensor, shape: tuple[int, int, int]) -> tuple[Ten
 
 
 def slopes(model: nn.Module, x: Tensor, shape: tuple[int, int, int], place: int) -> Tensor:
-    """The derivative of every class score by one of the maps that go by: (classes, C, H, W), by torch's autograd."""
+    """The derivative (classes, C, H, W) of every class score by map number ``place`` of a run, by torch's autograd."""
     with alone(), torch.inference_mode(False), torch.enable_grad(), NoCasts(), _Maps(shape, place) as seen:
         image = seen.see(x.detach().to("cpu", torch.float64, copy=True))
         logits = logits_of(model(image)).flatten()
         if seen.leaf is None or not logits.requires_grad:
             return torch.zeros(len(logits), *shape, dtype=torch.float64)
-        found = [torch.autograd.grad(one, seen.leaf, retain_graph=True, allow_unused=True)[0] for one in logits]
-    return torch.stack([torch.zeros(shape, dtype=torch.float64) if g is None else g[0] for g in found])
+        gradients = [torch.autograd.grad(one, seen.leaf, retain_graph=True, allow_unused=True)[0] for one in logits]
+    return torch.stack([torch.zeros(shape, dtype=torch.float64) if g is None else g[0] for g in gradients])
 
 
 def scores(model: nn.Module, x: Tensor) -> Tensor:
@@ -133,7 +133,7 @@ class NoCasts(TorchDispatchMode):
 
 
 class _Maps(TorchFunctionMode):
-    """Takes down every map (1, C, H, W) of one shape that a torch function takes or gives.
+    """Records every map (1, C, H, W) of one shape that a torch function takes or returns.
 
     ``leaf_at``: the number of the map that is made a variable of its own, ``leaf``, to differentiate by.
     """
@@ -141,7 +141,7 @@ class _Maps(TorchFunctionMode):
     def __init__(self, shape: tuple[int, int, int], leaf_at: int | None = None) -> None:
         super().__init__()
         self._shape, self._leaf_at = (1, *shape), leaf_at
-        self._known: dict[int, tuple[Tensor, int]] = {}  # by id, alive, as of which write
+        self._known: dict[int, tuple[Tensor, int]] = {}  # recorded maps by id (alive: no id is reused), their writes
         self.maps: list[Tensor] = []
         self.leaf: Tensor | None = None
 
@@ -155,15 +155,16 @@ class _Maps(TorchFunctionMode):
             return tree_map(self.see, given) if isinstance(given, (Tensor, tuple, list)) else given
 
     def _taken(self, value: Any) -> Any:
-        """A map that no function gave, as it is now: written into, or from where torch functions are not seen."""
+        """Records an argument that was written into since it was recorded, or made where no torch function is seen."""
         known = self._known.get(id(value))
         return value if known is not None and known[1] == _writes(value) else self.see(value)
 
     def see(self, value: Any) -> Any:
+        """Records a map of the shape; returns it, or the variable that takes its place."""
         if not isinstance(value, Tensor) or tuple(value.shape) != self._shape:
             return value
         if len(self.maps) == self._leaf_at:
-            if id(value) in self._known and not value._is_view():  # who holds it reads the variable from now on
+            if id(value) in self._known and not value._is_view():  # all who hold it read the variable from now on
                 self.leaf = value = value.detach_().requires_grad_(True)
             else:
                 self.leaf = value.detach().clone().requires_grad_(True)
@@ -180,7 +181,7 @@ def _writes(tensor: Tensor) -> int:
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Without the hooks that the caller has set on all modules there are."""
+    """A block without torch's global module hooks, which are the caller's."""
     names = [name for name in vars(module_hooks) if name.startswith("_global_") and name.endswith("_hooks")]
     with ExitStack() as stack:
         for name in names:
