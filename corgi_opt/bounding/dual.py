@@ -78,14 +78,6 @@ class Rows:
         """Maps (B, C, H, W) on the windows of these rows (R or 1, C, h, w)."""
         return gather(values, self.places, self.coefs.shape[2], self.coefs.shape[3])
 
-    def negated(self) -> Rows:
-        return replace(self, coefs=-self.coefs)
-
-    def with_negatives(self) -> Rows:
-        """These rows and then their negatives (2R)."""
-        twice = replace(self.places, corners=self.places.corners.repeat(2, 1), case=self.places.case.repeat(2))
-        return Rows(torch.cat([self.coefs, -self.coefs]), twice)
-
     def to(self, dtype: torch.dtype) -> Rows:
         return replace(self, coefs=self.coefs.to(dtype))
 
@@ -119,12 +111,12 @@ class Rows:
     def _laid_out(self, axis: int, length: int) -> Rows:
         """On windows that hold positions 0 .. length-1 of one axis (0 rows, 1 columns) of the map."""
         source = torch.arange(length, device=self.coefs.device) - self.places.corners[:, axis, None]
-        found = (source >= 0) & (source < self.coefs.shape[2 + axis])
+        held = (source >= 0) & (source < self.coefs.shape[2 + axis])
         along = (slice(None), None, slice(None), None) if axis == 0 else (slice(None), None, None, slice(None))
         size = [*self.coefs.shape]
         size[2 + axis] = length
         index = source.clamp(0, self.coefs.shape[2 + axis] - 1)[along].expand(size)
-        return Rows(self.coefs.gather(2 + axis, index) * found[along], self.places.on_border(axis))
+        return Rows(self.coefs.gather(2 + axis, index) * held[along], self.places.on_border(axis))
 
 
 def _to_size(coefs: Tensor, h: int, w: int) -> Tensor:
@@ -200,8 +192,8 @@ def descend(
 
 
 class Ended(NamedTuple):
-    """Where a pass ends: the constants (R,) met on the way, what the rows have become at the image (None if they read
-    no input), and what all of it may be off by (R,), the minimum at the image included, if anybody asked."""
+    """Where a pass ends: the sum of the constants (R,) met on the way, the rows at the image (None if they read no
+    input), and how far rounding may move D (R,), its minimum at the image included (None without an account)."""
 
     constant: Tensor
     at_image: Rows | None
