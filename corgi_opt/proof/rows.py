@@ -59,12 +59,12 @@ class Rows:
     def laid_out(self, axis: int, length: int) -> Rows:
         """On windows that hold positions 0 to length-1 along one axis (0 rows, 1 columns)."""
         source = np.arange(length) - self.corners[:, axis, None]
-        found = (source >= 0) & (source < self.coefs.shape[2 + axis])
+        held = (source >= 0) & (source < self.coefs.shape[2 + axis])
         along = np.s_[:, None, :, None] if axis == 0 else np.s_[:, None, None, :]
         index = source.clip(0, self.coefs.shape[2 + axis] - 1)[along]
         corners = self.corners.copy()
         corners[:, axis] = 0
-        return Rows(np.take_along_axis(self.coefs, index, axis=2 + axis) * found[along], corners)
+        return Rows(np.take_along_axis(self.coefs, index, axis=2 + axis) * held[along], corners)
 
     def plus(self, other: Rows, shape: Shape) -> Rows:
         """The sum of two functionals of one node of this shape."""

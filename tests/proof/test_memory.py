@@ -83,7 +83,7 @@ def test_what_is_proven_does_not_depend_on_how_much_is_held_at_once(monkeypatch)
         return np.concatenate([margins.atoms, margins.per_group])
 
     before = found()
-    monkeypatch.setattr(memory, "PIXELS_AT_ONCE", 40)
+    monkeypatch.setattr(memory, "ENTRIES_AT_ONCE", 40)
     monkeypatch.setattr(checker_module.Float64, "at_once", 50)
     np.testing.assert_allclose(found(), before, rtol=1e-12)
 
