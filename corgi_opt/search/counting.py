@@ -1,4 +1,4 @@
-"""One group of atoms, exactly: can so many of them fail at once?"""
+"""One group of atoms, exactly: whether enough of them can fail at once."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ from corgi_opt.search.premises import IN_PART, premises
 
 @dataclass(frozen=True, eq=False)
 class CountAnswer:
-    """``slack`` > 0: proven lower bound of the group's margin; ``witness``: the group can fail; else ``reason``."""
+    """``slack`` > 0: a proven lower bound of the group's margin; ``witness``: it shows that the group can fail; else
+    ``reason`` says why neither is known."""
 
     slack: float
     witness: Witness | None
@@ -40,7 +41,8 @@ class CountAnswer:
 
 @dataclass(frozen=True, eq=False)
 class _Attempt:
-    """``atoms`` to encode, with ``sure`` others taken to fail; whether they have to fail ``clearly``."""
+    """``atoms`` to encode, while ``sure`` others are taken to fail; ``premised``: over images that satisfy the
+    premises; ``clearly``: atoms count only where they fail by more than tolerances."""
 
     atoms: Sequence[int]
     sure: int
@@ -62,9 +64,9 @@ class CountSolver:
     ) -> CountAnswer:
         """``likely``: atoms that may fail; ``ahead``: those that do at the image (all others are proven not to).
 
-        Each attempt is sound; a later one is made only where the one before found a point that is no counterexample.
-        Those ahead are first taken to stay so, which is mostly true; then they are encoded as well; then the premises
-        are asked for, where there are any; and in the end atoms have to fail clearly, for a point that replays.
+        Each attempt is sound; a later one is made only where the solver's point of the one before is no counterexample.
+        Atoms ahead are first taken to fail everywhere, which is mostly true; then they are encoded as well; then the
+        premises are added, if there are any; in the end atoms have to fail clearly, so that a point replays.
         """
         attempts = [_Attempt(likely, len(ahead))]
         attempts += [_Attempt([*likely, *ahead], 0)] if ahead else []
@@ -110,8 +112,8 @@ class CountSolver:
         return CountAnswer(-math.inf, witness, binaries, nodes, reason)
 
     def _upper(self, atoms: Sequence[int], relaxed: Relaxed) -> Vector:
-        """Proven upper bounds of some atoms."""
+        """Proven upper bounds (Q,) of some atoms."""
         net = self.question.net.to(torch.float64, relaxed.regions.eps.device)
         case = torch.zeros(len(atoms), dtype=torch.long)
-        found = atom_bounds(net, self.question.groups, relaxed.bound, torch.tensor(list(atoms)), case, sign=-1.0)
-        return np.asarray(-found.cpu().numpy())
+        lower = atom_bounds(net, self.question.groups, relaxed.bound, torch.tensor(list(atoms)), case, sign=-1.0)
+        return np.asarray(-lower.cpu().numpy())
