@@ -55,7 +55,7 @@ def pinned(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def pinned_with_grad(function: Callable[P, R]) -> Callable[P, R]:
-    """The same for what callers may differentiate: gradients stay as they are."""
+    """:func:`pinned` for what callers may differentiate: gradients stay as they are."""
     return _entry(function, keep_grad=True)
 
 

@@ -42,7 +42,7 @@ Refiner = Callable[[LayerGraph, str, Interval, Tensor, Bound], Interval]
 
 @dataclass(frozen=True, eq=False)
 class Bounded:
-    """What is proven about one region, on the CPU in float64, for encodings.
+    """Proven bounds of one region, on the CPU in float64, for encodings.
 
     ``intervals`` (C, H, W) by node; ``planes`` (of one region) by the last node of a pool, where a direct plane is
     tighter than the tree's lines.
@@ -82,7 +82,7 @@ class Relaxed:
         return lower_bounds(self.graph, node, rows, self.regions, self.relaxations, self.deadline, self.rounding)
 
     def only(self, case: int) -> Bounded:
-        """What is proven about one region."""
+        """The proven bounds of one region."""
         intervals = {n: Interval(*(side[case].cpu().double() for side in b)) for n, b in self.intervals.items()}
         return Bounded(intervals, {name: planes.only(case) for name, planes in self.direct.items()})
 

@@ -24,8 +24,8 @@ Bound = Callable[[str, Rows], Tensor]
 
 
 class Objectives(NamedTuple):
-    """Some of many functionals: their places ``which`` (R,) among all, as ``rows`` of the last feature map plus
-    ``shift`` (R,), which is off by ``doubt`` (R,) at most."""
+    """Some of many functionals, those numbered ``which`` (R,), as ``rows`` of the last feature map plus ``shift`` (R,),
+    which is off by ``doubt`` (R,) at most."""
 
     which: Tensor
     rows: Rows
@@ -157,7 +157,7 @@ def share_inputs(net: CamNetwork, parts: Parts, terms: Tensor, coefs: Tensor) ->
     several = used.sum(dim=1) > 1
     places = parts.place[terms]
     if places.shape[1] != 2:
-        return several  # of three parts some two may be near: one objective is never worse
+        return several  # any two of three parts may share inputs
     whole = (used & (places == MEAN)).any(dim=1)
     return several & (whole | fields_of(net.graph, net.features).share(places.clamp(min=0)))
 

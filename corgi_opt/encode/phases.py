@@ -40,8 +40,8 @@ SPARSE = 0.2
 MKL: bool = torch.backends.mkl.is_available()
 
 AT_ONCE, AT_ONCE_ON_GPU = 128, 4096
-"""Nodes that are bounded in one pass. On a CPU few, so that they stay in its cache; on a GPU many, so that it is busy
-(fewer where its memory does not suffice)."""
+"""Nodes that ``descend`` bounds in one pass. On a CPU few, so that they stay in its cache; on a GPU many, so that it is
+busy (fewer where its memory does not suffice)."""
 
 RATE, LAST = 0.02, 0.2
 """Adam's first step (objectives are scaled to a largest coefficient of 1); the share of it that the last step has."""

@@ -84,7 +84,7 @@ Builder = Callable[..., str]
 BuilderT = TypeVar("BuilderT", bound=Builder)
 
 BUILDERS: dict[str, Builder] = {}
-"""By operation and overload, as in ``conv2d.default``."""
+"""Builders by operation and overload, as in ``conv2d.default``."""
 
 SAME_VALUES = frozenset({"memory_format", "layout", "device", "pin_memory", "non_blocking", "copy", "cudnn_enabled"})
 """Arguments that say where and how values lie or are computed, not what they are."""
@@ -113,7 +113,7 @@ def handled(builder: Builder) -> frozenset[str]:
 
 
 def argument_name(name: str) -> str:
-    """What builders call an argument of a schema."""
+    """The name that builders have for an argument of a schema."""
     return "x" if name in ("self", "input") else name
 
 

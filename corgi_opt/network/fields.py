@@ -69,7 +69,7 @@ def _meets(one: Tensor, other: Tensor) -> Tensor:
 
 
 def _paths(graph: LayerGraph, node: str) -> list[_Path]:
-    """What positions of ``node`` read of the image."""
+    """The products of rows and columns of the image that positions of ``node`` read."""
     height, width = graph[node].shape[1:]
     pending = {node: [_Path(torch.eye(height, dtype=torch.bool), torch.eye(width, dtype=torch.bool))]}
     for name in reversed(graph.ancestors(node)):

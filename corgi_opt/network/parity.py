@@ -25,7 +25,7 @@ PARITY_TOLERANCE = 1e-9
 """Largest difference of a channel from the caller's model, relative to the largest such sum of its last step."""
 
 ROUNDING = 1e-13
-"""What float64 may lose on the way from the image, relative to the sum of absolute terms of all steps."""
+"""Rounding error of float64 on the way from the image, relative to the sum of absolute terms of all steps."""
 
 MOST_ROUNDING = 1e-3
 """The share of a map's own size up to which rounding may explain a difference when a model is read."""
@@ -70,7 +70,7 @@ def probes(example: Tensor) -> Iterator[Tensor]:
 
 
 def check_steps(exported: Exported, ingested: Ingested, example: Tensor) -> None:
-    """Every operation of the graph against torch's, each from the values that torch's own run gave its operands.
+    """Compares every operation of the graph with torch's, each on the values that torch's own run has for its operands.
 
     Raises ParityError.
     """

@@ -212,7 +212,7 @@ class _Copier:
 
 
 def _is_plain_object(value: Any) -> bool:
-    """Of a class written in Python by neither the standard library nor torch, with no slots."""
+    """Whether its class is written in Python, without slots, and is not of the standard library, torch or numpy."""
     kind = type(value)
     if isinstance(value, (type, types.ModuleType)) or kind.__module__.partition(".")[0] in _SHARED_PACKAGES:
         return False

@@ -1,4 +1,4 @@
-"""What was asked, to stand beside every answer: plain values, no network and no image."""
+"""The question that stands beside every answer, in plain values, without network and image."""
 
 from __future__ import annotations
 

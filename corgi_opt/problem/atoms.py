@@ -17,7 +17,7 @@ from torch import Tensor
 from corgi_opt.errors import InputError
 
 MEAN = -1
-"""In place of a pixel: the mean over the whole map and the bias, which is a logit."""
+"""The ``place`` of a logit, which is the mean over the whole map plus the bias."""
 
 
 @dataclass(frozen=True, eq=False)

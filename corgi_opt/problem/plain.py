@@ -40,7 +40,7 @@ class Plain:
 
     @pinned
     def to_dict(self) -> dict[str, Any]:
-        """As JSON types, to the last bit; of an answer all but the proof, which is a file of its own."""
+        """As JSON types, floats to the last bit. The proof of an answer is left out: it is a file of its own."""
         return plain_fields(self)
 
 

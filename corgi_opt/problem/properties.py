@@ -92,7 +92,7 @@ def property_from(said: object) -> Property:
 class TopK(Property):
     """Each of the k brightest pixels of the CAM stays among the ``within`` brightest (default k: the set stays).
 
-    k and within are checked against each other here (InputError), against the map where it is asked.
+    k and within are checked against each other here (InputError), against the map when it is posed.
     """
 
     k: int

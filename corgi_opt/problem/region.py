@@ -1,4 +1,4 @@
-"""Where a question is asked: all images within eps of one, in a box."""
+"""Regions: all images within eps of one, in a box."""
 
 from __future__ import annotations
 

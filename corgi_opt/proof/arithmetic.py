@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 Numbers = NDArray[Any]
-"""Of float64, or of Fractions (dtype object)."""
+"""Arrays of float64, or of Fractions (dtype object)."""
 
 UNIT = 2.0**-53
 """Unit roundoff of float64."""

@@ -232,7 +232,7 @@ def _tree(parts: dict[str, bytes], number: int) -> Tree:
     _require(
         all(arrays[n].shape == (leaves, units) for n in ("phases", "slopes", "mixes", "pushes")), "a tree's leaves"
     )
-    _require(leaves == 1 or (leaves > 1 and units > 0), "a tree's leaves")  # of no units they take no byte in a file
+    _require(leaves == 1 or (leaves > 1 and units > 0), "a tree's leaves")  # over no units they take no bytes
     _require(not units or -1 <= arrays["phases"].min() <= arrays["phases"].max() <= 1, "a phase that is none")
     _require(not units or 0 <= arrays["mixes"].min() <= arrays["mixes"].max() <= 1, "a share of planes outside [0, 1]")
     if arrays["shares"] is not None:

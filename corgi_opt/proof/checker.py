@@ -64,7 +64,7 @@ def check(certificate: Certificate, network: Network, *, exact: bool = False) ->
         margin = prove(certificate, statement, network, arithmetic)
     except OverflowError as error:  # no fraction is infinite
         raise ProofError(f"its numbers are too large to calculate with ({error})") from error
-    except MemoryError as error:  # what sizes the network itself asks for, on a machine that has less
+    except MemoryError as error:  # the network itself may be too large for this machine
         raise ProofError(f"this machine has too little memory to check it ({error})") from error
     return Checked(claim.kind, margin, time.perf_counter() - start, exact, claim.said)
 

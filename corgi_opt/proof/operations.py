@@ -167,7 +167,7 @@ class Conv(Weighted):
     def add_bias(self, rows: Rows, bias: Numbers, tally: Tally) -> None:
         """Sums over positions first: the bias is the same at all of them."""
         tally.add(rows.coefs.sum(axis=(2, 3)) * bias[:, 0, 0])
-        if tally.rounds:  # of the sums over positions
+        if tally.rounds:  # the error of the sums over positions
             size = np.abs(rows.coefs).sum(axis=(2, 3)) @ np.abs(self.bias)
             tally.may_be_off(tally.arithmetic.gamma(math.prod(rows.coefs.shape[2:]) + 2) * size)
 

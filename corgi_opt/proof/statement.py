@@ -25,7 +25,7 @@ from corgi_opt.proof.tally import GENEROUS
 Indices = NDArray[np.int64]
 
 MEAN = -1
-"""In place of a pixel: a logit."""
+"""The ``place`` of a logit."""
 
 MOST_ATOMS = 4_000_000
 """Most atoms of one statement."""
@@ -127,7 +127,7 @@ class Statement:
 @dataclass(frozen=True, eq=False)
 class TopPixels:
     """Each of the pixels ``top``, the brightest at the centre, is among the ``within`` brightest of the CAM of
-    ``class_idx``. What files of versions 1 and 2 claim."""
+    ``class_idx``. The claim of files of versions 1 and 2."""
 
     class_idx: int
     top: tuple[int, ...]
@@ -174,8 +174,8 @@ def _require(holds: bool, what: str) -> None:
 
 
 class Objectives(NamedTuple):
-    """Some of many functionals, their places ``which`` among all: ``rows`` of the last feature map plus ``shift`` (R,),
-    which floats may have wrong by ``doubt`` (R,)."""
+    """Some of many functionals, those numbered ``which`` (R,): ``rows`` of the last feature map plus ``shift`` (R,),
+    which is off by ``doubt`` (R,) at most."""
 
     which: Indices
     rows: Rows

@@ -35,7 +35,7 @@ class Tally:
 
     @property
     def uncertain(self) -> Numbers:
-        """What the values (R,) may be off by, either way."""
+        """How far the values (R,) may be off, either way."""
         if not self.rounds:
             return self.error
         summed = self.arithmetic.gamma(2 * self.count + 32) * self.size

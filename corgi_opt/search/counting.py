@@ -100,7 +100,7 @@ class CountSolver:
         binaries, nodes = program.units + len(atoms), solution.report.nodes
         proven = solution.status in (Status.OPTIMAL, Status.DECIDED, Status.LIMIT)
         if proven and solution.bound > decide_at:
-            # where atoms had to fail clearly, the others may just do: nothing is proven
+            # where atoms had to fail clearly, others may fail by less: nothing is proven
             slack = -math.inf if attempt.clearly else float((error * scales).min())
             return CountAnswer(slack, None, binaries, nodes, "" if slack > 0 else TOO_CLOSE)
         witness = None
