@@ -112,7 +112,9 @@ class Groups:
         twice = (places[:, 1:] == places[:, :-1]).any(dim=1)
         beside = (places == MEAN).any(dim=1) & (used.sum(dim=1) > 1)
         if bool((twice | beside).any()):
-            raise InputError("the parts of an atom must be at different pixels, or one logit: combine them in its head")
+            raise InputError(
+                "the parts of an atom must be at different pixels, or one logit: combine those at one place in a head"
+            )
 
     def __len__(self) -> int:
         """How many atoms there are."""

@@ -59,7 +59,7 @@ def _require_small_directory(stream: BinaryIO) -> None:
         raise CertificateError("not a readable certificate: it is too short")
     mark, _, _, _, _, length, _, comment = END.unpack(tail[-END.size :])
     if mark != b"PK\x05\x06" or comment or tail[: -END.size].startswith(b"PK\x06\x07"):
-        raise CertificateError("not a readable certificate: no zip archive as they are, or it was cut off")
+        raise CertificateError("not a readable certificate: it is no zip archive of their kind, or was cut off")
     if length > MOST_DIRECTORY:
         raise CertificateError(f"its list of parts has more than {MOST_DIRECTORY:,} bytes")
 
@@ -80,7 +80,7 @@ def array(content: bytes, dtype: str) -> NDArray[Any]:
     """A .npy array of this type, without a copy of it. Raises CertificateError."""
     stream = io.BytesIO(content)
     if np.lib.format.read_magic(stream) != (1, 0):
-        raise CertificateError("an array of another version")
+        raise CertificateError("an array of another version of the .npy format")
     shape, fortran, stored = np.lib.format.read_array_header_1_0(stream, max_header_size=1000)
     start, count = stream.tell(), 1
     for length in shape:

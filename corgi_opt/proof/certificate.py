@@ -175,9 +175,9 @@ def _parsed(parts: dict[str, bytes]) -> Certificate:
     else:
         says = TopPixels(_integer(text["class"]), tuple(_integer(p) for p in text["top"]), _integer(text["within"]))
     said = text.get("said", {})
-    _require(isinstance(said, dict), "what it says it is")
+    _require(isinstance(said, dict), "'said' is no JSON object")
     claim = Claim(kind, str(text["sha256"]), region, says, said)
-    _require(version == _version(claim), "a box of another version")
+    _require(version == _version(claim), f"its box is not one of version {version}")
     witness = array(parts.pop("witness.npy"), "<f8") if kind == "falsified" else None
     claims = {}
     for node in text["nodes"]:
@@ -233,7 +233,7 @@ def _tree(parts: dict[str, bytes], number: int) -> Tree:
         all(arrays[n].shape == (leaves, units) for n in ("phases", "slopes", "mixes", "pushes")), "a tree's leaves"
     )
     _require(leaves == 1 or (leaves > 1 and units > 0), "a tree's leaves")  # over no units they take no bytes
-    _require(not units or -1 <= arrays["phases"].min() <= arrays["phases"].max() <= 1, "a phase that is none")
+    _require(not units or -1 <= arrays["phases"].min() <= arrays["phases"].max() <= 1, "a phase other than -1, 0 and 1")
     _require(not units or 0 <= arrays["mixes"].min() <= arrays["mixes"].max() <= 1, "a share of planes outside [0, 1]")
     if arrays["shares"] is not None:
         _require(arrays["shares"].shape == (units, arrays["inputs"].size + units), "a tree's planes")

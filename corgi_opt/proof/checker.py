@@ -166,14 +166,14 @@ class Margins:
         """Takes in the lower bound that a tree proves, and returns it. Raises ProofError for a malformed tree."""
         terms, signs = np.array([proof.parts], dtype=np.int64), np.array([proof.signs], dtype=np.float64)
         if terms.shape != signs.shape or not terms.size or not np.isfinite(signs).all():
-            raise ProofError(f"a tree about {len(proof.parts)} parts with signs {proof.signs}")
+            raise ProofError(f"a malformed tree: {len(proof.parts)} parts with signs {proof.signs}")
         if (terms < 0).any() or (terms >= len(self.low)).any():
             raise ProofError("a tree about parts that do not exist")
         atoms = self._same(terms[0], signs[0])
         if not len(atoms) and proof.signs not in ((1,), (-1,)):
-            raise ProofError("a tree about parts that no atom compares so")
+            raise ProofError("a tree about a combination of parts that is no atom")
         if not covers(proof.tree.phases):
-            raise ProofError(f"the leaves of the tree of parts {proof.parts} leave something out")
+            raise ProofError(f"the leaves of the tree of parts {proof.parts} leave some sign pattern out")
         (objectives,) = self.objective.rows(terms, signs)
         program = Program(self.bounds, proof.tree, self.bounds.network.features, objectives.rows)
         proven = float(objectives.lower(program.lower().min(keepdims=True), self.bounds.arithmetic)[0])

@@ -20,7 +20,7 @@ from corgi_opt.encode.expressions import Expression, Expressions
 from corgi_opt.encode.parts import expressed
 from corgi_opt.problem.question import Question
 
-IN_PART = "the class is kept in part only"
+IN_PART = "the kept class is encoded in part only, so the MILP's image may have another class"
 """Reason of an answer whose image may violate a premise, as premises were relaxed."""
 
 MOST_UNITS = 300
