@@ -1,4 +1,4 @@
-"""One group of atoms, exactly: whether enough of them can fail at once."""
+"""One group of atoms, exactly: can so many of them fail at once?"""
 
 from __future__ import annotations
 
@@ -29,8 +29,7 @@ from corgi_opt.search.premises import IN_PART, premises
 
 @dataclass(frozen=True, eq=False)
 class CountAnswer:
-    """``slack`` > 0: a proven lower bound of the group's margin; ``witness``: it shows that the group can fail; else
-    ``reason`` says why neither is known."""
+    """``slack`` > 0: proven lower bound of the group's margin; ``witness``: the group can fail; else ``reason``."""
 
     slack: float
     witness: Witness | None
@@ -41,8 +40,7 @@ class CountAnswer:
 
 @dataclass(frozen=True, eq=False)
 class _Attempt:
-    """``atoms`` to encode, while ``sure`` others are taken to fail; ``premised``: over images that satisfy the
-    premises; ``clearly``: atoms count only where they fail by more than tolerances."""
+    """``atoms`` to encode, with ``sure`` others taken to fail; whether they have to fail ``clearly``."""
 
     atoms: Sequence[int]
     sure: int
@@ -64,9 +62,9 @@ class CountSolver:
     ) -> CountAnswer:
         """``likely``: atoms that may fail; ``ahead``: those that do at the image (all others are proven not to).
 
-        Each attempt is sound; a later one is made only where the solver's point of the one before is no counterexample.
-        Atoms ahead are first taken to fail everywhere, which is mostly true; then they are encoded as well; then the
-        premises are added, if there are any; in the end atoms have to fail clearly, so that a point replays.
+        Each attempt is sound; a later one is made only where the one before found a point that is no counterexample.
+        Those ahead are first taken to stay so, which is mostly true; then they are encoded as well; then the premises
+        are asked for, where there are any; and in the end atoms have to fail clearly, for a point that replays.
         """
         attempts = [_Attempt(likely, len(ahead))]
         attempts += [_Attempt([*likely, *ahead], 0)] if ahead else []
@@ -100,7 +98,7 @@ class CountSolver:
         binaries, nodes = program.units + len(atoms), solution.report.nodes
         proven = solution.status in (Status.OPTIMAL, Status.DECIDED, Status.LIMIT)
         if proven and solution.bound > decide_at:
-            # where atoms had to fail clearly, others may fail by less: nothing is proven
+            # where atoms had to fail clearly, the others may just do: nothing is proven
             slack = -math.inf if attempt.clearly else float((error * scales).min())
             return CountAnswer(slack, None, binaries, nodes, "" if slack > 0 else TOO_CLOSE)
         witness = None
