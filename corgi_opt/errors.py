@@ -57,7 +57,7 @@ class BoundOrderError(CorgiError, RuntimeError):
 
 
 class NumericalError(CorgiError, ArithmeticError):
-    """A calculation overflowed or gave what is no number: nothing is claimed from it."""
+    """A calculation overflowed or gave NaN: nothing is claimed from it."""
 
 
 class CertificateError(CorgiError, ValueError):

@@ -63,7 +63,7 @@ def corgi_bounds(
     return known[net.features]
 
 
-def _wanted(graph: LayerGraph, name: str, found: Interval, features: str) -> Tensor | None:
+def _wanted(graph: LayerGraph, name: str, interval: Interval, features: str) -> Tensor | None:
     """Which neurons of a node need a backward bound, or None.
 
     Where only a ReLU reads a neuron, its sign is all that matters and intervals may settle it. Where a pool or the
@@ -73,11 +73,11 @@ def _wanted(graph: LayerGraph, name: str, found: Interval, features: str) -> Ten
         return None
     readers = graph.consumers(name)
     if name == features or any(isinstance(graph[r].op, MaxPool2d) for r in readers):
-        return torch.ones_like(found.lower, dtype=torch.bool)
+        return torch.ones_like(interval.lower, dtype=torch.bool)
     relus = [r for r in readers if isinstance(graph[r].op, ReLU)]
     if not relus:
         return None
     for relu in relus:
         if relu == features or any(isinstance(graph[r].op, MaxPool2d) for r in graph.consumers(relu)):
-            return found.upper > 0
-    return found.unstable
+            return interval.upper > 0
+    return interval.unstable

@@ -58,7 +58,7 @@ def bounds(
     if len({b.norm for b in balls}) > 1:
         raise InputError("the balls of one batch must share their norm")
     where = resolve_device(device)
-    found = METHODS[method](net.to(dtype, where).graph, Regions.of(balls, dtype, where))
+    intervals = METHODS[method](net.to(dtype, where).graph, Regions.of(balls, dtype, where))
     if isinstance(ball, Ball):
-        return {name: Interval(b.lower[0], b.upper[0]) for name, b in found.items()}
-    return found
+        return {name: Interval(b.lower[0], b.upper[0]) for name, b in intervals.items()}
+    return intervals

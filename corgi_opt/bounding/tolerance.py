@@ -46,7 +46,7 @@ FLOOR = 1e-280
 """Nothing is claimed of smaller differences: products may have underflowed on the way."""
 
 ONCE = 64
-"""Roundings that anything may take besides those of its longest sum."""
+"""Most roundings of a result besides those of its longest sum."""
 
 
 def gamma(terms: int) -> float:
@@ -56,13 +56,13 @@ def gamma(terms: int) -> float:
 
 
 def below(values: Tensor) -> Tensor:
-    """Floats that are below what one rounding made these of."""
+    """Floats below the exact values that one rounding took to these."""
     return torch.nextafter(values, torch.full_like(values, -torch.inf))
 
 
 class Rounding:
-    """What rounding may hide of bounds of one graph's nodes over B regions. It learns of each node when its bounds are
-    known, in the graph's order."""
+    """How far rounding may move bounds of one graph's nodes over B regions. :meth:`learn` is called with the bounds of
+    each node, in the graph's order."""
 
     def __init__(self, graph: LayerGraph) -> None:
         self._graph = graph
@@ -71,16 +71,16 @@ class Rounding:
 
     @classmethod
     def of(cls, graph: LayerGraph, intervals: Mapping[str, tuple[Tensor, Tensor]]) -> Rounding:
-        """Of the nodes whose bounds (C, H, W), over one region, are known."""
-        found = cls(graph)
+        """The account of the nodes whose bounds (C, H, W) over one region are known."""
+        rounding = cls(graph)
         for name in graph.order:
             if name in intervals:
-                found.interval(name)
-                found.learn(name, *(side[None] for side in intervals[name]))
-        return found
+                rounding.interval(name)
+                rounding.learn(name, *(side[None] for side in intervals[name]))
+        return rounding
 
     def interval(self, name: str) -> Tensor | None:
-        """What its interval (B, C, H, W), calculated from its operands', may be off by; None: it is exact."""
+        """How far a node's interval (B, C, H, W), computed from its operands', may be off; None: it is exact."""
         node, op = self._graph[name], self._graph[name].op
         if not isinstance(op, Weighted):
             return None
@@ -91,28 +91,28 @@ class Rounding:
         return torch.where(products > 0, gamma(op.terms * len(sizes)) * whole, 0.0)
 
     def learn(self, name: str, lower: Tensor, upper: Tensor) -> None:
-        """That these are proven bounds (B, C, H, W) of a node."""
+        """Takes in proven bounds (B, C, H, W) of a node."""
         node, op = self._graph[name], self._graph[name].op
         if isinstance(op, ReLU):
-            # of one that is always off nothing comes on
+            # a ReLU that is always off passes nothing on
             before = self._size[node.inputs[0]]
             size = torch.where(upper > 0, before, torch.zeros_like(before))
         elif isinstance(op, (Weighted, Input)):
             size = torch.maximum(lower.abs(), upper.abs())
-        else:  # of what is handed on as it is
+        else:  # a selection passes values on as they are
             size = op.apply([self._size[i] for i in node.inputs])
         if node.pooled is not None and node.pooled.source in self._size:
             size = torch.maximum(size, node.pooled.pool.apply([self._size[node.pooled.source]]))
         self._size[name] = size
 
     def at_start(self, name: str, coefs: Tensor, case: Tensor) -> Tensor:
-        """The account (R,) of rows (R, C, h, w) where they set out, about regions ``case`` (R,)."""
-        if name not in self._size:  # a node whose bounds are just being had is affine: the next step counts it
+        """The error (R,), before gamma, of a node's functionals ``coefs`` (R, C, h, w) over regions ``case`` (R,)."""
+        if name not in self._size:  # a node that is just being bounded is affine: ``through`` counts it
             return coefs.new_zeros(len(coefs))
         return self._weighed(self._size[name].amax(dim=(2, 3)), coefs, case)
 
     def through(self, name: str, coefs: Tensor, case: Tensor) -> Tensor:
-        """The account (R,) of passing an affine node, before gamma."""
+        """The error (R,), before gamma, of passing functionals of an affine node on to its operands."""
         if name not in self._worth:
             return coefs.new_zeros(len(coefs))
         return self._weighed(self._worth[name], coefs, case)

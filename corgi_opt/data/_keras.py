@@ -48,9 +48,9 @@ class _Layer:
 
     def require(self, key: str, value: object) -> None:
         """Raise InputError unless option ``key`` is ``value``, Keras's default for an absent option."""
-        found = self.config.get(key, value)
-        if found != value:
-            raise self.refuse(f"{key}={found!r} is not supported, only {value!r}")
+        option = self.config.get(key, value)
+        if option != value:
+            raise self.refuse(f"{key}={option!r} is not supported, only {value!r}")
 
     def pair(self, key: str, default: object) -> tuple[int, int]:
         """Option ``key`` as two positive integers (height, width)."""
@@ -64,14 +64,14 @@ class _Layer:
         """The kernel, checked to have ``ndim`` axes, the last one the output, and the bias or None."""
         kernel = self.weights.get("kernel")
         if kernel is None or kernel.ndim != ndim:
-            found = "none" if kernel is None else f"shape {kernel.shape}"
-            raise self.refuse(f"a kernel with {ndim} axes is expected in the file; found {found}")
+            got = "none" if kernel is None else f"shape {kernel.shape}"
+            raise self.refuse(f"a kernel with {ndim} axes is expected in the file; found {got}")
         if not self.config.get("use_bias", True):
             return kernel, None
         bias = self.weights.get("bias")
         if bias is None or bias.shape != kernel.shape[-1:]:
-            found = "none" if bias is None else f"shape {bias.shape}"
-            raise self.refuse(f"a bias of shape {kernel.shape[-1:]} is expected in the file; found {found}")
+            got = "none" if bias is None else f"shape {bias.shape}"
+            raise self.refuse(f"a bias of shape {kernel.shape[-1:]} is expected in the file; found {got}")
         return kernel, bias
 
 

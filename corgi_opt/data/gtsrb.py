@@ -156,8 +156,8 @@ def _train_rows(images: Path) -> list[tuple[Path, int | None]]:
         table = folder / f"GT-{folder.name}.csv"
         for name, label in _read_table(table):
             if label != int(folder.name):
-                found = "no ClassId" if label is None else f"ClassId {label}"
-                raise InputError(f"{table}: {name} has {found} in the folder of class {int(folder.name)}")
+                got = "no ClassId" if label is None else f"ClassId {label}"
+                raise InputError(f"{table}: {name} has {got} in the folder of class {int(folder.name)}")
             rows.append((folder / name, label))
     return sorted(rows)
 
@@ -207,8 +207,8 @@ def preprocess(image: NDArray[Any]) -> Tensor:
     MissingPackageError without scikit-image.
     """
     if not isinstance(image, np.ndarray) or image.ndim != 3 or image.shape[2] != 3:
-        found = f"shape {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
-        raise InputError(f"an image is a numpy array of shape (height, width, 3), not {found}")
+        got = f"shape {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+        raise InputError(f"an image is a numpy array of shape (height, width, 3), not {got}")
     if image.dtype != np.uint8 and not np.issubdtype(image.dtype, np.floating):
         raise InputError(f"an image is uint8, or floating point in [0, 1], not {image.dtype}")
     height, width = image.shape[:2]

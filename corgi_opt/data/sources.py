@@ -56,15 +56,15 @@ def _built(name: str) -> nn.Module:
 def find_function(what: str, name: str, others: str = "") -> Callable[[], Any]:
     """The function that ``file.py:function`` or ``package.module:function`` names; its module is run.
 
-    ``what`` is being named, and what ``others`` it may be, are for the message. Raises InputError.
+    For the message: ``what`` the name is for, and the ``others`` that it may be. Raises InputError.
     """
     where, _, function = name.rpartition(":")
     if not where or not function:
         raise InputError(f"{what} must be {others}file.py:function or package.module:function, got {name!r}")
-    found = getattr(_load_module(where), function, None)
-    if not callable(found):
+    named = getattr(_load_module(where), function, None)
+    if not callable(named):
         raise InputError(f"{where} has no function {function!r}")
-    return found  # type: ignore[no-any-return]
+    return named  # type: ignore[no-any-return]
 
 
 def _load_module(where: str) -> Any:

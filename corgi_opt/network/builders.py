@@ -1,4 +1,5 @@
-"""One table: aten operation (with its overload) -> what it is in our vocabulary.
+"""The table of builders: for each aten operation (with its overload) what adds it to a graph, as affine operations and
+ReLUs.
 
 A builder names every argument of the operation's schema that it handles (``self`` and ``input`` are called ``x``). One
 that it does not name has to have its default value, or the operation is refused by that argument's name. It returns
@@ -27,13 +28,15 @@ Builder = Callable[..., Any]
 BuilderT = TypeVar("BuilderT", bound=Builder)
 
 BUILDERS: dict[str, Builder] = {}
-"""By operation and overload, as in ``conv2d.default``."""
+"""Builders by operation and overload, as in ``conv2d.default``."""
 
 SAME_VALUES = frozenset({"memory_format", "layout", "device", "pin_memory", "non_blocking", "copy", "cudnn_enabled"})
 """Arguments that say where and how values lie or are computed, not what they are."""
 
 
 def covers(*overloads: str) -> Callable[[BuilderT], BuilderT]:
+    """Enters a builder into the table for these operations."""
+
     def register(builder: BuilderT) -> BuilderT:
         BUILDERS.update(dict.fromkeys(overloads, builder))
         return builder
@@ -54,7 +57,7 @@ def handled(builder: Builder) -> frozenset[str]:
 
 
 def argument_name(name: str) -> str:
-    """What builders call an argument of a schema."""
+    """The name that builders have for an argument of a schema."""
     return "x" if name in ("self", "input") else name
 
 

@@ -98,7 +98,7 @@ class CamNetwork:
 
     @pinned
     def image(self, x: Tensor, name: str = "x") -> Tensor:
-        """x as a float64 CPU image (1, C, H, W) of our own.
+        """A copy of x as a float64 image (1, C, H, W) on the CPU.
 
         Raises InputError on a wrong shape, a missing batch dimension, NaN or infinity.
         """
@@ -199,7 +199,7 @@ def check_model(
 ) -> tuple[Unsupported, ...]:
     """Every unsupported operation of the model, with its module path and what to do about it; empty when it builds.
 
-    Raises what :func:`from_torch` raises where that is not an operation of the model.
+    Raises what :func:`from_torch` raises, but for unsupported operations, which are returned.
     """
     try:
         ready = _Ready.of(model, example)
@@ -228,7 +228,7 @@ class _Ready:
         try:
             _check_scores(scores(replayed, image))
         except UnsupportedOpError:
-            require_runs(stand_in(model), example)  # or it is the image's fault
+            require_runs(stand_in(model), example)  # raises InputError where the image is at fault
             raise
         _check_hooks(model, image)
         exported = export(stand_in(model), example, known)
@@ -249,7 +249,7 @@ class _Ready:
 
 
 def _check_scores(logits: Tensor) -> None:
-    """Raises UnsupportedOpError for what are no scores of one image, NoCamHeadError for maps of them."""
+    """Raises UnsupportedOpError unless these are scores (1, classes) of one image, NoCamHeadError for maps of them."""
     if logits.ndim == 4 and logits.shape[0] == 1 and logits.numel() != logits.shape[1]:
         raise NoCamHeadError(
             "no CAM head: the network must end in spatial features -> global average -> linear, and return one row of "

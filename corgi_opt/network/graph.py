@@ -92,7 +92,7 @@ class LayerGraph:
 
     @pinned_with_grad
     def values(self, x: Tensor, until: str | None = None) -> Mapping[str, Tensor]:
-        """Every node's value up to ``until``, by name."""
+        """The values of ``until`` (default: the output) and of all nodes that it depends on, by name."""
         values = {self.input: x}
         for name in self.ancestors(until or self.output):
             node = self[name]

@@ -178,9 +178,10 @@ def _no_target(graph: LayerGraph, target: str) -> str:
 def find_in_model(
     model: nn.Module, graph: LayerGraph, features: str, weight: Tensor, images: Sequence[Tensor]
 ) -> Replay:
-    """Where the last feature map goes by in a run of the caller's model, with the head proven there.
+    """How to replay the caller's model: which map of a run is the last feature map, with the head proven there.
 
-    Raises ParityError where no map is the graph's, NoCamHeadError where the head is not the one that was found.
+    Raises ParityError where no map is the graph's, NoCamHeadError where the class scores are not ``weight`` times the
+    mean of that map, plus a bias.
     """
     shape = graph[features].shape
     runs = [watch(model, x, shape) for x in images]
@@ -229,7 +230,7 @@ def _equal_maps(
 
 @dataclass(frozen=True, eq=False)
 class _Means:
-    """What class scores have beside the mean of the CAM: ``bias`` (classes,), known to within ``doubt`` (classes,)."""
+    """Class scores are the mean of the CAM plus ``bias`` (classes,), which is known to within ``doubt`` (classes,)."""
 
     weight: Tensor
     bias: Tensor

@@ -1,6 +1,6 @@
 """An exported model -> LayerGraph, by the table of builders; collects every problem on the way.
 
-``pooled`` keeps max pools whole and in the model's own order (the paper's bound relaxes them so); the normal form that
+The graph keeps max pools whole and in the model's own order (the paper's bound relaxes them so); the normal form that
 everything else works on comes from it by :func:`corgi_opt.network.lowering.normal_form`.
 """
 

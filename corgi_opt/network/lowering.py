@@ -6,7 +6,7 @@
   (overlapping windows then share their columns' maxima);
 * ``maxpool(relu(x)) = relu(maxpool(x))``: one ReLU per window in place of one per candidate.
 
-Adding a piecewise-linear layer is a builder, and a rule here where it is not one line; nothing elsewhere.
+A new piecewise-linear layer is a builder, with a rewrite here where that is more than a line, and nothing elsewhere.
 """
 
 from __future__ import annotations

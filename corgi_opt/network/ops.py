@@ -8,8 +8,8 @@ Every tensor between nodes is a map ``(N, C, H, W)``; a vector is a map of one p
   functional. One that only selects rounds nothing; one that sums products says how many, and what they come to in
   absolute values (``absolute``, ``linear``, ``bias_map``, ``terms``), which is what rounding is counted from.
 
-So a new affine operation is a class here, one that proof/operations.py has for it, and a row of answering/plain.py that
-makes the one of the other; a builder says which layers are it.
+A new affine operation is a class here, its counterpart in proof/operations.py, a row of answering/plain.py that makes
+the second from the first, and a builder for the layers that it covers.
 
 A *window* is a rectangle of positions that may overhang the image: positions outside hold no neuron, and
 whoever reads a window there reads zero. This makes the windows of all positions of a layer one shape, so that
@@ -38,12 +38,6 @@ class Window(NamedTuple):
     h: int
     w: int
 
-    def union(self, other: Window) -> Window:
-        y, x = min(self.y, other.y), min(self.x, other.x)
-        bottom = max(self.y + self.h, other.y + other.h)
-        right = max(self.x + self.w, other.x + other.w)
-        return Window(y, x, bottom - y, right - x)
-
     def intersects(self, other: Window) -> bool:
         rows = self.y < other.y + other.h and other.y < self.y + self.h
         return rows and self.x < other.x + other.w and other.x < self.x + self.w
@@ -59,6 +53,7 @@ class Geometry(NamedTuple):
     step: tuple[int, int] = (1, 1)
 
     def size(self, h: int, w: int) -> tuple[int, int]:
+        """Height and width of the input window that an output window (h, w) reads."""
         (sy, sx), (ey, ex) = self.stride, self.extent
         return (h - 1) * sy + ey, (w - 1) * sx + ex
 
@@ -67,6 +62,7 @@ class Geometry(NamedTuple):
         return places.moved(self.stride, self.offset)
 
     def window(self, out: Window) -> Window:
+        """The input window that an output window reads."""
         return Window(
             out.y * self.stride[0] + self.offset[0],
             out.x * self.stride[1] + self.offset[1],

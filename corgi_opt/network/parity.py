@@ -25,10 +25,10 @@ PARITY_TOLERANCE = 1e-9
 """Largest difference of a channel from the caller's model, relative to the largest such sum of its last step."""
 
 ROUNDING = 1e-13
-"""What float64 may lose on the way from the image, relative to the sum of absolute terms of all steps."""
+"""Rounding error of float64 on the way from the image, relative to the sum of absolute terms of all steps."""
 
 MOST_ROUNDING = 1e-3
-"""When a model is read: beyond this share of a map's own size, rounding is no excuse."""
+"""The share of a map's own size up to which rounding may explain a difference when a model is read."""
 
 
 def size_of_step(graph: LayerGraph, name: str, values: Mapping[str, Tensor]) -> Tensor:
@@ -40,10 +40,10 @@ def size_of_step(graph: LayerGraph, name: str, values: Mapping[str, Tensor]) -> 
 
 def size_from_image(graph: LayerGraph, name: str, x: Tensor) -> Tensor:
     """The sum of the absolute terms of all steps from the image x (1, C, H, W) to a node."""
-    found: dict[str, Tensor] = {}
+    sizes: dict[str, Tensor] = {}
     for each in graph.ancestors(name):
-        found[each] = _size(graph[each], [found[i] for i in graph[each].inputs], x)
-    return found[name]
+        sizes[each] = _size(graph[each], [sizes[i] for i in graph[each].inputs], x)
+    return sizes[name]
 
 
 def _size(node: Node, operands: list[Tensor], value: Tensor) -> Tensor:
@@ -70,7 +70,7 @@ def probes(example: Tensor) -> Iterator[Tensor]:
 
 
 def check_steps(exported: Exported, ingested: Ingested, example: Tensor) -> None:
-    """Every operation of the graph against torch's, each from the values that torch's own run gave its operands.
+    """Compares every operation of the graph with torch's, each on the values that torch's own run has for its operands.
 
     Raises ParityError.
     """

@@ -1,4 +1,4 @@
-"""Runs a float64 stand-in of the caller's model and sees its maps go by: the reading that shares nothing with ours.
+"""Runs a float64 stand-in of the caller's model and records its feature maps: a reading that shares no code with ours.
 
 Casts inside a forward pass (``x.float()``, ``x.to(w.dtype)``) are identities here: what is answered is about the exact
 network, and a stand-in in float64 could not run them (a float32 image meets float64 weights).
@@ -29,7 +29,7 @@ RETURN_LOGITS = "Wrap it in a module whose forward returns the logits alone, for
 
 @dataclass(frozen=True, eq=False)
 class Replay:
-    """The caller's model, and which of the maps that go by in a run is its last feature map.
+    """The caller's model, and which of the maps that a run computes is its last feature map.
 
     ``model``: a float64 stand-in. ``shape`` (C, H, W) of the map, ``place``: its number among the maps of that shape
     in a run, ``count``: how many there are. ``require``: raises ParityError where it cannot be the map that the class
@@ -55,7 +55,7 @@ class Replay:
 
 
 def watch(model: nn.Module, x: Tensor, shape: tuple[int, int, int]) -> tuple[Tensor, list[Tensor]]:
-    """The class scores (classes,) of x (1, C, H, W), and every map of this shape that went by, as it was then."""
+    """The class scores (classes,) of x (1, C, H, W), and every map of this shape in the run, as it was when made."""
     with alone(), torch.no_grad(), NoCasts(), _Maps(shape) as seen:
         seen.see(image := x.detach().to("cpu", torch.float64, copy=True))
         logits = seen.before_order_is_all(logits_of(model(image)))
@@ -171,7 +171,7 @@ class _Maps(TorchFunctionMode):
         return scores
 
     def _taken(self, value: Any) -> Any:
-        """A map that no function gave, as it is now: written into, or from where torch functions are not seen."""
+        """Records an argument that was written into since it was recorded, or made where no torch function is seen."""
         known = self._known.get(id(value))
         return value if known is not None and known[1] == _writes(value) else self.see(value)
 
@@ -212,7 +212,7 @@ def _writes(tensor: Tensor) -> int:
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Without the hooks that the caller has set on all modules there are."""
+    """A block without torch's global module hooks, which are the caller's."""
     names = [name for name in vars(module_hooks) if name.startswith("_global_") and name.endswith("_hooks")]
     with ExitStack() as stack:
         for name in names:

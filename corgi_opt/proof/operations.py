@@ -1,12 +1,12 @@
-"""The operations of a network, each with the rules that bounds need of it: nothing else in proof/ tells one affine
-operation from another.
+"""The operations of a network, each with the rules that bounds need of it. Nothing else in proof/ tells one affine
+operation from another, except that bounds.py recognises a maximum by its ``Combine``.
 
 Beside the image and ReLU there are two kinds, both of maps (C, H, W):
 
 * a *selection*: every value is one of its operands' or zero. Nothing is calculated, so nothing is rounded;
 * a *weighted* sum ``sum_i M_i x_i + b``, whose rounding bounds.py counts from its numbers of terms.
 
-A rule says what is so of M; what rounding may hide of that is said once, in bounds.py.
+A rule is about exact M; the rounding of its result is accounted for once, in bounds.py.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ Pair = tuple[int, int]
 
 
 class Operation:
-    """What it holds is what a network's hash says of it: arrays, one tuple of arrays at most, and numbers, strings and
-    tuples of them; each field is always one of these."""
+    """An operation. Its fields are what the network's hash is of: arrays, at most one tuple of arrays, and numbers,
+    strings and tuples of them. A field never changes from one of these kinds to another."""
 
     @property
     def weights(self) -> tuple[Array, ...]:
@@ -35,7 +35,7 @@ class Operation:
         return ()
 
     def reads(self, size: Pair) -> Pair:
-        """How large a window of an operand is that a window of this size reads."""
+        """The size of the operand's window that a window of this size reads."""
         return size
 
 
@@ -54,16 +54,16 @@ class Selection(Operation, ABC):
 
     @abstractmethod
     def image(self, values: Sequence[Numbers], shape: Shape) -> Numbers:
-        """What is selected of the operands' maps, of this shape."""
+        """The selection, a map of this shape, from the operands' maps."""
 
     @abstractmethod
     def adjoint(self, rows: Rows) -> list[Rows]:
-        """The functionals of each operand that functionals of the selection are."""
+        """Functionals of the selection as functionals of each operand."""
 
 
 class Weighted(Operation, ABC):
-    """``sum_i M_i x_i + b``. Every entry of every M_i is zero or one of ``weights``, whatever numbers these are: rules
-    that are given their absolute values are those of ``|M_i|``, given what is above zero in them, of what is so in M_i.
+    """``sum_i M_i x_i + b``. Every entry of every M_i is zero or one of ``weights``. Rules take the weights as an
+    argument: given their absolute values, a rule is that of ``|M_i|``, given their positive parts, that of M_i's.
     """
 
     @property
@@ -167,7 +167,7 @@ class Conv(Weighted):
     def add_bias(self, rows: Rows, bias: Numbers, tally: Tally) -> None:
         """Sums over positions first: the bias is the same at all of them."""
         tally.add(rows.coefs.sum(axis=(2, 3)) * bias[:, 0, 0])
-        if tally.rounds:  # of the sums over positions
+        if tally.rounds:  # the error of the sums over positions
             size = np.abs(rows.coefs).sum(axis=(2, 3)) @ np.abs(self.bias)
             tally.may_be_off(tally.arithmetic.gamma(math.prod(rows.coefs.shape[2:]) + 2) * size)
 
@@ -190,7 +190,7 @@ class Tap(Selection):
         return np.where(there[None], taken, taken * 0)
 
     def adjoint(self, rows: Rows) -> list[Rows]:
-        """The same coefficients, elsewhere."""
+        """The same coefficients, at the positions that are read."""
         (h, w), (sy, sx) = rows.coefs.shape[2:], self.stride
         below = np.zeros((*rows.coefs.shape[:2], *self.reads((h, w))), dtype=rows.coefs.dtype)
         below[:, :, ::sy, ::sx] = rows.coefs

@@ -83,7 +83,7 @@ def test_what_is_proven_does_not_depend_on_how_much_is_held_at_once(monkeypatch)
         return np.concatenate([margins.atoms, margins.per_group])
 
     before = found()
-    monkeypatch.setattr(memory, "PIXELS_AT_ONCE", 40)
+    monkeypatch.setattr(memory, "ENTRIES_AT_ONCE", 40)
     monkeypatch.setattr(checker_module.Float64, "at_once", 50)
     np.testing.assert_allclose(found(), before, rtol=1e-12)
 
@@ -141,6 +141,6 @@ def test_a_file_with_something_after_its_end_is_refused(end):
 def test_a_directory_that_is_said_to_be_elsewhere_is_refused():
     content = of_units(3).to_bytes()
     locator = b"PK\x06\x07" + bytes(16)
-    with pytest.raises(CertificateError, match="no zip archive as they are"):
+    with pytest.raises(CertificateError, match="no zip archive of their kind"):
         Certificate.from_bytes(content[:-22] + locator + content[-22:])
     assert archive.END.size == 22

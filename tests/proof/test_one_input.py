@@ -273,5 +273,5 @@ def test_claims_are_believed_only_as_far_as_they_are_proven():
     assert refused > 300
     for flat in ([-1], [len(drawn.biases[0])], [0, 0]):
         none = np.full(len(flat), np.inf)
-        with pytest.raises(ProofError, match="there are not"):
+        with pytest.raises(ProofError, match="do not exist"):
             bounds.reach(1, Claims(np.array(flat, dtype=np.int64), -none, none))
