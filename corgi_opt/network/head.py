@@ -51,7 +51,7 @@ def find_head(graph: LayerGraph, target: str | None = None) -> Head:
     # the average of one pixel is the pixel: only a mean that is written down says that there is a map
     kept = kept or [tail for tail in tails if graph[tail[0]].shape[1:] == (1, 1) and _is_mean_of(graph, *tail)][-1:]
     if not kept:
-        raise NoCamHeadError(_no_head(graph, tails[-1][0]) if target is None else _no_target(graph, target))
+        raise NoCamHeadError(_no_head(graph) if target is None else _no_target(graph, target))
     features, nodes = kept[0]
     return Head(features, *_form(graph, features, nodes))
 
@@ -157,11 +157,11 @@ def _is_of(module: str, target: str) -> bool:
     return module == target or module.startswith(f"{target}.")
 
 
-def _no_head(graph: LayerGraph, last: str) -> str:
+def _no_head(graph: LayerGraph) -> str:
     tail = " -> ".join(repr(n) for n in graph.order[-4:])
     return (
         "no CAM head: the network must end in spatial features -> global average -> linear, but its class scores are "
-        f"no affine function, the same at every pixel, of the last map that they all come from, {last!r}. It ends in "
+        f"no affine function, the same at every pixel, of the last map that they all come from. It ends in "
         f"{tail}. Networks with dense layers after the features have no CAM (Grad-CAM is not covered)."
     )
 

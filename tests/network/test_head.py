@@ -74,7 +74,7 @@ def test_what_is_no_head_is_refused(name):
 @pytest.mark.parametrize("change", ["weight", "swapped", "pixels", "features", "bias"])
 def test_a_head_that_is_taken_for_another_is_never_a_net(monkeypatch, change):
     """Whatever finds the head, and however it errs: the model itself does not agree."""
-    model = seeded(Headed, tail=lambda m, y: m.head(y.mean((2, 3))))
+    model = seeded(Headed, tail=lambda m, y: m.head(y.sum((2, 3))))
 
     def misled(graph, target):
         right = find_head(graph, target)
@@ -151,7 +151,7 @@ def test_linear_layers_without_anything_between_are_one():
         layer[1].running_var.copy_(torch.linspace(0.5, 2, 5))
         layer[1].weight.copy_(torch.linspace(-2, 1, 5))
     net = co.from_torch(model, X)
-    scale = (layer[1].weight / (layer[1].running_var + layer[1].eps).sqrt()).double()
+    scale = layer[1].weight.double() / (layer[1].running_var.double() + layer[1].eps).sqrt()
     weight = layer[3].weight.double() @ (scale[:, None] * layer[0].weight.double())
     for k in range(3):
         torch.testing.assert_close(net.cam(X, k), by_hand(model, weight, X)[k].detach(), rtol=1e-9, atol=1e-9)
