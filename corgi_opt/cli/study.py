@@ -10,7 +10,7 @@ import typer
 from corgi_opt.cli.output import emit, say
 from corgi_opt.errors import InputError
 from corgi_opt.study.engine import run
-from corgi_opt.study.plan import Plan
+from corgi_opt.study.plan import Plan, import_for
 from corgi_opt.study.report import write_report
 from corgi_opt.study.store import Progress, Store
 
@@ -75,11 +75,13 @@ def status_command(plan: PlanFile, out: Folder = None, as_json: Json = False) ->
 @study_app.command("report")
 def report_command(plan: PlanFile, out: Folder = None, as_json: Json = False) -> None:
     """Writes report.html (one file, no network) and the figures as PNG and PDF into the study's folder."""
-    made = write_report(folder_of(plan, out))
+    folder = folder_of(plan, out)
+    import_for(plan)  # its methods and properties have names and colours, and there may be figures of one's own
+    report = write_report(folder)
     if as_json:
-        emit({"report": str(made.page), "figures": [str(f) for f in made.figures], "rows": made.rows})
+        emit({"report": str(report.page), "figures": [str(f) for f in report.figures], "rows": report.rows})
     else:
-        say(f"{made.page}: {made.rows} cells, {len(made.figures)} figures")
+        say(f"{report.page}: {report.rows} cells, {len(report.figures)} figures")
 
 
 @study_app.command("export")
