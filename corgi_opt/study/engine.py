@@ -107,7 +107,7 @@ def require_known(client: Any, cells: Iterable[Cell], imports: Sequence[Import],
         here = owns.get((role, name))
         if there is None:
             homes = () if here is None else here.homes
-            advice = "" if homes else " Register it in a file of its own."
+            advice = "" if homes else " Register it in a file of its own, and start this process anew."
             raise StudyError(
                 f"{role} {name!r} is registered in this process and not in those that answer cells.{advice} "
                 f"{hint(role, homes)}"

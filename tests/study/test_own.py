@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import json
 import re
@@ -273,6 +274,14 @@ def test_what_only_the_caller_registered_is_refused_and_the_advice_works(tmp_pat
     assert reply["state"] == "done" and reply["lower"] > 0
 
 
+def test_what_a_notebook_registered_is_refused_with_the_way_out(tables):
+    exec(compile(REGISTERS, "<a cell of a notebook>", "exec", dont_inherit=True), {"__name__": "nowhere"})
+    made = Plan.of(plan())
+    with pytest.raises(co.StudyError, match=r"in a file of its own, and start this process anew.*\"FILE.py"):
+        require_known(Client(), made.cells(), made.imports, 2.0**31)
+    worker.end_children()
+
+
 SCRIPT = """
 import sys, tomllib
 from corgi_opt import StudyError, study
@@ -345,6 +354,8 @@ def keys(folder: Path, text: str, **more: object) -> list[str]:
 
 def test_a_key_holds_the_file_of_what_its_cell_uses(tmp_path):
     (bare,) = Plan.of(plan(questions=[{"k": 1, "method": "crown"}])).cells()
+    three = json.dumps([bare.model.sha256, bare.image.sha256, bare.ask.plain()], sort_keys=True)
+    assert bare.key == hashlib.sha256(three.encode()).hexdigest()[:32]  # as before there were imports
     first = keys(tmp_path / "a", REGISTERS)
     assert first[1] == bare.key  # what is answered stays answered when a plan imports something new
     assert keys(tmp_path / "b", REGISTERS) == first  # wherever the file stands
