@@ -300,8 +300,8 @@ def known_here(task: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def bring_in(task: Mapping[str, Any]) -> None:
-    """Imports what the plan of a task names. Raises what :meth:`Import.bring_in` raises."""
-    for name, sha256 in task["imports"]:
+    """Imports what the plan of a task names, if anything. Raises what :meth:`Import.bring_in` raises."""
+    for name, sha256 in task.get("imports", ()):
         Import(name, sha256).bring_in()
 
 

@@ -45,7 +45,7 @@ def run_guarded(task: Mapping[str, Any], memory_limit: float) -> dict[str, Any]:
     """The same on a dask worker or elsewhere. ``memory_limit`` in bytes."""
     why, peak = "", 0.0
     for _ in range(TRIES):
-        child = _child(task["imports"])
+        child = _child(task.get("imports", []))
         try:
             reply = child.ask(json.dumps(task), task["hard_limit"], memory_limit)
         except ChildLostError as lost:
