@@ -554,6 +554,50 @@ def test_help(corgi, command, words):
     assert [w for w in words if w not in ran.out] == []
 
 
+SETTING = "--keep-class --class=None --norm=inf --clip=0,1 --size=None --weights=None --solver=None"
+WHAT = "--k=None --within=None --property=None --method=auto"
+
+
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        (
+            ["verify"],
+            f"model --image --eps {WHAT} {SETTING} --time-limit=300.0 --device=auto --seed=0 --certificate=None --json",
+        ),
+        (
+            ["radius"],
+            f"model --image {WHAT} --rtol=0.01 {SETTING} --time-limit=600.0 --device=auto --seed=0 --json",
+        ),
+        (
+            ["compare"],
+            "model --image --k=None --property=None --eps=None --methods=None --rtol=0.01 --within=None "
+            f"{SETTING} --plot=None --time-limit=600.0 --device=auto --seed=0 --json",
+        ),
+        (["check"], "file --model --weights=None --exact --json"),
+        (
+            ["study", "run"],
+            "plan --out=None --workers=None --scheduler=None --memory-limit=None --grace=60.0 --device=auto "
+            "--retry-failed --json",
+        ),
+    ],
+)
+def test_commands_have_their_options_in_this_order_and_with_these_defaults(corgi, command, options):
+    known = cli.typer.main.get_command(cli.app)
+    for name in command:
+        known = known.commands[name]
+    assert [shown(parameter) for parameter in known.params] == options.split()
+    help_text = corgi(*command, "--help").out
+    places = [help_text.index(f"{option.partition('=')[0]} ") for option in options.split()[1:]]
+    assert places == sorted(places)
+
+
+def shown(parameter) -> str:
+    """An option with its default, unless it has to be given or is a flag that is off."""
+    asked = parameter.required or (parameter.default is False and parameter.is_flag)
+    return parameter.opts[0] if asked else f"{parameter.opts[0]}={parameter.default}"
+
+
 def test_no_command_shows_the_help(corgi):
     ran = corgi()
     assert ran.code == 3

@@ -14,6 +14,7 @@ from torch import nn
 
 from corgi_opt.data.sources import load_model
 from corgi_opt.errors import InputError
+from corgi_opt.study.own import run_once
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class ModelSource:
 
     @classmethod
     def of(cls, entry: Any, folder: Path, where: str) -> ModelSource:
-        """Raises InputError."""
+        """From an entry of a plan in ``folder``; ``where``: its place, for messages. Raises InputError."""
         if isinstance(entry, nn.Module):
             raise InputError(
                 f"{where}: workers build the network themselves, so a plan names what builds it ('file.py:function' or "
@@ -45,8 +46,8 @@ class ModelSource:
         return cls(build, None if weights is None else str((folder / weights).resolve()))
 
     def built(self) -> nn.Module:
-        """Raises InputError."""
-        return load_model(self.build, None if self.weights is None else Path(self.weights))
+        """Builds the network. Raises InputError."""
+        return load_model(run_once(self.build), None if self.weights is None else Path(self.weights))
 
     def sourced(self, name: str) -> SourcedModel:
         """Builds it once, for its hash. Raises InputError."""
@@ -72,8 +73,8 @@ class SourcedModel:
 
 
 def model_sha256(module: nn.Module) -> str:
-    """Of what the network is: its structure, the plain attributes of its modules, weights and buffers, and the source
-    of every class that is not torch's own.
+    """The hash of what the network is: its structure, the plain attributes of its modules, weights and buffers, and the
+    source of every class that is not torch's own.
 
     Where the file that builds it stands, and what else is in there, plays no part; what the code takes from elsewhere
     (a global constant, a function of another module) is not seen.
