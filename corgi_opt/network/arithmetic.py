@@ -149,19 +149,19 @@ def _summed(t: Translation, fx: Any, x: Any, dim: Any, mean: bool) -> Value:
 
 def _planes(t: Translation, fx: Any, slices: Tensor, share: float) -> Tensor | None:
     """The numbers of sums that are each over the whole plane of a channel of a node; None where some are not."""
-    made = []
-    for sums in slices.flatten(1).T:  # what one entry of the result is the sum of
-        plane = t.plane_of(sums)
-        if plane is None:
-            return None
-        made.append(plane)
-    entries: dict[str, Tensor] = {}
-    for name in dict.fromkeys(name for name, _ in made):
-        channels, height, width = t.builder.nodes[name].shape
-        weight = torch.full((channels, 1, height, width), share, dtype=torch.float64)
-        node = t.add(fx, label(fx), Conv2d(weight, None, groups=channels), (name,), (channels, 1, 1))
-        entries[name] = t.entries(node).flatten()
-    return torch.stack([entries[name][channel] for name, channel in made])
+    planes = [t.plane_of(sums) for sums in slices.flatten(1).T]  # what each entry of the result is the sum of
+    made = [plane for plane in planes if plane is not None]
+    names = list(dict.fromkeys(name for name, _ in made))
+    if len(made) < len(planes) or len({t.builder.nodes[name].shape[1:] for name in names}) != 1:
+        return None
+    operand, channels = names[0], [channel for _, channel in made]
+    if len(names) > 1:  # of several nodes: of the map that they make together
+        operand = t.map_of(torch.stack([t.entries(name)[channel] for name, channel in made])[None])
+        channels = list(range(len(made)))
+    count, height, width = t.builder.nodes[operand].shape
+    weight = torch.full((count, 1, height, width), share, dtype=torch.float64)
+    node = t.add(fx, label(fx), Conv2d(weight, None, groups=count), (operand,), (count, 1, 1))
+    return t.entries(node).flatten()[channels]
 
 
 def _over_axes(t: Translation, fx: Any, operand: str, axes: set[int], share: float) -> str:
