@@ -16,6 +16,7 @@ from corgi_opt._deadline import check_time_limit
 from corgi_opt._progress import reporting
 from corgi_opt.answering.asking import asked, chosen_property
 from corgi_opt.answering.backends import check_solver
+from corgi_opt.answering.batches import images_of
 from corgi_opt.answering.margin_search import MarginSearch
 from corgi_opt.answering.radius_search import RadiusSearch, tied
 from corgi_opt.answering.verdict import unasked
@@ -239,7 +240,7 @@ def compare(
     where, tolerance, options = resolve_device(device), check_rtol(rtol), PgdOptions(seed=seed)
     check_time_limit(time_limit)
     backend = [check_solver(solver, method, norm) for method in chosen][-1]  # one and the same for every method
-    images = _images(x)
+    images = images_of(x)
     cases = [(at, one, size) for at in range(len(images)) for one in wanted for size in epses]
     found: list[Compared] = []
     with reporting(progress, "compare") as report:
@@ -301,12 +302,6 @@ def _of_tied(nothing: Radius, image: int, eps: float | None, methods: Sequence[s
     answer: Answer = nothing if eps is None else unasked(nothing.asked, eps, nothing.reason)
     answers = {name: replace(answer, method=name) for name in methods}
     return Compared(image, nothing.asked, eps, answers, {})
-
-
-def _images(x: Any) -> list[Any]:
-    """A batch image by image; what is no batch of several is left for others to judge."""
-    several = isinstance(x, Tensor) and x.layout == torch.strided and x.ndim == 4 and len(x) > 1
-    return [x[at : at + 1] for at in range(len(x))] if several else [x]
 
 
 def _several(name: str, value: Any) -> list[Any]:

@@ -18,6 +18,7 @@ from corgi_opt._deadline import Deadline
 from corgi_opt._progress import Report, reporting, silent
 from corgi_opt.answering.asking import Means, asked, asked_of, chosen_property
 from corgi_opt.answering.backends import named_solver
+from corgi_opt.answering.batches import over_images
 from corgi_opt.answering.ladder import Ladder
 from corgi_opt.answering.prover import Prover
 from corgi_opt.answering.verdict import ATTACK_SHARE, CORGI_FIRST, CORGI_SHARE, climb
@@ -365,6 +366,7 @@ def _first(method: str) -> list[str]:
 
 
 @pinned
+@over_images()
 def radius(
     net: CamNetwork,
     x: Tensor,
@@ -389,7 +391,7 @@ def radius(
 
     Arguments as in :func:`corgi_opt.verify`. ``rtol``: relative resolution; for an exact method the bracket closes to
     ``upper / lower <= 1 + rtol`` unless ``reason`` says why not, for a relaxation ``lower`` is within rtol of the
-    largest eps it certifies. A tied image has radius 0, with that reason.
+    largest eps it certifies. A tied image has radius 0, with that reason. Of several images or classes, a list.
 
     ``time_limit`` is shared so that a method certifies at least what CROWN does in the same time. The attack has a
     quarter of it at first. CORGI's radius, which is recorded beside the answer, has a tenth
