@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 M = TypeVar("M", bound=nn.Module)
 
 
-def seeded(build: type[M], seed: int = 0, **kwargs: int) -> M:
+def seeded(build: type[M], seed: int = 0, **kwargs: Any) -> M:
     """The module with random weights and, where it has batch norm, random running statistics."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -161,6 +161,19 @@ class Pooled(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc(F.relu(self.c2(self.pool(F.relu(self.c1(x))))).mean((2, 3)))
+
+
+def conv_of(layer: nn.Module) -> nn.Conv2d:
+    """A layer of a sequence, which only says of it that it is a module."""
+    assert isinstance(layer, nn.Conv2d)
+    return layer
+
+
+def bias_of(layer: nn.Module) -> Tensor:
+    """The bias of a convolution that has one."""
+    bias = conv_of(layer).bias
+    assert bias is not None
+    return bias
 
 
 def image(*shape: int, seed: int = 0) -> Tensor:

@@ -38,7 +38,7 @@ class SmallQuestion:
     model was built from; with ``keep_class`` the bias of its head was moved afterwards.
     """
 
-    model: nn.Module
+    model: Small
     x: Tensor
     eps: float
     k: int

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
-from nets import Plain, image, seeded
+from nets import Plain, bias_of, image, seeded
 from torch import Tensor, nn
 
 import corgi_opt as co
@@ -29,7 +29,7 @@ class Headed(Plain):
         return self.tail(self, self.body(x))
 
 
-def by_hand(model: nn.Module, weight: Tensor, x: Tensor) -> Tensor:
+def by_hand(model: Plain, weight: Tensor, x: Tensor) -> Tensor:
     """CAMs (classes, H, W) of float64 features and a matrix (classes, C)."""
     return torch.einsum("kc,chw->khw", weight.double(), model.double().body(x.double())[0])
 
@@ -139,7 +139,7 @@ def test_the_map_behind_a_relu_that_is_always_on_when_it_is_read():
     """At all images that the reading is checked on, the maps before and behind it are the same."""
     model = seeded(Headed, tail=lambda m, y: m.head(y.mean((2, 3))))
     with torch.no_grad():
-        model.body[2].bias.fill_(50.0)
+        bias_of(model.body[2]).fill_(50.0)
     net = co.from_torch(model, X)
     far = torch.full((1, 1, 6, 6), 1e3).double() * torch.linspace(-1, 1, 36).view(1, 1, 6, 6)
     expected = by_hand(model, model.head.weight, far)
