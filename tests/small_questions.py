@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from enumeration import Answer, exact_margin, exact_margin_keep_class, exact_within_margin
-from linear_regions import Affine, Array, Ball, Clip
+from linear_regions import Affine, Array, Ball
 from nets import Small, image, seeded
 from torch import Tensor, nn
 
@@ -45,7 +45,7 @@ class SmallQuestion:
     within: int | None
     keep_class: bool
     norm: str
-    clip: Clip
+    clip: tuple[float, float] | None
     class_idx: int
     label: str
 

@@ -28,6 +28,7 @@ def test_lower_is_certified_and_the_limit_is_resolved(pooled, method, rtol):
     assert co.verify(net, x, eps=r.lower, k=2, class_idx=0, method=method).status == "certified"
     above = co.verify(net, x, eps=r.lower * (1 + rtol), k=2, class_idx=0, method=method)
     assert above.status != "certified"
+    assert r.counterexample is not None
     assert net.model_cam(r.counterexample.image, 0) is not None
     assert r.counterexample.distance == r.upper
 

@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from nets import Pooled, image, seeded
 from oracles import plain_milp_margin
 from patience import mostly_slow
-from small_questions import questions
+from small_questions import SmallQuestion, questions
 
 import corgi_opt as co
-from corgi_opt.answering import margin_search as tightness
 from corgi_opt.answering.margin_search import tight_margin
+from corgi_opt.bounding.margins import Margins
 
 RTOL = 1e-3
 METHODS = ("corgi", "crown", "dual", "lp")
 
 
-def asked(seed: int, norms: tuple[str, ...], count: int = 12):
+def asked(seed: int, norms: tuple[str, ...], count: int = 12) -> list[SmallQuestion]:
     """Questions about top-k sets of any class."""
     return [q for q in questions(count, seed, norms) if q.within == q.k and not q.keep_class]
 
 
-def margin(question, method: str, **options: object) -> co.Verdict:
+def margin(question: SmallQuestion, method: str, **options: Any) -> co.Verdict:
     net = co.from_torch(question.model, question.x)
     arguments = {n: v for n, v in question.arguments.items() if n not in ("within", "keep_class")}
     return tight_margin(net, question.x, method=method, rtol=RTOL, device="cpu", **arguments, **options)
@@ -93,14 +94,14 @@ def test_it_stops_at_its_time_limit_with_what_it_has():
 def test_a_bound_above_a_replayed_image_is_raised(monkeypatch):
     x = image(1, 8, 8)
     net = co.from_torch(seeded(Pooled), x)
-    honest = tightness.Margins.crown
+    honest = Margins.crown
 
     def lying(self, *args):
         found = honest(self, *args)
         self.lower = self.lower + 1e3
         return found
 
-    monkeypatch.setattr(tightness.Margins, "crown", lying)
+    monkeypatch.setattr(Margins, "crown", lying)
     with pytest.raises(co.BoundOrderError, match="replayed image"):
         tight_margin(net, x, eps=0.05, k=2, method="crown")
 
