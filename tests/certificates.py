@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 from small_questions import SmallQuestion, questions
@@ -38,7 +39,7 @@ class Case:
         top = sorted(cam.flatten().topk(self.asked.k).indices.tolist())
         return TopPixels(class_idx, tuple(top), self.asked.k if self.asked.within is None else self.asked.within)
 
-    def claiming(self, **changes: object) -> Certificate:
+    def claiming(self, **changes: Any) -> Certificate:
         """The certificate, for another claim about top pixels."""
         return with_claim(self.certificate, says=replace(self.top, **changes))
 
@@ -66,9 +67,9 @@ def rejected(certificate: Certificate, network: Network) -> str:
     return str(caught.value)
 
 
-def with_claim(certificate: Certificate, **changes: object) -> Certificate:
+def with_claim(certificate: Certificate, **changes: Any) -> Certificate:
     return replace(certificate, claim=replace(certificate.claim, **changes))
 
 
-def with_region(certificate: Certificate, **changes: object) -> Certificate:
+def with_region(certificate: Certificate, **changes: Any) -> Certificate:
     return with_claim(certificate, region=replace(certificate.claim.region, **changes))

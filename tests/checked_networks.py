@@ -15,9 +15,9 @@ from corgi_opt.proof.arithmetic import Float64
 from corgi_opt.proof.bounds import Bounds, Claims
 from corgi_opt.proof.network import Network
 from corgi_opt.proof.operations import Relu
-from corgi_opt.proof.region import Region
+from corgi_opt.proof.region import Norm, Region
 
-NORMS = ("inf", "2", "1")
+NORMS: tuple[Norm, ...] = ("inf", "2", "1")
 
 
 @functools.cache
@@ -28,13 +28,13 @@ def built(case: str) -> tuple[co.CamNetwork, Network, torch.Tensor]:
     return net, plain_network(net), x
 
 
-def region(case: str, norm: str = "inf", eps: float | None = None) -> tuple[co.Ball, Region]:
+def region(case: str, norm: Norm = "inf", eps: float | None = None) -> tuple[co.Ball, Region]:
     ball = co.Ball(built(case)[2], CASES[case][3] * FAR[norm] if eps is None else eps, norm, (0.0, 1.0))
-    return ball, Region(ball.center[0].numpy(), ball.eps, ball.norm, ball.clip)
+    return ball, Region(ball.center[0].numpy(), ball.eps, ball.norm, ball.box)
 
 
 @functools.cache
-def crowned(case: str, norm: str = "inf") -> Bounds:
+def crowned(case: str, norm: Norm = "inf") -> Bounds:
     """Intervals everywhere, and D for every ReLU whose sign they leave open."""
     _, network, _ = built(case)
     bounds = Bounds(network, region(case, norm)[1], Float64())

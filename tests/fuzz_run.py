@@ -26,6 +26,7 @@ from fuzz_oracle import Asked, Oracle, Region, state_of
 from torch import Tensor
 
 import corgi_opt as co
+from corgi_opt.problem.region import Norm
 
 SECONDS = 5.0
 """``time_limit`` of each call; what is not done by then is unknown."""
@@ -192,7 +193,7 @@ class _FaultError(Exception):
     """A fault was noted; nothing more to see in this call."""
 
 
-NORMS = ("inf", "inf", "inf", "2", "2", "1")
+NORMS: tuple[Norm, ...] = ("inf", "inf", "inf", "2", "2", "1")
 METHODS = ("auto", "auto", "bab", "milp", "lp", "dual", "crown", "crown", "corgi", "ibp")
 
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any, TypeVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+M = TypeVar("M", bound=nn.Module)
 
-def seeded(build: type[nn.Module], seed: int = 0, **kwargs: int) -> nn.Module:
+
+def seeded(build: type[M], seed: int = 0, **kwargs: Any) -> M:
     """The module with random weights and, where it has batch norm, random running statistics."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = build(**kwargs)
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
+                assert module.running_mean is not None and module.running_var is not None
                 module.running_mean.normal_(0, 0.5)
                 module.running_var.uniform_(0.5, 2.0)
                 nn.init.uniform_(module.weight, 0.5, 1.5)
@@ -76,6 +81,7 @@ class Small(nn.Module):
         self.head = nn.Linear(features, classes)
         for module in (self.first, self.second, self.head):
             nn.init.normal_(module.weight, 0.2, 1.0)
+            assert module.bias is not None
             nn.init.normal_(module.bias, 0.0, 0.2)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -155,6 +161,19 @@ class Pooled(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc(F.relu(self.c2(self.pool(F.relu(self.c1(x))))).mean((2, 3)))
+
+
+def conv_of(layer: nn.Module) -> nn.Conv2d:
+    """A layer of a sequence, which only says of it that it is a module."""
+    assert isinstance(layer, nn.Conv2d)
+    return layer
+
+
+def bias_of(layer: nn.Module) -> Tensor:
+    """The bias of a convolution that has one."""
+    bias = conv_of(layer).bias
+    assert bias is not None
+    return bias
 
 
 def image(*shape: int, seed: int = 0) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from enumeration import Answer, exact_margin, exact_margin_keep_class, exact_within_margin
-from linear_regions import Affine, Array, Ball, Clip
+from linear_regions import Affine, Array, Ball
 from nets import Small, image, seeded
 from torch import Tensor, nn
 
@@ -38,14 +38,14 @@ class SmallQuestion:
     model was built from; with ``keep_class`` the bias of its head was moved afterwards.
     """
 
-    model: nn.Module
+    model: Small
     x: Tensor
     eps: float
     k: int
     within: int | None
     keep_class: bool
     norm: str
-    clip: Clip
+    clip: tuple[float, float] | None
     class_idx: int
     label: str
 
@@ -55,7 +55,7 @@ class SmallQuestion:
         return {name: getattr(self, name) for name in names}
 
     def answer(self) -> Answer:
-        given = {"eps": self.eps, "norm": self.norm, "clip": self.clip, "class_idx": self.class_idx}
+        given: dict[str, Any] = {"eps": self.eps, "norm": self.norm, "clip": self.clip, "class_idx": self.class_idx}
         if self.keep_class:
             return exact_margin_keep_class(self.model, self.x, k=self.k, within=self.within, **given)
         if self.within is not None:
@@ -119,7 +119,7 @@ def steepest(slope: Array, eps: float, norm: str) -> Array:
     if norm == "inf":
         return -eps * np.sign(slope)
     if norm == "2":
-        return -eps * slope / max(np.linalg.norm(slope), 1e-12)
+        return -eps * slope / max(float(np.linalg.norm(slope)), 1e-12)
     largest = np.abs(slope).argmax()
     return -eps * np.sign(slope) * (np.arange(len(slope)) == largest)
 

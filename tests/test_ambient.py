@@ -71,11 +71,16 @@ def checked(s: Scene) -> Any:
     return path.read_bytes(), co.check_certificate(path, s.model)
 
 
+def verifying(method: str) -> Callable[[Scene], Any]:
+    return lambda s: co.verify(s.net, s.x, eps=EPS, k=K, method=method)
+
+
+def bounding(method: str) -> Callable[[Scene], Any]:
+    return lambda s: co.bounds(s.net, co.Ball(s.x, EPS), method=method)
+
+
 CALLS: dict[str, Callable[[Scene], Any]] = {
-    **{
-        f"verify by {method}": lambda s, m=method: co.verify(s.net, s.x, eps=EPS, k=K, method=m)
-        for method in ("ibp", "corgi", "crown", "dual", "lp", "milp", "bab")
-    },
+    **{f"verify by {method}": verifying(method) for method in ("ibp", "corgi", "crown", "dual", "lp", "milp", "bab")},
     "verify within": lambda s: co.verify(s.net, s.x, eps=EPS, k=K, within=3),
     "verify keeping the class": lambda s: co.verify(s.net, s.x, eps=0.09, k=K, keep_class=True),
     "verify in L1": lambda s: co.verify(s.net, s.x, eps=0.2, k=K, norm="1", method="bab"),
@@ -87,10 +92,7 @@ CALLS: dict[str, Callable[[Scene], Any]] = {
     "tight_margin": lambda s: tight_margin(s.net, s.x, eps=EPS, k=K, method="lp"),
     "attack": lambda s: co.attack(s.net, s.x, eps=0.09, k=K),
     "heat_map": lambda s: co.heat_map(s.net, s.x, eps=EPS, k=K),
-    **{
-        f"bounds by {method}": lambda s, m=method: co.bounds(s.net, co.Ball(s.x, EPS), method=m)
-        for method in ("ibp", "crown", "dual")
-    },
+    **{f"bounds by {method}": bounding(method) for method in ("ibp", "crown", "dual")},
     "bounds in float32": lambda s: co.bounds(s.net, co.Ball(s.x, EPS), dtype=torch.float32),
     "export_mps": lambda s: (
         co.export_mps(s.net, s.x, s.folder / "a.mps", eps=EPS, k=K).pair,
@@ -268,7 +270,12 @@ def test_cams_are_differentiable_where_the_caller_differentiates(tmp_path):
     scene = Scene.at(tmp_path)
     x = scene.x.clone().requires_grad_(True)
     single = scene.net.graph.to(torch.float32)
-    for call in (lambda: scene.net.cams(x, 0), lambda: scene.net.outputs(x)[1], lambda: single.forward(x)):
+    calls: list[Callable[[], Tensor]] = [
+        lambda: scene.net.cams(x, 0),
+        lambda: scene.net.outputs(x)[1],
+        lambda: single.forward(x),
+    ]
+    for call in calls:
         with default_dtype(torch.float64), torch.autocast("cpu", torch.bfloat16):
             found = call()
         assert found.requires_grad and found.dtype == torch.float32
@@ -422,11 +429,11 @@ def test_a_function_without_the_guard_is_seen():
 
         @property
         @pinned
-        def guarded(self) -> int: ...
+        def guarded(self) -> None: ...
 
         @cached_property
         @pinned_with_grad
-        def kept(self) -> int: ...
+        def kept(self) -> None: ...
 
         @classmethod
         def made(cls) -> None: ...

@@ -48,7 +48,7 @@ def unattacked(net: co.CamNetwork, question: SmallQuestion) -> co.Verdict:
     """As by ``radius``, which knows what PGD finds: counterexamples are those of branch and bound."""
     asked = {n: v for n, v in question.arguments.items() if n != "eps"}
     ladder = Ladder(ask(net, question.x, tie_tol=None, **asked), question.eps, torch.device("cpu"))
-    return climb(ladder, TABLE["bab"], None, check_solver(None, "bab", question.norm), Deadline(600))
+    return climb(ladder, TABLE["bab"], None, check_solver(None, "bab", ladder.question.norm), Deadline(600))
 
 
 @pytest.mark.parametrize("seed", SEEDS)

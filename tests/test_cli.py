@@ -8,18 +8,19 @@ import sys
 from dataclasses import fields, replace
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
+import typer
 from asking import about
 from nets import Plain, image, seeded
 
 import corgi_opt as co
 from corgi_opt.cli import main as cli
-from corgi_opt.cli import output
 from corgi_opt.data import digits
+from corgi_opt.problem.plain import plain
 
 QUESTION = ("digits", "--image", "0", "--k", "3")
 """Radius about 0.0049; the paper's bound certifies up to about half of it."""
@@ -107,7 +108,7 @@ def models(tmp_path, monkeypatch):
             del sys.modules[name]
 
 
-def only_json(ran: Ran) -> dict:
+def only_json(ran: Ran) -> dict[str, Any]:
     """Standard output is one line holding one object."""
     assert ran.out.count("\n") == 1
     found = json.loads(ran.out, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
@@ -260,14 +261,14 @@ def test_a_file_that_is_no_certificate_is_exit_code_3(corgi, tmp_path, content):
 def test_radius_prints_the_bracket(corgi):
     ran = corgi("radius", *QUESTION)
     assert (ran.code, ran.err) == (0, "")
-    low, high, ratio = map(
-        float, re.match(r"certified up to (\S+), falsified at (\S+) \(ratio (\S+)\)", ran.out).groups()
-    )
+    said = re.match(r"certified up to (\S+), falsified at (\S+) \(ratio (\S+)\)", ran.out)
+    assert said is not None
+    low, high, ratio = map(float, said.groups())
     assert low <= high <= 1.0101 * low
     assert ratio == pytest.approx(high / low, abs=1e-3)
 
 
-def k_of(found: dict) -> int:
+def k_of(found: dict[str, Any]) -> int:
     return found["asked"]["property"]["k"]
 
 
@@ -283,7 +284,7 @@ def test_what_json_has_no_word_for_is_null():
     endless = co.Radius(
         about(), 0.0, float("inf"), "milp", 0.0, float("inf"), None, None, "", {"seconds": float("nan")}
     )
-    found = output.plain(endless)
+    found = plain(endless)
     assert (found["upper"], found["ratio"], found["stats"]) == (None, None, {"seconds": None})
     assert json.loads(json.dumps(found, allow_nan=False)) == found
 
@@ -352,7 +353,7 @@ def test_a_model_is_named_by_file_or_by_module(corgi, models, form):
     x = image(1, 6, 6)
     np.save("x.npy", x.numpy())
     ran = corgi("verify", form.format(folder=models), "--image", "x.npy", "--eps", 0.001, "--k", 2, "--json")
-    namespace: dict = {"__name__": "same"}
+    namespace: dict[str, Any] = {"__name__": "same"}
     sys.path.insert(0, "")
     try:
         exec(MODELS, namespace)
@@ -583,7 +584,7 @@ WHAT = "--k=None --within=None --property=None --method=auto"
     ],
 )
 def test_commands_have_their_options_in_this_order_and_with_these_defaults(corgi, command, options):
-    known = cli.typer.main.get_command(cli.app)
+    known: Any = typer.main.get_command(cli.app)
     for name in command:
         known = known.commands[name]
     assert [shown(parameter) for parameter in known.params] == options.split()

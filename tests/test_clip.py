@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from dataclasses import replace
+from typing import Any
 
 import asking
 import numpy as np
@@ -20,6 +21,7 @@ from corgi_opt.errors import CertificateError, ProofError
 from corgi_opt.problem.clip import checked_clip, clip_from_text, clip_in_words
 from corgi_opt.proof.certificate import Certificate
 from corgi_opt.proof.checker import check
+from corgi_opt.proof.region import Norm, Region
 
 LOW, HIGH = (-2.0, -1.5, 0.25), (2.0, 1.0, 0.75)
 BOX = (LOW, HIGH)
@@ -174,10 +176,10 @@ def test_the_region_is_the_ball_within_each_channels_interval(norm):
 def test_the_whole_box_is_reached():
     x = torch.zeros(1, *SHAPE, dtype=torch.float64) + 0.5
     x[0, 0, 0, 0] = 0.25
-    about = {"k": 1, "class_idx": 0, "tie_tol": None}
+    about: dict[str, Any] = {"k": 1, "class_idx": 0, "tie_tol": None}
     asked = {n: asking.ask(small(), x, norm=n, clip=BOX, **about).whole_range for n in ("inf", "1", "2")}
     far = (2.5, 2.0, 0.25)
-    assert asked["inf"] == 2.5 and far
+    assert asked["inf"] == max(far)
     assert asked["1"] == pytest.approx(9 * sum(far) - 0.25)
     assert asked["2"] == pytest.approx((9 * sum(f * f for f in far) - 2.5**2 + 2.25**2) ** 0.5)
 
@@ -236,6 +238,9 @@ def test_every_method_agrees_with_enumeration(norm):
 class Normalised(nn.Module):
     """Takes images of [0, 1]."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, seed: int, std: Tensor) -> None:
         super().__init__()
         self.body = seeded(Small, seed, channels=3)
@@ -259,10 +264,10 @@ def test_a_normalisation_outside_is_one_inside(norm):
         b = co.verify(outside, z, eps=0.2, k=1, class_idx=1, norm=norm, clip=box, method=method, device="cpu")
         assert a.corgi_margin == pytest.approx(b.corgi_margin, rel=1e-6)
         assert a.margin_lower == pytest.approx(b.margin_lower, rel=1e-4, abs=1e-6)
-    a = co.radius(within, x, k=1, class_idx=1, norm=norm, rtol=0.002, device="cpu")
-    b = co.radius(outside, z, k=1, class_idx=1, norm=norm, clip=box, rtol=0.002, device="cpu")
-    assert a.lower <= b.upper * 0.25 and b.lower * 0.25 <= a.upper
-    assert a.ratio < 1.003 and b.ratio < 1.003
+    r = co.radius(within, x, k=1, class_idx=1, norm=norm, rtol=0.002, device="cpu")
+    s = co.radius(outside, z, k=1, class_idx=1, norm=norm, clip=box, rtol=0.002, device="cpu")
+    assert r.lower <= s.upper * 0.25 and s.lower * 0.25 <= r.upper
+    assert r.ratio < 1.003 and s.ratio < 1.003
 
 
 def test_with_another_std_in_each_channel_regions_contain_each_other():
@@ -272,6 +277,7 @@ def test_with_another_std_in_each_channel_regions_contain_each_other():
     b = co.radius(co.from_torch(model.body, z.float()), z, k=1, class_idx=1, clip=box, rtol=0.005, device="cpu")
     assert 0 < b.lower * float(STD.min()) <= a.upper and a.lower <= b.upper * float(STD.max())
     # the counterexample of each is one of the other's, in the other's units
+    assert b.counterexample is not None
     broken = b.counterexample.image * STD + MEAN
     assert float(broken.min()) >= -1e-12 and float(broken.max()) <= 1 + 1e-12
 
@@ -279,9 +285,9 @@ def test_with_another_std_in_each_channel_regions_contain_each_other():
 def test_all_public_functions_take_it_in_any_spelling(tmp_path):
     net, x = small(), inside(7)
     tensors = SPELLINGS["tensors (1, C, 1, 1)"]
-    about = {"k": 1, "class_idx": 0, "device": "cpu"}
+    about: dict[str, Any] = {"k": 1, "class_idx": 0, "device": "cpu"}
 
-    def answers(clip: object) -> list[object]:
+    def answers(clip: Any) -> list[object]:
         found = co.attack(net, x, eps=0.9, clip=clip, **about)
         compared = co.compare(net, x, clip=clip, methods=["crown", "bab"], **about)
         margins = co.compare(net, x, eps=0.05, clip=clip, methods=["crown"], **about)
@@ -310,7 +316,15 @@ def test_figures_say_the_box():
 # --- certificates ---------------------------------------------------------------------------------------------
 
 
-def proven(seed: int, norm: str) -> tuple[co.CamNetwork, Certificate]:
+def ends(region: Region) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Of a box that has an interval for each channel."""
+    assert region.clip is not None
+    low, high = region.clip
+    assert isinstance(low, tuple) and isinstance(high, tuple)
+    return low, high
+
+
+def proven(seed: int, norm: Norm) -> tuple[co.CamNetwork, Certificate]:
     model, x, box = drawn(seed)
     net = co.from_torch(model, x.float())
     r = co.radius(net, x, k=1, class_idx=0, norm=norm, clip=box, rtol=0.05, device="cpu")
@@ -329,7 +343,8 @@ def test_certificates_hold_the_box_and_are_checked_in_it(norm, tmp_path):
         assert check(again, plain_network(net), exact=True).margin > 0
         region = again.claim.region
         far = replace(region, eps=1e6)  # the box alone, then: larger boxes hold what smaller ones do not
-        wide = replace(far, clip=(tuple(v - 50 for v in region.clip[0]), tuple(v + 50 for v in region.clip[1])))
+        low, high = ends(region)
+        wide = replace(far, clip=(tuple(v - 50 for v in low), tuple(v + 50 for v in high)))
         with pytest.raises(ProofError):
             check(replace(again, claim=replace(again.claim, region=wide)), plain_network(net))
 
@@ -342,6 +357,7 @@ def test_a_falsified_certificates_image_is_in_its_channels_box():
     certificate = v.prove()
     assert check(certificate, plain_network(net)).kind == "falsified"
     image = certificate.witness
+    assert image is not None
     for channel in range(3):
         moved = image.copy()
         moved[channel, 0, 0] = np.nextafter(box[1][channel], np.inf)
@@ -357,7 +373,8 @@ def test_a_box_of_other_channels_is_refused():
         check(replace(certificate, claim=replace(certificate.claim, region=few)), plain_network(net))
     with pytest.raises(CertificateError, match="a box"):
         Certificate.from_bytes(replace(certificate, claim=replace(certificate.claim, region=few)).to_bytes())
-    outside = replace(region, clip=(tuple(v + 5 for v in region.clip[0]), tuple(v + 5 for v in region.clip[1])))
+    low, high = ends(region)
+    outside = replace(region, clip=(tuple(v + 5 for v in low), tuple(v + 5 for v in high)))
     with pytest.raises(ProofError, match="outside its box"):
         check(replace(certificate, claim=replace(certificate.claim, region=outside)), plain_network(net))
 

@@ -108,8 +108,9 @@ def test_margins_at_fixed_eps_are_as_sharp_as_their_method(network):
     for q, status in zip(c.questions, ("certified", "falsified"), strict=True):
         assert list(q.answers) == ["corgi", "crown", "bab"]
         assert q.lower("corgi") <= q.lower("crown") <= q.lower("bab") <= q.attack
-        assert q.answers["bab"].status == status
-        assert q.answers["bab"].margin_upper == q.attack
+        answer = q.answers["bab"]
+        assert isinstance(answer, co.Verdict) and answer.status == status
+        assert answer.margin_upper == q.attack
     frame = c.to_frame()
     assert frame.index.names == ["eps", "method"] and list(frame.columns)[:3] == [
         "status",
@@ -138,9 +139,11 @@ def test_one_tied_image_of_several_is_answered(network):
         co.compare(network, tied, k=2, methods=["corgi"])
     c = co.compare(network, x, k=2, methods=["corgi"], rtol=0.1)
     assert c.questions[0].lower("corgi") > 0
-    assert c.questions[1].answers["corgi"].upper == 0 and "differ by" in c.questions[1].answers["corgi"].reason
+    radius = c.questions[1].answers["corgi"]
+    assert isinstance(radius, co.Radius) and radius.upper == 0 and "differ by" in radius.reason
     margins = co.compare(network, x, k=2, eps=0.001, methods=["corgi"])
-    assert margins.questions[1].answers["corgi"].status == "unknown"
+    verdict = margins.questions[1].answers["corgi"]
+    assert isinstance(verdict, co.Verdict) and verdict.status == "unknown"
     assert margins.questions[1].lower("corgi") == -math.inf
 
 

@@ -19,6 +19,7 @@ from torch import nn
 
 import corgi_opt as co
 from corgi_opt.problem.properties import keeping
+from corgi_opt.problem.region import Norm
 
 EACH = 10
 """Questions of one seed."""
@@ -139,7 +140,7 @@ def test_exported_pairs_have_the_margin_of_enumeration(tmp_path):
 class Padded(nn.Module):
     """A network of one logit with a second in front of it that is always 0: the same two classes, said in full."""
 
-    def __init__(self, one: nn.Module) -> None:
+    def __init__(self, one: Small) -> None:
         super().__init__()
         self.first, self.second, self.relu = one.first, one.second, one.relu
         self.head = nn.Linear(one.head.in_features, 2)
@@ -152,7 +153,7 @@ class Padded(nn.Module):
 
 
 @cache
-def padded(number: int, norm: str) -> tuple[co.CamNetwork, co.CamNetwork, torch.Tensor, float, Answer]:
+def padded(number: int, norm: Norm) -> tuple[co.CamNetwork, co.CamNetwork, torch.Tensor, float, Answer]:
     """A network of one logit, the same with two, its image, an eps just beyond its radius, and the answer there."""
     model, x = list(binary(2))[number]
     net, two = co.from_torch(model, x.float()), Padded(model).eval()
@@ -161,7 +162,7 @@ def padded(number: int, norm: str) -> tuple[co.CamNetwork, co.CamNetwork, torch.
     return net, co.from_torch(two, x.float()), x, eps, answer
 
 
-def binary(count: int) -> Iterator[tuple[nn.Module, torch.Tensor]]:
+def binary(count: int) -> Iterator[tuple[Small, torch.Tensor]]:
     """Networks of one logit, just above and just below zero at their image; their brightest pixel is well ahead."""
     seed = found = 0
     while found < count:
@@ -174,7 +175,7 @@ def binary(count: int) -> Iterator[tuple[nn.Module, torch.Tensor]]:
             for sign in (1, -1):
                 own = copy.deepcopy(model)
                 with torch.no_grad():
-                    own.head.bias += sign * 1e-3 - float(net.logits(x))
+                    own.head.bias.add_(sign * 1e-3 - float(net.logits(x)))
                 yield own, x
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from asking import ask
 from nets import Deep, Everything, Plain, Pooled, image, seeded
 from oracles import points_in
+from torch import nn
 
 import corgi_opt as co
 from corgi_opt.bounding.margins import ATOMS_AT_ONCE, Known, Margins
@@ -18,7 +20,7 @@ from corgi_opt.problem.question import Question
 
 CPU = torch.device("cpu")
 RUNGS = ("ibp", "corgi", "crown", "dual")
-CASES = {
+CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "plain": (functools.partial(seeded, Plain, 2, channels=4), (1, 5, 4)),
     "deep": (functools.partial(seeded, Deep, 1), (1, 8, 6)),
     "overlapping pool": (functools.partial(seeded, Pooled, 1, kernel=3, stride=2, padding=1), (1, 7, 7)),
@@ -75,9 +77,8 @@ def test_several_eps_at_once_equal_each_alone(case, norm):
         alone = climbed(case, norm, (EPSES[norm][of],))
         for rung in RUNGS:
             # the ascent searches in float32, and its rounding depends on the size of a batch
-            close = functools.partial(torch.testing.assert_close, **dict.fromkeys(("rtol", "atol"), TOLERANCE[rung]))
-            close(together.found[rung][of], alone.found[rung][0])
-            close(together.lower[rung][of], alone.lower[rung][0])
+            for ours, one in ((together.found, alone.found), (together.lower, alone.lower)):
+                torch.testing.assert_close(ours[rung][of], one[rung][0], rtol=TOLERANCE[rung], atol=TOLERANCE[rung])
         mine, theirs = together.margins.known(of), alone.margins.known(0)
         assert mine.intervals is not None and theirs.intervals is not None
         for name, bound in theirs.intervals.items():

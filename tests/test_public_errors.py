@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,7 +33,7 @@ def tied_net():
     return co.from_torch(model, image(1, 6, 6))
 
 
-CALLS: dict[str, Callable] = {
+CALLS: dict[str, Callable[..., Any]] = {
     "verify": lambda net, x, **kw: co.verify(net, x, **{"eps": 0.01, "k": K, **kw}),
     "attack": lambda net, x, **kw: co.attack(net, x, **{"eps": 0.01, "k": K, **kw}),
     "radius": lambda net, x, **kw: co.radius(net, x, **{"k": K, **kw}),
@@ -283,7 +284,7 @@ class Dense(nn.Module):
 class TwoLayerHead(Plain):
     def __init__(self) -> None:
         super().__init__()
-        self.head = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 3))
+        self.head = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 3))  # type: ignore[assignment]
 
 
 class MapsOnly(Plain):
@@ -348,7 +349,7 @@ def test_an_example_that_the_model_does_not_take():
 
 def test_not_a_model():
     with refuses(co.InputError, "model must be a torch.nn.Module", "got function"):
-        co.from_torch(lambda x: x, image(1, 6, 6))
+        co.from_torch(lambda x: x, image(1, 6, 6))  # type: ignore[arg-type]
 
 
 # --- errors as a family ----------------------------------------------------------------------------------------
@@ -430,23 +431,24 @@ def test_image_that_is_not_dense_and_real(net, call, x):
 def test_wrong_types_of_methods_options_and_seeds(net):
     x = image(1, 6, 6)
     with refuses(co.InputError, "methods must be a non-empty sequence"):
-        co.compare(net, x, k=K, methods=5)
+        co.compare(net, x, k=K, methods=5)  # type: ignore[arg-type]
     with refuses(co.InputError, "takes a CamNetwork and a Ball", "got CamNetwork and Tensor"):
-        co.bounds(net, x)
+        co.bounds(net, x)  # type: ignore[arg-type]
     with refuses(co.UnknownMethodError, "unknown method ['crown']"):
-        co.bounds(net, co.Ball(x, 0.1), method=["crown"])
+        co.bounds(net, co.Ball(x, 0.1), method=["crown"])  # type: ignore[arg-type]
     with refuses(co.InputError, "options must be a co.PgdOptions"):
-        co.attack(net, x, eps=0.1, k=K, options=5)
+        co.attack(net, x, eps=0.1, k=K, options=5)  # type: ignore[arg-type]
     for seed in ("a", -1, 2**70):
         with refuses(co.InputError, "seed must be an int in 0..", f"got {seed!r}"):
-            co.radius(net, x, k=K, seed=seed)
+            co.radius(net, x, k=K, seed=seed)  # type: ignore[arg-type]
 
 
 def test_numpy_scalars_are_numbers(net):
     x = image(1, 6, 6)
-    v = co.verify(net, x, eps=np.float32(0.001), k=np.int64(K), class_idx=np.int64(1), method="crown")
+    numbers: dict[str, Any] = {"eps": np.float32(0.001), "k": np.int64(K), "class_idx": np.int64(1)}
+    v = co.verify(net, x, method="crown", **numbers)
     assert (v.asked.property, v.asked.class_idx) == (co.TopK(K), 1)
-    assert type(v.asked.property.k) is int
+    assert isinstance(v.asked.property, co.TopK) and type(v.asked.property.k) is int
 
 
 def test_a_cam_of_one_pixel_has_no_topk():

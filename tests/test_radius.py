@@ -28,6 +28,7 @@ def test_lower_is_certified_and_the_limit_is_resolved(pooled, method, rtol):
     assert co.verify(net, x, eps=r.lower, k=2, class_idx=0, method=method).status == "certified"
     above = co.verify(net, x, eps=r.lower * (1 + rtol), k=2, class_idx=0, method=method)
     assert above.status != "certified"
+    assert r.counterexample is not None
     assert net.model_cam(r.counterexample.image, 0) is not None
     assert r.counterexample.distance == r.upper
 
@@ -108,7 +109,7 @@ def test_a_certified_eps_beyond_a_witness_found_later_is_raised(pooled):
 
     net, x = pooled
     question = ask(net, x, k=2, class_idx=0, norm="inf", clip=(0.0, 1.0), tie_tol=None)
-    search = RadiusSearch(question, torch.device("cpu"), co.PgdOptions(), 0.01, lambda method: Highs())
+    search = RadiusSearch(question, torch.device("cpu"), co.PgdOptions(), 0.01, Highs())
     broken = search.run("corgi", Deadline(600)).upper
     search._certified["crown"] = Certified(1.001 * broken, 1.0, "float64", "")
     with pytest.raises(co.BoundOrderError, match="crown certified"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,8 @@ from scipy.optimize import linprog
 import corgi_opt as co
 from corgi_opt.bounding.regions import Regions, least
 from corgi_opt.network.ops import Places
+from corgi_opt.problem.clip import Clip
+from corgi_opt.problem.region import Norm
 
 CPU = torch.device("cpu")
 NORMS = ("inf", "2", "1")
@@ -118,17 +122,17 @@ def test_least_is_the_minimum_and_never_above_it(norm, kind, size):
     move = least(norm, lam, low, high, eps)
     assert bool(((move.offset >= low) & (move.offset <= high)).all())
     for row in range(ROWS):
-        one = [t[row].numpy() for t in (lam, low, high)]
+        slope, left, right = (t[row].numpy() for t in (lam, low, high))
         e = float(eps[row])
         value = float((lam[row] * move.offset[row]).sum() + move.slack[row])
-        exact = reference(norm, *one, e)
+        exact = reference(norm, slope, left, right, e)
         scale = e * float(lam[row].abs().sum())
         # a linear program is solved to 1e-7 or so, the others to the last digits
         assert value == pytest.approx(exact, abs=(1e-7 if norm == "1" else 1e-12) * scale + 1e-100)
         if norm != "1":
             assert value <= exact + 1e-12 * abs(exact)
         assert length(norm, move.offset[row].numpy()) <= e * (1 + 1e-12)
-        sampled = feasible(norm, one[1], one[2], e, row) @ one[0]
+        sampled = feasible(norm, left, right, e, row) @ slope
         assert value <= sampled.min() + 1e-12 * abs(exact)
 
 
@@ -156,7 +160,7 @@ def test_the_l2_minimum_is_minus_eps_times_the_length(size):
     assert float(((exact - value) / exact.abs()).max()) <= 1e-9
 
 
-def regions(norm: str, dtype: torch.dtype = torch.float64, clip=(0.0, 1.0)) -> Regions:
+def regions(norm: Norm, dtype: torch.dtype = torch.float64, clip: Clip = (0.0, 1.0)) -> Regions:
     """Three balls: an image, one with many inputs on the border of the clip box, and another eps."""
     on_border = (3 * image(2, 5, 4, seed=1) - 1).clamp(0, 1)
     balls = [(image(2, 5, 4), 0.4), (on_border, 0.9), (image(2, 5, 4, seed=2), 0.05)]
@@ -246,7 +250,8 @@ def test_float32_is_close_to_float64(norm):
 
 
 def test_regions_of_balls_keep_their_boxes():
-    balls = [co.Ball(image(1, 3, 3, seed=s), eps, 1) for s, eps in ((0, 0.1), (1, 0.7))]
+    one: Any = 1
+    balls = [co.Ball(image(1, 3, 3, seed=s), eps, one) for s, eps in ((0, 0.1), (1, 0.7))]
     region = Regions.of(balls, torch.float64, CPU)
     assert len(region) == 2
     assert region.norm == "1"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -141,7 +142,8 @@ def test_the_box_around_a_ball_holds_it(norm):
 
 def test_a_smaller_p_is_a_smaller_ball():
     x = image(2, 4, 4, seed=3)
-    one, two, most = (co.Ball(x, 0.2, norm) for norm in (1, 2, math.inf))
+    norms: tuple[Any, ...] = (1, 2, math.inf)
+    one, two, most = (co.Ball(x, 0.2, norm) for norm in norms)
     for seed in range(20):
         y = far_from(x, 0.02, seed).clamp(0, 1)
         assert one.distance(y) >= two.distance(y) >= most.distance(y)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from nets import Pooled, image, seeded
 from oracles import plain_milp_margin
 from patience import mostly_slow
-from small_questions import questions
+from small_questions import SmallQuestion, questions
 
 import corgi_opt as co
 from corgi_opt.answering.margin_search import tight_margin
@@ -18,12 +19,12 @@ RTOL = 1e-3
 METHODS = ("corgi", "crown", "dual", "lp")
 
 
-def asked(seed: int, norms: tuple[str, ...], count: int = 12):
+def asked(seed: int, norms: tuple[str, ...], count: int = 12) -> list[SmallQuestion]:
     """Questions about top-k sets of any class."""
     return [q for q in questions(count, seed, norms) if q.within == q.k and not q.keep_class]
 
 
-def margin(question, method: str, **options: object) -> co.Verdict:
+def margin(question: SmallQuestion, method: str, **options: Any) -> co.Verdict:
     net = co.from_torch(question.model, question.x)
     return tight_margin(net, question.x, method=method, rtol=RTOL, device="cpu", **question.arguments, **options)
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from functools import cache
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from corgi_solvers import Highs
-from nets import Deep, Plain, Pooled, Tiny, image, seeded
+from nets import Deep, Plain, Pooled, Tiny, bias_of, image, seeded
 from oracles import brute_force_margin, plain_milp_margin
 from patience import mostly_slow
 
@@ -206,7 +208,7 @@ def test_time_that_runs_out_while_a_pair_is_encoded_is_unknown_and_says_so(metho
     assert "undecided (time limit)" in v.reason
 
 
-def run_out(function, monkeypatch):
+def run_out(function: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """``function``, at whose first call every deadline passes."""
 
     def last(*args):
@@ -315,7 +317,7 @@ def test_a_bound_above_a_replayed_image_is_raised(monkeypatch):
         ladder_with_witness(net, x, 1.2 * broken)
 
 
-def ladder_with_witness(net, x, eps):
+def ladder_with_witness(net: co.CamNetwork, x: torch.Tensor, eps: float) -> None:
     from asking import ask
 
     from corgi_opt.answering.ladder import Ladder
@@ -344,7 +346,7 @@ def test_symmetries_do_not_move_the_radius():
         model.fc.weight.mul_(4.0)
         order = torch.tensor([2, 0, 1])
         model.c1.weight.copy_(model.c1.weight[order])
-        model.c1.bias.copy_(model.c1.bias[order])
+        bias_of(model.c1).copy_(bias_of(model.c1)[order])
         model.c2.weight.copy_(model.c2.weight[:, order])
     moved = co.radius(co.from_torch(model, x), x, k=2, method="milp", class_idx=0, rtol=0.002)
     assert moved.lower == pytest.approx(expected.lower, rel=0.005)

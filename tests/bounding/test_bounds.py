@@ -10,12 +10,14 @@ from nets import Deep, Everything, Plain, Pooled, Residual, image, seeded
 from oracles import points_in
 from patience import mostly_slow
 from relaxing import corgi_pixels, ibp_pixels, pairs, pixels, relaxed
+from torch import nn
 
 import corgi_opt as co
 from corgi_opt.bounding.dual import Interval
 from corgi_opt.bounding.relaxation import direct_planes, window_taps
 from corgi_opt.network.fields import fields_of
 from corgi_opt.network.ops import MaxPool2d
+from corgi_opt.problem.clip import Clip
 
 CASES = [
     (Plain, {}, (1, 6, 6)),
@@ -29,7 +31,14 @@ CASES = [
 ]
 
 
-def setting(model, kwargs, shape, seed, eps, clip=(0.0, 1.0)):
+def setting(
+    model: type[nn.Module],
+    kwargs: dict[str, int],
+    shape: tuple[int, ...],
+    seed: int,
+    eps: float,
+    clip: Clip = (0.0, 1.0),
+) -> tuple[co.CamNetwork, co.Ball]:
     net = co.from_torch(seeded(model, seed, **kwargs), image(*shape))
     return net, co.Ball(image(*shape, seed=100 + seed), eps, clip=clip)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -44,7 +45,7 @@ def plain_pruned(seed: int) -> nn.Module:
     return pruned(seeded(Plain, seed, channels=4))
 
 
-CASES = {
+CASES: dict[str, tuple[Callable[[int], nn.Module], tuple[int, ...], int]] = {
     "plain": (functools.partial(seeded, Plain, channels=4), (1, 6, 6), 25_000),
     "pruned": (plain_pruned, (1, 6, 6), 25_000),
     "residual": (functools.partial(seeded, Residual), (1, 7, 5), 25_000),
@@ -189,8 +190,10 @@ def check_inside(points: Tensor, ball: co.Ball) -> None:
     sizes = np.linalg.norm(moved, {"inf": np.inf, "2": 2, "1": 1}[ball.norm], axis=1)
     assert sizes.max() <= ball.eps * (1 + 1e-12)
     assert (sizes >= 0.99 * ball.eps).mean() > 0.2  # many lie on the border of the ball, in spite of the box
-    if ball.clip is not None:
-        assert ball.clip[0] <= float(points.min()) <= float(points.max()) <= ball.clip[1]
+    if ball.box is not None:
+        low, high = ball.box
+        assert isinstance(low, float) and isinstance(high, float)  # one interval for all channels
+        assert low <= float(points.min()) <= float(points.max()) <= high
 
 
 @torch.no_grad()

@@ -28,7 +28,7 @@ from corgi_opt.bounding.relaxation import (
 from corgi_opt.network.graph import Pooled as PooledNode
 from corgi_opt.network.ops import MaxPool2d
 
-POOLS = [
+POOLS: list[dict[str, int | tuple[int, int]]] = [
     {"kernel": 2, "stride": 2},
     {"kernel": 2, "stride": 1, "padding": 1},
     {"kernel": 3, "stride": 3},
@@ -218,6 +218,7 @@ class Dark(nn.Module):
         self.c3, self.c4 = nn.Conv2d(channels, channels, 1), nn.Conv2d(channels, channels, 1)
         self.fc = nn.Linear(channels, 2)
         with torch.no_grad():
+            assert self.c1.bias is not None
             self.c1.bias.fill_(-0.3)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -11,14 +13,16 @@ from asking import cam_bounds
 from nets import Deep, Everything, Plain, Pooled, Residual, image, seeded
 from oracles import points_in
 from relaxing import regions
+from torch import nn
 
 import corgi_opt as co
 from corgi_opt.bounding.crown import Relaxed, crown_pass, refine
 from corgi_opt.bounding.dual import Interval
 from corgi_opt.data import digits
 from corgi_opt.network.cone import reach_of
+from corgi_opt.problem.region import Norm
 
-CASES = {
+CASES: dict[str, tuple[Callable[[int], nn.Module], tuple[int, ...]]] = {
     "plain": (functools.partial(seeded, Plain), (1, 6, 6)),
     "residual": (functools.partial(seeded, Residual), (1, 7, 5)),
     "deep": (functools.partial(seeded, Deep), (1, 8, 6)),
@@ -41,7 +45,7 @@ def network(case: str) -> co.CamNetwork:
     return co.from_torch(build(0), image(*shape))
 
 
-def ball_of(case: str, norm: str, eps: float, seed: int = 100) -> co.Ball:
+def ball_of(case: str, norm: Norm, eps: float, seed: int = 100) -> co.Ball:
     return co.Ball(image(*CASES[case][1], seed=seed), eps, norm)
 
 
@@ -161,7 +165,7 @@ def test_what_holds_over_a_larger_region_is_kept(case, norm, eps, factor):
         assert_inside(cams(net, found), cams(net, alone))
 
 
-def batch_of_balls(case: str, norm: str, eps: float) -> list[co.Ball]:
+def batch_of_balls(case: str, norm: Norm, eps: float) -> list[co.Ball]:
     """Three images, and one of them at two other eps (0 is one of them)."""
     balls = [ball_of(case, norm, eps, seed) for seed in (100, 101, 102)]
     return [*balls, replace(balls[1], eps=0.0), replace(balls[1], eps=2 * eps)]
@@ -216,7 +220,8 @@ def test_a_list_of_one_keeps_its_batch_dimension():
     assert co.bounds(net, [ball])[net.features].lower.shape == (1, *net.graph[net.features].shape)
     with pytest.raises(co.InputError, match="share their norm"):
         co.bounds(net, [ball, ball_of("plain", "2", 0.05)])
-    for wrong in ([], [ball, "ball"], "ball"):
+    given: tuple[Any, ...] = ([], [ball, "ball"], "ball")
+    for wrong in given:
         with pytest.raises(co.InputError, match="takes a CamNetwork and a Ball"):
             co.bounds(net, wrong)
 
