@@ -91,7 +91,7 @@ def test_no_time_proves_nothing_and_says_so(question):
 
 def test_a_bound_above_an_image_is_raised(question):
     ladder = Ladder(question, 0.3, CPU)
-    ladder.attack(rank_targets(question, CPU), PgdOptions())
+    ladder.bound("crown")
     ladder.lower.add_(10.0)
     with pytest.raises(BoundOrderError, match="exceeds its value at a replayed image"):
-        ladder.bound("ibp")
+        ladder.attack(rank_targets(question, CPU), PgdOptions())
