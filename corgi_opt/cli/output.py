@@ -14,8 +14,8 @@ console = Console()
 
 
 def say(text: str, style: str | None = None) -> None:
-    """Prints a line as it is: no markup (messages hold brackets), no emoji (paths hold colons), no line breaks where the
-    output is a file."""
+    """Prints a line as it is: no markup (messages hold brackets), no emoji (paths hold colons), no line breaks where
+    the output is a file."""
     console.print(text, style=style, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
