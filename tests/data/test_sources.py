@@ -1,4 +1,4 @@
-"""Images by name: arrays, image files, bundled digits. Models by name: see test_cli.py, which runs them."""
+"""Images by name: arrays, image files, bundled digits. Models by name: see tests/cli, which runs them."""
 
 from __future__ import annotations
 
