@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 from asking import ask
@@ -16,6 +16,7 @@ import corgi_opt as co
 from corgi_opt._deadline import Deadline
 from corgi_opt.encode.expressions import Expressions
 from corgi_opt.search.atom import PartExpressions
+from corgi_opt.search.attack import polish
 from corgi_opt.search.counting import CountSolver
 
 COUNT = 8
@@ -28,7 +29,16 @@ def asked_within() -> list[SmallQuestion]:
     return list(itertools.islice((q for q in counted if q.answer().stable is not None), COUNT))
 
 
-def decided(question: SmallQuestion, deadline: Deadline) -> list[object]:
+@dataclass(frozen=True)
+class Decided:
+    """What the attempts on one group come to: a proven slack, or a witness, or a reason."""
+
+    slack: float
+    witness: co.Witness | None
+    reason: str
+
+
+def decided(question: SmallQuestion, deadline: Deadline, goal: float = 0.0) -> list[Decided]:
     """The answer for every group, with all atoms likely to fail but for those that do at the image."""
     net = co.from_torch(question.model, question.x.float())
     given = {name: value for name, value in question.arguments.items() if name not in ("eps", "keep_class")}
@@ -36,12 +46,17 @@ def decided(question: SmallQuestion, deadline: Deadline) -> list[object]:
     ball = posed.ball(question.eps)
     known = relaxed(net, ball)
     parts = PartExpressions(posed, Expressions(net.graph, replace(known.only(0), planes={})))
-    solver, found = CountSolver(posed, ball, parts, Highs()), []
+    solver, found = CountSolver(posed, ball, parts, Highs()), list[Decided]()
     for group in range(len(posed.groups.need)):
         mine = posed.groups.atoms_of(group)
         ahead = mine[posed.ahead[mine]].tolist()
         likely = [a for a in mine.tolist() if a not in ahead]
-        found.append(solver.solve(group, likely, ahead, known, deadline))
+        for answer in solver.attempts(group, likely, ahead, known, deadline, goal):
+            image = answer.image
+            witness = None if image is None or goal else polish(posed, ball, image, answer.atom)
+            if answer.slack > goal or witness is not None or answer.reason:
+                break
+        found.append(Decided(answer.slack, witness, answer.reason))
     return found
 
 
@@ -71,3 +86,11 @@ def test_without_time_nothing_is_said():
     for answer in decided(CASES[0], Deadline(0.0)):
         assert answer.slack == -math.inf and answer.witness is None
         assert "time limit" in answer.reason
+
+
+@pytest.mark.parametrize("index", [at for at in range(COUNT) if CASES[at].answer().stable])
+def test_a_goal_below_the_margin_is_proven_and_one_above_is_not(index):
+    exact = CASES[index].answer()
+    for share, proven in ((0.5, True), (1.5, False)):
+        found = decided(CASES[index], Deadline(math.inf), goal=share * exact.upper)
+        assert all(answer.slack > share * exact.upper for answer in found) == proven
