@@ -1,4 +1,4 @@
-"""The command line: ``corgi-opt verify | radius | compare | check | study | demo``.
+"""The command line: ``corgi-opt verify | radius | compare | check | study | doctor | demo``.
 
 Exit codes: 0 certified (or done), 1 falsified, 2 unknown, 3 usage error or unsupported model. A crash, a user's own
 failing model file included, is 3 with its traceback: Python's usual 1 would read as falsified.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import traceback
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,6 +22,7 @@ from corgi_opt.answering.prover import check_certificate
 from corgi_opt.answering.radius_search import radius
 from corgi_opt.answering.verdict import verify
 from corgi_opt.cli.demo import run_demo
+from corgi_opt.cli.doctor import examined
 from corgi_opt.cli.options import (
     Json,
     Means,
@@ -165,6 +167,20 @@ def check_command(
         say(f"proven {how}: {checked.kind}, margin {side} {checked.margin:.6g}", style="bold green")
         say(f"  {checked.seconds:.2f} s")
     raise typer.Exit(EXIT[checked.kind])
+
+
+@app.command("doctor")
+def doctor_command(as_json: Json = False) -> None:
+    """What is installed here and works, and a question that is answered to its end. Exit code 0 when all that is needed
+    works, 2 when not."""
+    findings = examined()
+    if as_json:
+        emit([asdict(finding) for finding in findings])
+    else:
+        for finding in findings:
+            mark, style = ("ok", "green") if finding.works else ("no", "red" if finding.needed else "yellow")
+            say(f"{mark}  {finding.what}: {finding.said}", style=style)
+    raise typer.Exit(0 if all(finding.works for finding in findings if finding.needed) else EXIT["unknown"])
 
 
 @app.command("demo")
