@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
@@ -56,6 +57,7 @@ def test_what_is_no_resolution_is_refused(rtol):
 
 
 def test_a_device_is_one_that_holds_values():
+    said: Any
     for said in ("cpu", torch.device("cpu")):
         assert resolve_device(said) == torch.device("cpu")
     for said in ("meta", "cuda:77", "no such", 3.5):

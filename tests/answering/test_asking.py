@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -15,13 +16,13 @@ from corgi_opt import _deadline
 from corgi_opt.answering.asking import Means, asked, chosen_property
 from corgi_opt.errors import InputError, UnknownMethodError
 
-MEANS = {"method": "milp", "norm": "inf", "solver": None, "device": "cpu", "time_limit": 60.0}
+MEANS: dict[str, Any] = {"method": "milp", "norm": "inf", "solver": None, "device": "cpu", "time_limit": 60.0}
 
 
 def net_of(seed: int = 0, bias: float = 0.0) -> co.CamNetwork:
     model = seeded(Plain, seed)
     with torch.no_grad():
-        model.head.bias += bias
+        model.head.bias.add_(bias)
     return co.from_torch(model, image(1, 6, 6))
 
 

@@ -75,6 +75,7 @@ def test_the_nearest_witness_is_kept(question):
     ladder = Ladder(question, 0.3, CPU)
     assert exact(0.3) < 0
     found = ladder.attack(rank_targets(question, CPU), PgdOptions())
+    assert found is not None
     assert found is ladder.witness and found.margin <= 0 and ladder.settled
     worse = Witness(**{**vars(found), "margin": found.margin + 1.0})
     ladder.found(worse)

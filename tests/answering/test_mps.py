@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import highspy
 import numpy as np
 import pytest
@@ -46,14 +48,13 @@ def asked():
     return at, least
 
 
-def exported(at: Setting, path, **given) -> object:
+def exported(at: Setting, path, **given: Any) -> Any:
     cam = at.net.cam(at.ball.center, 0).flatten()
     i, j = at.pair
     k = int((cam >= cam[i]).sum())
     assert cam[i] > cam[j]
-    return co.export_mps(
-        at.net, at.ball.center, path, **{"eps": EPS, "k": k, "class_idx": 0, "pair": (i, j), "device": "cpu"} | given
-    )
+    options: dict[str, Any] = {"eps": EPS, "k": k, "class_idx": 0, "pair": (i, j), "device": "cpu"}
+    return co.export_mps(at.net, at.ball.center, path, **options | given)
 
 
 def test_the_milps_optimum_is_the_pairs_minimum(asked, tmp_path):

@@ -12,6 +12,7 @@ import corgi_opt as co
 from corgi_opt._deadline import Deadline
 from corgi_opt.bounding.corgi import corgi_bounds
 from corgi_opt.network.cone import reach_of
+from corgi_opt.problem.region import Norm
 
 CASES = {"plain": (Plain, (1, 6, 6)), "pooled": (Pooled, (1, 6, 6)), "residual": (Residual, (1, 6, 5))}
 
@@ -22,7 +23,7 @@ def net(request):
     return co.from_torch(seeded(build, 2), image(*shape))
 
 
-def ball(net, eps: float, norm: str = "inf") -> co.Ball:
+def ball(net, eps: float, norm: Norm = "inf") -> co.Ball:
     return co.Ball(image(*net.graph[net.graph.input].shape, seed=4).double(), eps, norm)
 
 

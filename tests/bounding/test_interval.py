@@ -14,6 +14,7 @@ from corgi_opt.errors import NumericalError
 from corgi_opt.network.graph import LayerGraph, Node
 from corgi_opt.network.lowering import normal_form, scalar
 from corgi_opt.network.ops import Combine, Conv2d, Input, MaxPool2d, ReLU
+from corgi_opt.problem.region import Norm
 
 SHAPE = (2, 5, 4)
 
@@ -40,7 +41,7 @@ def graph(scale: float = 1.0) -> LayerGraph:
     )
 
 
-def ball(norm: str, eps: float = 0.2, clip=(0.0, 1.0)) -> co.Ball:
+def ball(norm: Norm, eps: float = 0.2, clip=(0.0, 1.0)) -> co.Ball:
     center = torch.rand(1, *SHAPE, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     return co.Ball(center, eps, norm, clip)
 
@@ -64,6 +65,7 @@ def test_a_convolution_of_the_image_has_the_dual_norm_of_its_filter(norm):
     region = ball(norm, 0.01, clip=None)
     low, high = (side[0, :, 2, 1] for side in bounds(graph(), region)["first"])
     op = graph()["first"].op
+    assert isinstance(op, Conv2d)
     filters, middle = op.weight.flatten(1), op.apply([region.center])[0, :, 2, 1]
     dual = {"inf": 1, "2": 2, "1": float("inf")}[norm]
     spread = 0.01 * torch.linalg.vector_norm(filters, dual, dim=1)

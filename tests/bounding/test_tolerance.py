@@ -35,8 +35,16 @@ def graph(seed: int = 0) -> LayerGraph:
     )
 
 
-def exactly(op: Conv2d, at: list[Fraction]) -> list[Fraction]:
-    rows = zip(op.weight[:, :, 0, 0].tolist(), op.bias.tolist(), strict=True)
+def conv_of(net: LayerGraph, name: str) -> tuple[Conv2d, torch.Tensor]:
+    """A convolution and its bias."""
+    op = net[name].op
+    assert isinstance(op, Conv2d) and op.bias is not None
+    return op, op.bias
+
+
+def exactly(net: LayerGraph, name: str, at: list[Fraction]) -> list[Fraction]:
+    op, bias = conv_of(net, name)
+    rows = zip(op.weight[:, :, 0, 0].tolist(), bias.tolist(), strict=True)
     return [sum((Fraction(w) * v for w, v in zip(row, at, strict=True)), Fraction(b)) for row, b in rows]
 
 
@@ -71,7 +79,7 @@ def learned(seed: int, at: Fraction) -> tuple[Rounding, LayerGraph, list[list[Fr
         Fraction(a) + at * (Fraction(b) - Fraction(a))
         for a, b in zip(low[:, 0, 0].tolist(), high[:, 0, 0].tolist(), strict=True)
     ]
-    first = exactly(net["first"].op, point)
+    first = exactly(net, "first", point)
     on = [max(v, Fraction(0)) for v in first]
     found = Rounding(net)
     found.interval("x")
@@ -81,7 +89,7 @@ def learned(seed: int, at: Fraction) -> tuple[Rounding, LayerGraph, list[list[Fr
         found.interval(name)
         low, high = (side[0] for side in op.interval([low[None]], [high[None]]))
         found.learn(name, low[None], high[None])
-    return found, net, [point, first, on, exactly(net["second"].op, on)]
+    return found, net, [point, first, on, exactly(net, "second", on)]
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -89,9 +97,11 @@ def test_what_float64_makes_of_a_value_is_within_the_account_of_its_interval(see
     for share in (Fraction(0), Fraction(1, 3), Fraction(1)):
         found, net, values = learned(seed, share)
         for name, before, after in (("first", values[0], values[1]), ("second", values[2], values[3])):
-            error = found.interval(name)[0, :, 0, 0]
+            errors, (op, bias) = found.interval(name), conv_of(net, name)
+            assert errors is not None
+            error = errors[0, :, 0, 0]
             as_floats = torch.tensor([float(v) for v in before], dtype=torch.float64)
-            rounded = net[name].op.weight[:, :, 0, 0] @ as_floats + net[name].op.bias
+            rounded = op.weight[:, :, 0, 0] @ as_floats + bias
             for got, exact, doubt in zip(rounded.tolist(), after, error.tolist(), strict=True):
                 assert abs(Fraction(got) - exact) <= Fraction(doubt)
 
@@ -103,10 +113,10 @@ def test_a_row_that_passes_a_layer_is_off_by_its_account_at_most(seed):
     case = torch.zeros(1, dtype=torch.long)
     for share in (Fraction(0), Fraction(2, 3), Fraction(1)):
         found, net, values = learned(seed, share)
-        op = net["second"].op
+        op, bias = conv_of(net, "second")
         lam = q[0, :, 0, 0] @ op.weight[:, :, 0, 0]
         on = torch.tensor([float(v) for v in values[2]], dtype=torch.float64)
-        got = float(lam @ on + q[0, :, 0, 0] @ op.bias)
+        got = float(lam @ on + q[0, :, 0, 0] @ bias)
         exact = sum((Fraction(a) * v for a, v in zip(q.flatten().tolist(), values[3], strict=True)), Fraction(0))
         account = gamma(op.terms) * float(found.at_start("second", q, case)[0] + found.through("second", q, case)[0])
         assert abs(Fraction(got) - exact) <= Fraction(account)
@@ -119,7 +129,8 @@ def test_a_constant_is_not_rounded():
     low, high = box(0)
     assert found.interval("x") is None
     found.learn("x", low[None], high[None])
-    assert not found.interval("flat").any()
+    flat = found.interval("flat")
+    assert flat is not None and not flat.any()
 
 
 def test_what_is_always_off_hands_nothing_on():
@@ -129,5 +140,5 @@ def test_what_is_always_off_hands_nothing_on():
     found.interval("second")
     after = found.through("second", drawn(1, 3, 1, 1, seed=1), torch.zeros(1, dtype=torch.long))
     assert float(after) < float(before)
-    bias = (drawn(1, 3, 1, 1, seed=1)[0, :, 0, 0].abs() * net["second"].op.bias.abs()).sum()
+    bias = (drawn(1, 3, 1, 1, seed=1)[0, :, 0, 0].abs() * conv_of(net, "second")[1].abs()).sum()
     assert float(after) == pytest.approx(float(bias), rel=1e-12)

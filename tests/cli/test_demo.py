@@ -23,6 +23,7 @@ def shown(tmp_path_factory):
     picture = tmp_path_factory.mktemp("demo") / "new" / "a.png"
     screen = console()
     rows = run_demo(screen, picture, images=(2,), ks=(1,))
+    assert isinstance(screen.file, io.StringIO)
     return screen.file.getvalue(), rows, picture
 
 

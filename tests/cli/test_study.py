@@ -43,6 +43,7 @@ def answered(plan: Path, count: int, folder: Path, state: str = "done") -> None:
     with Store.writing(folder) as store:
         store.began(made.name, made.said)
         for cell in made.cells()[:count]:
+            assert cell.ask.k is not None
             found = {"state": state, "status": "open", "lower": 0.01 * cell.ask.k, "upper": 0.1, "corgi": 0.005}
             store.put(row_of(cell, found if state == "done" else {"state": state, "reason": "no"}))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import matplotlib as mpl
 import numpy as np
 import pytest
@@ -34,8 +36,13 @@ def sides(pixels: list[int], width: int) -> set[frozenset[tuple[float, float]]]:
     return {edge for edge, times in found.items() if times == 1}
 
 
+def is_white(lines: LineCollection) -> bool:
+    color: Any = lines.get_color()
+    return bool((color[0][:3] == 1).all())
+
+
 def outlined(ax) -> set[frozenset[tuple[float, float]]]:
-    (white,) = (c for c in ax.collections if isinstance(c, LineCollection) and (c.get_color()[0][:3] == 1).all())
+    (white,) = (c for c in ax.collections if isinstance(c, LineCollection) and is_white(c))
     return {frozenset(map(tuple, np.asarray(s).tolist())) for s in white.get_segments()}
 
 

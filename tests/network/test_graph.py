@@ -73,7 +73,8 @@ def test_in_another_precision_it_is_made_once_and_the_first_stays():
     single = graph.to(torch.float32)
     assert single is graph.to(torch.float32)
     assert single.forward(torch.rand(1, *SHAPE)).dtype == torch.float32
-    assert graph["conv"].op.weight.dtype == torch.float64
+    conv = graph["conv"].op
+    assert isinstance(conv, Conv2d) and conv.weight.dtype == torch.float64
 
 
 def test_a_copy_for_drawing_is_a_copy():

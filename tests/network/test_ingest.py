@@ -36,9 +36,9 @@ def test_every_call_has_the_value_that_torch_gives():
     other = image(1, 7, 5, seed=4).double()
     theirs, ours = exported.values(other), found.graph.values(other)
     compared = 0
-    for call, name in found.names.items():
+    for call, (name, places) in found.held.items():
         if name in ours and isinstance(theirs[call], torch.Tensor) and theirs[call].ndim == 4:
-            torch.testing.assert_close(ours[name], theirs[call])
+            torch.testing.assert_close(ours[name].flatten()[places].view_as(theirs[call]), theirs[call])
             compared += 1
     assert compared >= 6
     logits = seeded(Residual, 2).double()(other)

@@ -27,8 +27,13 @@ def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
 X = drawn(6, *SHAPE, seed=9)
 
 
+def shape_of(x: torch.Tensor) -> tuple[int, int, int]:
+    _, channels, height, width = x.shape
+    return channels, height, width
+
+
 def out_shape(kernel, stride, padding, dilation=(1, 1)) -> tuple[int, int, int]:
-    return tuple(F.max_pool2d(X, kernel, stride, padding, dilation).shape[1:])
+    return shape_of(F.max_pool2d(X, kernel, stride, padding, dilation))
 
 
 def pooled_graph(pool, rectified: bool, also_read: bool = False) -> LayerGraph:
@@ -57,30 +62,31 @@ def expected(pool, rectified: bool, also_read: bool = False) -> torch.Tensor:
 def test_a_pool_is_differences_and_relus(pool, rectified):
     graph = pooled_graph(pool, rectified)
     torch.testing.assert_close(graph.forward(X), expected(pool, rectified))
-    lowered = normal_form(graph)
+    lowered, _ = normal_form(graph)
     assert {type(lowered[n].op).__name__ for n in lowered.order} <= {"Input", "ReLU", "Tap", "Combine"}
     torch.testing.assert_close(lowered.forward(X), expected(pool, rectified))
 
 
 @pytest.mark.parametrize("pool", POOLS[:3])
 def test_a_relu_that_others_read_is_still_there(pool):
-    lowered = normal_form(pooled_graph(pool, True, also_read=True))
+    lowered, _ = normal_form(pooled_graph(pool, True, also_read=True))
     torch.testing.assert_close(lowered.forward(X), expected(pool, True, also_read=True))
 
 
 @pytest.mark.parametrize("pool", POOLS[:4])
 def test_behind_a_pool_there_is_one_relu_a_window(pool):
     """It is taken after the maximum; before it are only those of the differences."""
-    lowered, bare = (normal_form(pooled_graph(pool, rectified)) for rectified in (True, False))
+    lowered, bare = (normal_form(pooled_graph(pool, rectified))[0] for rectified in (True, False))
     assert len(lowered.relus) == len(bare.relus) + 1
     assert isinstance(lowered[lowered.output].op, ReLU) and lowered[lowered.output].shape == out_shape(*pool)
 
 
 @pytest.mark.parametrize("pool", POOLS[:4])
 def test_the_maximum_says_what_it_is_the_maximum_of(pool):
-    lowered = normal_form(pooled_graph(pool, False))
+    lowered, _ = normal_form(pooled_graph(pool, False))
     (marked,) = (lowered[n] for n in lowered.order if lowered[n].pooled is not None)
     values = lowered.values(X)
+    assert marked.pooled is not None
     torch.testing.assert_close(values[marked.name], F.max_pool2d(values[marked.pooled.source], *pool))
 
 
@@ -88,8 +94,8 @@ def test_the_maximum_says_what_it_is_the_maximum_of(pool):
 def test_batch_norm_is_torchs(weights):
     mean, var = drawn(2, seed=1), drawn(2, seed=2).abs() + 0.1
     weight, bias = (drawn(2, seed=3), drawn(2, seed=4)) if weights else (None, None)
-    found = batch_norm(weight, bias, mean, var, 1e-3).apply([X])
-    torch.testing.assert_close(found, F.batch_norm(X, mean, var, weight, bias, eps=1e-3))
+    scale, shift = (v.view(2, 1, 1) for v in batch_norm(weight, bias, mean, var, 1e-3))
+    torch.testing.assert_close(scale * X + shift, F.batch_norm(X, mean, var, weight, bias, eps=1e-3))
 
 
 @pytest.mark.parametrize("include", [False, True])
@@ -99,7 +105,7 @@ def test_batch_norm_is_torchs(weights):
 )
 def test_average_pooling_is_torchs(kernel, stride, padding, divisor, include):
     expected = F.avg_pool2d(X, kernel, stride, padding, False, include, divisor)
-    conv, scale = average_pool(SHAPE, tuple(expected.shape[1:]), kernel, stride, padding, include, divisor)
+    conv, scale = average_pool(SHAPE, shape_of(expected), kernel, stride, padding, include, divisor)
     found = conv.apply([X])
     torch.testing.assert_close(found if scale is None else scale.apply([found]), expected)
     varies = divisor is None and not include and padding != (0, 0)
@@ -108,7 +114,7 @@ def test_average_pooling_is_torchs(kernel, stride, padding, divisor, include):
 
 def test_average_pooling_whose_last_window_overhangs_its_padding_is_torchs():
     expected = F.avg_pool2d(X, 3, 2, 1, True, True)
-    conv, scale = average_pool(SHAPE, tuple(expected.shape[1:]), (3, 3), (2, 2), (1, 1), True, None)
+    conv, scale = average_pool(SHAPE, shape_of(expected), (3, 3), (2, 2), (1, 1), True, None)
     y, x = (conv.stride[a] * (expected.shape[2 + a] - 1) + 3 - 1 - SHAPE[1 + a] for a in (0, 1))
     if y <= 1 and x <= 1:  # what the convolution's own padding reaches
         torch.testing.assert_close(scale.apply([conv.apply([X])]) if scale else conv.apply([X]), expected)
@@ -129,6 +135,6 @@ def affine_graph(*, read_twice: bool = False, per_position: bool = False) -> Lay
 @pytest.mark.parametrize(("case", "left"), [({}, 2), ({"read_twice": True}, 4), ({"per_position": True}, 3)])
 def test_folding_changes_nothing_and_is_done_where_it_may_be(case, left):
     graph = affine_graph(**case)
-    folded = fold_affine(graph)
+    folded, _ = fold_affine(graph)
     torch.testing.assert_close(folded.forward(X), graph.forward(X))
     assert len(folded) == left

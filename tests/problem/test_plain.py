@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 import torch
@@ -52,5 +53,6 @@ def test_a_result_is_its_fields_but_those_that_its_repr_leaves_out():
 
 
 def test_what_is_plain_already_stays():
-    for value in (None, True, 3, "text", [], {}):
+    values: tuple[Any, ...] = (None, True, 3, "text", [], {})
+    for value in values:
         assert plain(value) == value and type(plain(value)) is type(value)

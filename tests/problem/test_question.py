@@ -26,7 +26,7 @@ def question(net):
     return ask(net, X, k=K, class_idx=CLASS, keep_class=True)
 
 
-def model():
+def model() -> Plain:
     return seeded(Plain, 5, channels=4).double()
 
 

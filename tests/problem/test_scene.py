@@ -23,7 +23,7 @@ def scene(net, **given) -> Scene:
     return Scene.of(net, X, **({"class_idx": None, "norm": "inf", "clip": (0.0, 1.0)} | given))
 
 
-def model():
+def model() -> Plain:
     return seeded(Plain, 5, channels=4).double()
 
 

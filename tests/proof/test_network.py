@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import networkx as nx
 import numpy as np
@@ -29,15 +30,16 @@ def network() -> Network:
     return Network(nodes, 4, rng.normal(size=(3, 2)))
 
 
-def with_node(at: int, **changes: object) -> Network:
+def with_node(at: int, **changes: Any) -> Network:
     net = network()
     nodes = list(net.nodes)
     nodes[at] = replace(nodes[at], **changes)
     return replace(net, nodes=tuple(nodes))
 
 
-def with_op(at: int, **changes: object) -> Network:
-    return with_node(at, op=replace(network().nodes[at].op, **changes))
+def with_op(at: int, **changes: Any) -> Network:
+    op: Any = network().nodes[at].op
+    return with_node(at, op=replace(op, **changes))
 
 
 def moved(values: np.ndarray) -> np.ndarray:
@@ -45,7 +47,8 @@ def moved(values: np.ndarray) -> np.ndarray:
     return np.nextafter(values, np.inf)
 
 
-CONV, COMBINE = network().nodes[1].op, network().nodes[3].op
+CONV: Any = network().nodes[1].op
+COMBINE: Any = network().nodes[3].op
 OTHERS = {
     "a weight": with_op(1, weight=moved(CONV.weight)),
     "the last weight": with_op(1, weight=np.where(np.arange(16).reshape(2, 2, 2, 2) == 15, 0.0, CONV.weight)),

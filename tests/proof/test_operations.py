@@ -39,7 +39,7 @@ def by_torch(op: Conv, x: np.ndarray) -> np.ndarray:
     return F.conv2d(torch.from_numpy(x)[None], weight, bias, op.stride, op.padding, op.dilation, op.groups)[0].numpy()
 
 
-def pairing(coefs: np.ndarray, corners: np.ndarray, maps: np.ndarray) -> list[object]:
+def pairing(coefs: np.ndarray, corners: np.ndarray, maps: np.ndarray) -> list[Fraction]:
     """``sum coef * value`` on each window, what is off the map left out."""
     found = []
     for row, corner in zip(coefs, corners.tolist(), strict=True):

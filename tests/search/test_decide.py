@@ -12,10 +12,10 @@ from drawn_programs import at, drawn, least, outputs_at
 from corgi_opt._deadline import Deadline
 from corgi_opt.encode.big_m import big_m
 from corgi_opt.encode.triangle import triangle
-from corgi_opt.search.decide import Branched, SolvedProgram, why_undecided
+from corgi_opt.search.decide import Branched, Decider, SolvedProgram, why_undecided
 
 PATIENT = Deadline(math.inf)
-WAYS = {
+WAYS: dict[str, Decider] = {
     "milp": SolvedProgram(big_m, Highs()),
     "tree": Branched(Highs(), torch.device("cpu")),
 }
@@ -38,6 +38,7 @@ def test_both_sides_of_a_threshold(way, seed):
     for found in (below, above):
         assert found.lower <= minimum + 1e-6 and found.reason == ""
         assert found.upper >= minimum - 1e-6
+    assert above.variables is not None
     v = at(program, above.variables[: program.inputs])
     assert outputs_at(program, v)[0] * program.scales[0] == pytest.approx(above.upper, abs=1e-6)
 

@@ -52,11 +52,13 @@ def test_what_a_linear_program_closed_is_worth_its_optimum(seed):
     program = drawn(seed)
     solved = Highs().solve(triangle(program))
     # rows of a unit: z - s <= .., then s - u z <= ..; what they say of mu, the multiplier of z
+    assert solved.row_dual is not None
     first, second = np.split(solved.row_dual, 2)
     mu = -(first - program.upper * second)
     ledger = Ledger(program)
     ledger.closed_by(np.zeros(program.units, dtype=np.int8), mu)
     kept = ledger.leaves()
+    assert kept is not None
     assert kept.phases.tolist() == [[0] * program.units] and not kept.mixes.any() and not kept.slopes.any()
     lam = program.outputs.toarray()[0] + program.rows.toarray().T @ mu
     here = lam[program.inputs :]

@@ -5,14 +5,14 @@ from __future__ import annotations
 import inspect
 
 import pytest
-from corgi_solvers import Backend, Capabilities, NormBall, Problem, ProblemError, SolverError, Status, backend, names
-from solver_problems import INF, skip_without
+from corgi_solvers import Backend, Capabilities, ProblemError, SolverError, Status, backend, names
+from solver_problems import INF, ball_of, problem_of, skip_without
 
 BOX = ([0.0, 0.0], [5.0, 5.0])
 PROBLEMS = {
-    "lp": Problem([1.0, 1.0], 0.0, [[1.0, 2.0]], [1.0], [INF], *BOX, [False, False]),  # minimum 0.5
-    "mip": Problem([1.0, 1.0], 0.0, [[2.0, 2.0]], [1.0], [INF], *BOX, [True, True]),  # minimum 1
-    "soc": Problem(
+    "lp": problem_of([1.0, 1.0], 0.0, [[1.0, 2.0]], [1.0], [INF], *BOX, [False, False]),  # minimum 0.5
+    "mip": problem_of([1.0, 1.0], 0.0, [[2.0, 2.0]], [1.0], [INF], *BOX, [True, True]),  # minimum 1
+    "soc": problem_of(
         [1.0, 1.0],
         0.0,
         [[1.0, 2.0]],
@@ -20,7 +20,7 @@ PROBLEMS = {
         [INF],
         *BOX,
         [False, False],
-        balls=(NormBall([0, 1], [1.0, 1.0], [0.0, 0.0], 1.0),),
+        (ball_of([0, 1], [1.0, 1.0], [0.0, 0.0], 1.0),),
     ),  # minimum 0.5
 }
 MINIMUM = {"lp": 0.5, "mip": 1.0, "soc": 0.5}

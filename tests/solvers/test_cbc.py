@@ -12,7 +12,7 @@ from corgi_solvers import Problem, Status
 from corgi_solvers.cbc import INCREMENT, CbcSettings, run_cbc
 from corgi_solvers.claims import Claim
 from corgi_solvers.pulp import cbc_executable
-from solver_problems import INF, random_lp, scipy_minimum, skip_without, small_mip
+from solver_problems import INF, problem_of, random_lp, scipy_minimum, skip_without, small_mip
 
 
 @pytest.fixture(autouse=True)
@@ -35,6 +35,7 @@ def test_a_linear_program_has_scipys_minimum_and_multipliers_that_prove_it(seed:
         assert found.status in (Status.UNBOUNDED, Status.INFEASIBLE)
         return
     assert found.status is Status.OPTIMAL
+    assert found.x is not None and found.row_dual is not None
     assert p.objective(found.x) == pytest.approx(expected, abs=1e-6) and p.violation(found.x) < 1e-6
     # weak duality, by hand: sides of rows and columns at the sign of their multiplier
     y = found.row_dual
@@ -54,6 +55,7 @@ def test_a_mips_bound_is_below_its_enumerated_minimum(seed: int) -> None:
         assert found.status in (Status.INFEASIBLE, Status.ERROR)  # it may crash, and then claims nothing
         return
     assert found.status is Status.OPTIMAL
+    assert found.x is not None
     assert p.objective(found.x) == pytest.approx(best, abs=1e-5)
     assert best - 1e-4 <= found.bound <= best + 1e-7
     assert found.bound <= p.objective(found.x) - 1e-6 - INCREMENT + 1e-12
@@ -62,18 +64,18 @@ def test_a_mips_bound_is_below_its_enumerated_minimum(seed: int) -> None:
 
 def test_unbounded_is_told_from_infeasible() -> None:
     free = ([-INF], [INF], [False])
-    assert claim(Problem([1.0], 0.0, [[1.0]], [-INF], [5.0], *free)).status is Status.UNBOUNDED
-    two = Problem([1.0], 0.0, [[1.0], [1.0]], [6.0, -INF], [INF, 5.0], *free)
+    assert claim(problem_of([1.0], 0.0, [[1.0]], [-INF], [5.0], *free)).status is Status.UNBOUNDED
+    two = problem_of([1.0], 0.0, [[1.0], [1.0]], [6.0, -INF], [INF, 5.0], *free)
     assert claim(two).status is Status.INFEASIBLE
 
 
 def test_without_time_it_is_not_run() -> None:
-    p = Problem([1.0], 0.0, [[1.0]], [1.0], [INF], [0.0], [5.0], [False])
+    p = problem_of([1.0], 0.0, [[1.0]], [1.0], [INF], [0.0], [5.0], [False])
     found = claim(p, seconds=0.0)
     assert (found.status, found.x, found.row_dual, found.bound) == (Status.LIMIT, None, None, -INF)
 
 
 def test_no_file_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    claim(Problem([1.0], 0.0, [[1.0]], [1.0], [INF], [0.0], [5.0], [False]))
+    claim(problem_of([1.0], 0.0, [[1.0]], [1.0], [INF], [0.0], [5.0], [False]))
     assert list(tmp_path.iterdir()) == []

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from corgi_solvers import BackendBrokenError, BackendMissingError, Problem, ProblemError, SolverError, backend
+from corgi_solvers import BackendBrokenError, BackendMissingError, ProblemError, SolverError, backend
+from solver_problems import problem_of
 
 
 @pytest.mark.parametrize(
@@ -30,4 +31,4 @@ def test_a_refusal_is_a_value_error_of_this_package() -> None:
     with pytest.raises(ValueError, match=r"'magic'.*highs"):
         backend("magic")
     with pytest.raises(SolverError, match=r"c\[0\] is NaN"):
-        Problem([float("nan")], 0.0, [[1.0]], [0.0], [1.0], [0.0], [1.0], [False])
+        problem_of([float("nan")], 0.0, [[1.0]], [0.0], [1.0], [0.0], [1.0], [False])

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from corgi_solvers import Problem, SolverError, Status
 from corgi_solvers.highs_run import HighsRun
-from solver_problems import INF, knapsack, linear_minimum, random_lp, scipy_minimum, small_mip
+from solver_problems import INF, knapsack, linear_minimum, problem_of, random_lp, scipy_minimum, small_mip
 
 OPTIONS = {
     "output_flag": False,
@@ -92,7 +92,7 @@ def test_a_run_is_stopped_from_another_thread() -> None:
 
 def test_no_column_leaves_only_the_rows_to_look_at() -> None:
     def empty(lower: float, upper: float) -> Problem:
-        return Problem([], 2.5, np.zeros((1, 0)), [lower], [upper], [], [], [])
+        return problem_of([], 2.5, np.zeros((1, 0)), [lower], [upper], [], [], [])
 
     with run(empty(-1.0, 1.0)) as one:
         found = one.minimise(later())

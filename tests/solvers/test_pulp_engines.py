@@ -6,9 +6,9 @@ import math
 
 import numpy as np
 import pytest
-from corgi_solvers import Problem, Status
+from corgi_solvers import Status
 from corgi_solvers.pulp_engines import ENGINES, Limits, Model
-from solver_problems import INF, random_lp, scipy_minimum, small_mip, usable
+from solver_problems import INF, problem_of, random_lp, scipy_minimum, small_mip, usable
 
 pulp = pytest.importorskip("pulp")
 
@@ -49,7 +49,7 @@ def test_pulps_rows_hold_where_the_problems_do(seed: int) -> None:
 
 def test_columns_that_nothing_reads_come_back_as_near_to_zero_as_they_may_be() -> None:
     A = [[1.0, 0.0, 0.0, 0.0]]
-    p = Problem(
+    p = problem_of(
         [1.0, 0.0, 0.0, 0.0],
         0.0,
         A,
@@ -65,7 +65,7 @@ def test_columns_that_nothing_reads_come_back_as_near_to_zero_as_they_may_be() -
 
 
 def test_the_multipliers_of_a_two_sided_row_are_added_up() -> None:
-    p = Problem([1.0], 0.0, [[1.0], [2.0], [3.0]], [0.0, 1.0, 5.0], [2.0, INF, 5.0], [0.0], [9.0], [False])
+    p = problem_of([1.0], 0.0, [[1.0], [2.0], [3.0]], [0.0, 1.0, 5.0], [2.0, INF, 5.0], [0.0], [9.0], [False])
     model = Model(p)
     of = [row for _, row in model.rows]
     assert of == [0, 0, 1, 2]
@@ -84,16 +84,18 @@ def test_an_engines_minimum_is_that_of_enumeration_or_scipy(name: str, seed: int
             continue
         found = ENGINES[name](Model(p), LIMITS)
         assert found.status is Status.OPTIMAL
+        assert found.x is not None
         assert p.objective(found.x) == pytest.approx(expected, abs=1e-5)
         if p.is_mip:
             assert found.row_dual is None
             assert found.bound + p.offset <= expected + 1e-6
         else:
+            assert found.row_dual is not None
             np.testing.assert_array_less(-1e-6, found.row_dual[np.isinf(p.row_upper)])
             np.testing.assert_array_less(found.row_dual[np.isinf(p.row_lower)], 1e-6)
 
 
 @pytest.mark.parametrize("name", HERE)
 def test_an_engine_tells_infeasible(name: str) -> None:
-    p = Problem([1.0], 0.0, [[1.0], [1.0]], [3.0, -INF], [INF, 2.0], [0.0], [9.0], [False])
+    p = problem_of([1.0], 0.0, [[1.0], [1.0]], [3.0, -INF], [INF, 2.0], [0.0], [9.0], [False])
     assert ENGINES[name](Model(p), LIMITS).status is Status.INFEASIBLE

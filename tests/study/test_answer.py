@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ QUESTIONS = {
 }
 
 
-def task(question: dict[str, object], build: str = "digits", source: str = "digits", folder=None) -> dict:
+def task(question: dict[str, object], build: str = "digits", source: str = "digits", folder=None) -> dict[str, Any]:
     plan = Plan.of(
         {
             "name": "one",

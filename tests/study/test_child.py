@@ -9,6 +9,7 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -53,7 +54,7 @@ def test_every_line_has_its_reply_and_what_a_model_prints_goes_elsewhere(tmp_pat
         tmp_path,
     )
     (cell,) = plan.cells()
-    told = ({"device": "magic"}, task_of(cell, 0.0, 60.0, "cpu"), {})
+    told: tuple[Any, ...] = ({"device": "magic"}, task_of(cell, 0.0, 60.0, "cpu"), {})
     lines = "".join(json.dumps(t) + "\n" for t in told)
     done = subprocess.run(CHILD, input=lines, capture_output=True, text=True, env=ENVIRONMENT, timeout=120, check=True)
     ready, *replies = map(json.loads, done.stdout.splitlines())

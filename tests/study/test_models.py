@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from nets import Plain, seeded
@@ -32,7 +34,7 @@ def build():
 """
 
 
-def write(folder, name="own.py", slope=0.1, factor=1):
+def write(folder: Path, name: str = "own.py", slope: float = 0.1, factor: int = 1) -> ModelSource:
     (folder / name).write_text(CODE.format(slope=slope, factor=factor))
     return ModelSource.of(f"{name}:build", folder, "models.m")
 
@@ -59,6 +61,7 @@ def test_every_weight_and_buffer_is_part_of_it():
         hashes.add(model_sha256(model))
     assert len(hashes) == 1 + len(seeded(Plain).state_dict())
     norms = [nn.BatchNorm2d(2, eps=eps).eval() for eps in (1e-5, 1e-3)]
+    assert norms[0].running_mean is not None
     norms[0].running_mean[1] = 0.5
     assert len({model_sha256(n) for n in (*norms, nn.BatchNorm2d(2).eval())}) == 3
 
