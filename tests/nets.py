@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+import corgi_opt as co
 
 
 def seeded(build: type[nn.Module], seed: int = 0, **kwargs: int) -> nn.Module:
@@ -19,6 +23,12 @@ def seeded(build: type[nn.Module], seed: int = 0, **kwargs: int) -> nn.Module:
                 nn.init.uniform_(module.weight, 0.5, 1.5)
                 nn.init.normal_(module.bias, 0, 0.5)
     return model.eval()
+
+
+@functools.cache
+def network(build: type[nn.Module], shape: tuple[int, int, int], seed: int = 0, **kwargs: int) -> co.CamNetwork:
+    """A seeded module as it is read, once in a process: reading is what small networks take longest for."""
+    return co.from_torch(seeded(build, seed, **kwargs), image(*shape))
 
 
 class Plain(nn.Module):

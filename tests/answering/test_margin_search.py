@@ -8,7 +8,7 @@ import pytest
 from nets import Pooled, image, seeded
 from oracles import plain_milp_margin
 from patience import mostly_slow
-from small_questions import questions
+from small_questions import known_questions
 
 import corgi_opt as co
 from corgi_opt.answering import margin_search as tightness
@@ -20,11 +20,11 @@ METHODS = ("corgi", "crown", "dual", "lp")
 
 def asked(seed: int, norms: tuple[str, ...], count: int = 12):
     """Questions about top-k sets of any class."""
-    return [q for q in questions(count, seed, norms) if q.within == q.k and not q.keep_class]
+    return [q for q in known_questions(count, seed, norms) if q.within == q.k and not q.keep_class]
 
 
 def margin(question, method: str, **options: object) -> co.Verdict:
-    net = co.from_torch(question.model, question.x)
+    net = question.network
     arguments = {n: v for n, v in question.arguments.items() if n not in ("within", "keep_class")}
     return tight_margin(net, question.x, method=method, rtol=RTOL, device="cpu", **arguments, **options)
 
@@ -40,7 +40,7 @@ def test_exact_margins_are_those_of_enumeration(norm, method):
         assert found.margin_lower <= answer.upper + 1e-9, question.label
         if answer.lower > 0:  # below zero, enumeration's is how far a pixel falls behind the last place in the set
             assert found.margin_upper >= answer.lower - 1e-9, question.label
-        net = co.from_torch(question.model, question.x)
+        net = question.network
         top = net.cam(question.x, found.asked.class_idx).flatten().sort(descending=True).values
         gap = float(top[question.k - 1] - top[question.k])
         assert found.margin_upper - found.margin_lower <= RTOL * gap + 1e-5, (question.label, found)
