@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
-from small_questions import SmallQuestion, questions
+from small_questions import SmallQuestion, known_questions
 
 import corgi_opt as co
 from corgi_opt.answering.prover import plain_network
@@ -48,9 +48,9 @@ class Case:
 def cases() -> tuple[Case, ...]:
     """Questions that keep no class, each answered by branch and bound and checked at once."""
     found = []
-    for question in questions(COUNT, seed=11):
+    for question in known_questions(COUNT, seed=11):
         asked = replace(question, keep_class=False)
-        net = co.from_torch(asked.model, asked.x.float())
+        net = asked.network
         verdict = co.verify(net, asked.x, method="bab", proof="checked", **asked.arguments)
         found.append(Case(asked, net, plain_network(net), verdict, asked.answer().stable))
     return tuple(found)

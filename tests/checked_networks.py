@@ -7,7 +7,7 @@ import functools
 import numpy as np
 import torch
 from encoding import CASES, FAR
-from nets import image, seeded
+from nets import image, network
 
 import corgi_opt as co
 from corgi_opt.answering.prover import plain_network
@@ -24,7 +24,7 @@ NORMS: tuple[Norm, ...] = ("inf", "2", "1")
 def built(case: str) -> tuple[co.CamNetwork, Network, torch.Tensor]:
     model, arguments, shape, _, seed = CASES[case]
     x = image(*shape, seed=seed).double()
-    net = co.from_torch(seeded(model, seed, **arguments), x.float())
+    net = network(model, shape, seed, **arguments)
     return net, plain_network(net), x
 
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from asking import pixel_rows
 from corgi_solvers import Problem
-from nets import Deep, Everything, Plain, Pooled, Residual, Tiny, image, seeded
+from nets import Deep, Everything, Plain, Pooled, Residual, Tiny, image, network, seeded
 from oracles import brute_force_pair_minimum, conv_matrix, points_in
 from relaxing import relaxed
 from scipy.optimize import Bounds, LinearConstraint, linprog, milp
@@ -76,12 +76,12 @@ class Setting:
     @classmethod
     def case(cls, name: str, norm: Norm = "inf", eps: float | None = None) -> Setting:
         model, kwargs, shape, default, seed = CASES[name]
-        net = co.from_torch(seeded(model, seed, **kwargs), image(*shape))
+        net = network(model, shape, seed, **kwargs)
         return cls.of(net, co.Ball(image(*shape, seed=seed + 7), default if eps is None else eps, norm))
 
     @classmethod
     def with_cuts(cls, kwargs: dict[str, int], shape: Shape, eps: float, seed: int, *, planes: bool = True) -> Setting:
-        net = co.from_torch(seeded(Pooled, seed, channels=2, **kwargs), image(*shape))
+        net = network(Pooled, shape, seed, channels=2, **kwargs)
         coarse = torch.rand(1, 1, 3, 3, generator=torch.Generator().manual_seed(seed))
         smooth = F.interpolate(coarse, shape[1:], mode="bicubic", align_corners=True).clamp(0, 1)
         return cls.of(net, co.Ball(smooth, eps), planes=planes)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+import corgi_opt as co
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -24,6 +28,15 @@ def seeded(build: type[M], seed: int = 0, **kwargs: Any) -> M:
                 nn.init.uniform_(module.weight, 0.5, 1.5)
                 nn.init.normal_(module.bias, 0, 0.5)
     return model.eval()
+
+
+@functools.cache
+def network(
+    build: Callable[..., nn.Module], shape: tuple[int, int, int], seed: int = 0, **kwargs: int
+) -> co.CamNetwork:
+    """A seeded module as it is read, once in a process: reading is what small networks take longest for."""
+    maker: Any = build
+    return co.from_torch(seeded(maker, seed, **kwargs), image(*shape))
 
 
 class Plain(nn.Module):

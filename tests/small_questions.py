@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -13,6 +15,8 @@ from enumeration import Answer, exact_margin, exact_margin_keep_class, exact_wit
 from linear_regions import Affine, Array, Ball
 from nets import Small, image, seeded
 from torch import Tensor, nn
+
+import corgi_opt as co
 
 KINDS: tuple[dict[str, int], ...] = (
     {"features": 1},
@@ -50,6 +54,13 @@ class SmallQuestion:
     label: str
 
     @property
+    def network(self) -> co.CamNetwork:
+        """The model as it is read, once for all questions about it."""
+        if self.model not in _NETWORKS:
+            _NETWORKS[self.model] = co.from_torch(self.model, self.x)
+        return _NETWORKS[self.model]
+
+    @property
     def arguments(self) -> dict[str, Any]:
         names = ("eps", "k", "within", "keep_class", "norm", "clip", "class_idx")
         return {name: getattr(self, name) for name in names}
@@ -61,6 +72,20 @@ class SmallQuestion:
         if self.within is not None:
             return exact_within_margin(self.model, self.x, k1=self.k, k2=self.within, **given)
         return exact_margin(self.model, self.x, k=self.k, **given)
+
+
+_NETWORKS: WeakKeyDictionary[nn.Module, co.CamNetwork] = WeakKeyDictionary()
+
+_KNOWN: dict[tuple[int, tuple[str, ...]], tuple[list[SmallQuestion], Iterator[SmallQuestion]]] = {}
+
+
+def known_questions(count: int, seed: int = 0, norms: tuple[str, ...] = ("inf", "2", "1")) -> Iterator[SmallQuestion]:
+    """As :func:`questions`, each drawn once in a process: several tests ask them, by several methods."""
+    found, rest = _KNOWN.setdefault((seed, norms), ([], questions(sys.maxsize, seed, norms)))
+    for at in range(count):
+        if at == len(found):
+            found.append(next(rest))
+        yield found[at]
 
 
 def questions(count: int, seed: int = 0, norms: tuple[str, ...] = ("inf", "2", "1")) -> Iterator[SmallQuestion]:

@@ -18,7 +18,7 @@ from corgi_solvers import Cvxpy, Highs
 from encoding import PATIENT, scipy_milp
 from encoding import exact_setting as setting
 from nets import Deep, Everything, Plain, Pooled, Residual, Small, image, seeded
-from small_questions import SmallQuestion, questions
+from small_questions import SmallQuestion, known_questions
 from stand_in import DEVICE, OnDevice, StandIn
 from torch import Tensor
 
@@ -332,14 +332,14 @@ def test_an_image_may_be_on_the_device():
 
 @cache
 def small_questions() -> list[SmallQuestion]:
-    return list(questions(58, norms=("inf", "1")))
+    return list(known_questions(58, norms=("inf", "1")))
 
 
 @pytest.mark.parametrize("at", [28, 38, 57])
 def test_what_only_a_milp_answers(at, device):
     """Rivals are counted, classes are kept."""
     question = small_questions()[at]
-    net = co.from_torch(question.model, question.x)
+    net = question.network
     known = co.verify(net, question.x, device="cpu", **question.arguments)
     assert known.method == "milp"
     with other_device(device) as there:

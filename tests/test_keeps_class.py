@@ -7,7 +7,7 @@ import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ import torch
 from enumeration import Answer, exact_class_margin
 from nets import Plain, Pooled, Small, image, seeded
 from patience import mostly_slow
-from small_questions import questions
+from small_questions import known_questions
 from torch import nn
 
 import corgi_opt as co
@@ -42,7 +42,7 @@ class Case:
     eps: float
     label: str
 
-    @property
+    @cached_property
     def net(self) -> co.CamNetwork:
         return co.from_torch(self.model, self.x)
 
@@ -58,7 +58,7 @@ def cases(seed: int, norms: tuple[str, ...] = ("inf", "1", "2")) -> tuple[Case, 
 def _cases(seed: int, norms: tuple[str, ...]) -> Iterator[Case]:
     """Tiny networks whose image is near to another class, which some regions hold and some do not."""
     rng = np.random.default_rng(seed)
-    near = (question for question in questions(1000, 500 + seed, norms) if question.keep_class)
+    near = (question for question in known_questions(1000, 500 + seed, norms) if question.keep_class)
     for question in itertools.islice(near, EACH):
         about = {"norm": question.norm, "clip": question.clip}
         eps = question.eps * float(rng.choice([0.1, 0.3, 0.6, 1.0]))

@@ -13,7 +13,6 @@ import corgi_opt as co
 from corgi_opt._deadline import NEVER, Deadline
 from corgi_opt.answering.ladder import Ladder
 from corgi_opt.errors import BoundOrderError
-from corgi_opt.problem.results import Witness
 from corgi_opt.search.attack import PgdOptions, rank_targets
 
 CPU = torch.device("cpu")
@@ -77,9 +76,10 @@ def test_the_nearest_witness_is_kept(question):
     found = ladder.attack(rank_targets(question, CPU), PgdOptions())
     assert found is not None
     assert found is ladder.witness and found.margin <= 0 and ladder.settled
-    worse = Witness(**{**vars(found), "margin": found.margin + 1.0})
-    ladder.found(worse)
-    assert ladder.witness is found
+    nearer = question.x + 0.999 * (found.image - question.x)
+    assert not ladder.meet(question.x) and ladder.witness is found
+    ladder.meet(nearer)
+    assert ladder.witness is not None and ladder.met == ladder.witness.margin <= found.margin
 
 
 def test_no_time_proves_nothing_and_says_so(question):

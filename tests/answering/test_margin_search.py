@@ -9,7 +9,7 @@ import pytest
 from nets import Pooled, image, seeded
 from oracles import plain_milp_margin
 from patience import mostly_slow
-from small_questions import SmallQuestion, questions
+from small_questions import SmallQuestion, known_questions
 
 import corgi_opt as co
 from corgi_opt.answering.margin_search import tight_margin
@@ -21,11 +21,11 @@ METHODS = ("corgi", "crown", "dual", "lp")
 
 def asked(seed: int, norms: tuple[str, ...], count: int = 12) -> list[SmallQuestion]:
     """Questions about top-k sets of any class."""
-    return [q for q in questions(count, seed, norms) if q.within == q.k and not q.keep_class]
+    return [q for q in known_questions(count, seed, norms) if q.within == q.k and not q.keep_class]
 
 
 def margin(question: SmallQuestion, method: str, **options: Any) -> co.Verdict:
-    net = co.from_torch(question.model, question.x)
+    net = question.network
     return tight_margin(net, question.x, method=method, rtol=RTOL, device="cpu", **question.arguments, **options)
 
 
@@ -40,7 +40,7 @@ def test_exact_margins_are_those_of_enumeration(norm, method):
         assert found.margin_lower <= answer.upper + 1e-9, question.label
         if answer.lower > 0:  # below zero, enumeration's is how far a pixel falls behind the last place in the set
             assert found.margin_upper >= answer.lower - 1e-9, question.label
-        net = co.from_torch(question.model, question.x)
+        net = question.network
         top = net.cam(question.x, found.asked.class_idx).flatten().sort(descending=True).values
         gap = float(top[question.k - 1] - top[question.k])
         assert found.margin_upper - found.margin_lower <= RTOL * gap + 1e-5, (question.label, found)
@@ -54,7 +54,7 @@ COUNTED = [("inf", "milp"), ("inf", "auto"), ("1", "milp"), ("1", "auto")]
 @pytest.mark.parametrize(("norm", "method"), mostly_slow(COUNTED, [("inf", "auto"), ("1", "milp")]))
 def test_margins_of_rivals_that_are_counted_and_classes_that_are_kept_are_those_of_enumeration(norm, method):
     counted = kept = 0
-    for question in (q for q in questions(24, 13, (norm,)) if q.keep_class or (q.within or 0) > q.k):
+    for question in (q for q in known_questions(24, 13, (norm,)) if q.keep_class or (q.within or 0) > q.k):
         answer, verdict = question.answer(), margin(question, method)
         assert verdict.margin_lower <= answer.upper + 1e-6, question.label
         if answer.lower > 0:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from nets import Deep, Everything, Plain, Pooled, Residual, image, seeded
+from nets import Deep, Everything, Plain, Pooled, Residual, image, network
 from oracles import points_in
 from patience import mostly_slow
 from relaxing import corgi_pixels, ibp_pixels, pairs, pixels, relaxed
@@ -39,7 +39,7 @@ def setting(
     eps: float,
     clip: Clip = (0.0, 1.0),
 ) -> tuple[co.CamNetwork, co.Ball]:
-    net = co.from_torch(seeded(model, seed, **kwargs), image(*shape))
+    net = network(model, shape, seed, **kwargs)
     return net, co.Ball(image(*shape, seed=100 + seed), eps, clip=clip)
 
 

@@ -123,7 +123,7 @@ def test_average_pooling_whose_last_window_overhangs_its_padding_is_torchs():
 def affine_graph(*, read_twice: bool = False, per_position: bool = False) -> LayerGraph:
     builder = GraphBuilder()
     image = builder.add("x", Input(), (), SHAPE)
-    conv = Conv2d(drawn(2, 2, 3, 3, seed=5), None, (1, 1), (1, 1), (1, 1), 1)
+    conv = Conv2d(drawn(2, 2, 3, 3, seed=5), drawn(2, seed=8), (1, 1), (1, 1), (1, 1), 1)
     one = builder.add("conv", conv, (image,), SHAPE)
     coef = drawn(1, *SHAPE[1:], seed=6) if per_position else drawn(2, 1, 1, seed=6)
     norm = builder.add("norm", Combine((coef,), drawn(2, 1, 1, seed=7)), (one,), SHAPE)

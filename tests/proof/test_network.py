@@ -92,12 +92,11 @@ def test_a_bias_of_the_head_matters_to_logits_alone():
     assert network().bias.tolist() == [0.0, 0.0, 0.0]
 
 
-def test_ancestors_and_consumers_are_those_of_the_graph():
+def test_ancestors_are_those_of_the_graph():
     net = network()
     graph = nx.DiGraph([(i, at) for at, node in enumerate(net.nodes) for i in node.inputs])
     for at in range(len(net.nodes)):
         assert net.ancestors(at) == sorted(nx.ancestors(graph, at) | {at}, reverse=True)
-        assert net.consumers(at) == sorted(graph.successors(at))
 
 
 def test_what_is_neither_array_nor_setting_is_not_passed_over():

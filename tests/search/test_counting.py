@@ -10,7 +10,7 @@ import pytest
 from asking import ask
 from corgi_solvers import Highs
 from relaxing import relaxed
-from small_questions import SmallQuestion, questions
+from small_questions import SmallQuestion, known_questions
 
 import corgi_opt as co
 from corgi_opt._deadline import Deadline
@@ -24,7 +24,7 @@ COUNT = 8
 
 def asked_within() -> list[SmallQuestion]:
     """Small questions in which rivals have to be counted."""
-    drawn = (replace(q, keep_class=False) for q in questions(200, seed=5, norms=("inf", "1")))
+    drawn = (replace(q, keep_class=False) for q in known_questions(200, seed=5, norms=("inf", "1")))
     counted = (q for q in drawn if q.within is not None and q.within > q.k)
     return list(itertools.islice((q for q in counted if q.answer().stable is not None), COUNT))
 
@@ -40,7 +40,7 @@ class Decided:
 
 def decided(question: SmallQuestion, deadline: Deadline, goal: float = 0.0) -> list[Decided]:
     """The answer for every group, with all atoms likely to fail but for those that do at the image."""
-    net = co.from_torch(question.model, question.x.float())
+    net = question.network
     given = {name: value for name, value in question.arguments.items() if name not in ("eps", "keep_class")}
     posed = ask(net, question.x, **given)
     ball = posed.ball(question.eps)

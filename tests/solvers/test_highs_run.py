@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from corgi_solvers import Problem, SolverError, Status
 from corgi_solvers.highs_run import HighsRun
-from solver_problems import INF, knapsack, linear_minimum, problem_of, random_lp, scipy_minimum, small_mip
+from solver_problems import INF, knapsack, problem_of, random_lp, scipy_minimum, small_mip
 
 OPTIONS = {
     "output_flag": False,
@@ -42,20 +42,6 @@ def test_its_minimum_is_scipys(seed: int) -> None:
             assert found.status is Status.OPTIMAL
             assert found.objective == pytest.approx(expected, abs=1e-6)
             assert found.bound == pytest.approx(expected, abs=1e-5)
-
-
-def test_another_objective_on_the_same_rows_is_another_minimum() -> None:
-    p = knapsack(12, 3)
-    p = Problem(p.c, 0.0, p.A, p.row_lower, p.row_upper, p.col_lower, p.col_upper, np.zeros(12, dtype=bool))
-    rng = np.random.default_rng(1)
-    with run(p) as one:
-        for _ in range(4):
-            other = p.with_objective(rng.normal(size=12), 3.0)
-            one.change_objective(other)
-            expected = linear_minimum(other) + 3.0
-            assert one.minimise(later()).objective == pytest.approx(expected, abs=1e-6)
-            one.forget_basis()
-            assert one.minimise(later()).objective == pytest.approx(expected, abs=1e-6)
 
 
 def test_a_threshold_is_told_from_both_sides() -> None:
