@@ -25,7 +25,7 @@ from corgi_opt.answering.verdict import verify
 from corgi_opt.cli.demo import run_demo
 from corgi_opt.cli.output import console, emit, say
 from corgi_opt.cli.study import study_app
-from corgi_opt.data.sources import load, load_model
+from corgi_opt.data.sources import load, load_model, onnx_name
 from corgi_opt.drawing.maps import check_picture
 from corgi_opt.errors import CorgiError, InputError, ProofError
 from corgi_opt.methods import TABLE
@@ -34,6 +34,7 @@ from corgi_opt.problem.plain import plain
 from corgi_opt.problem.properties import PROPERTIES
 from corgi_opt.problem.region import canonical_norm
 from corgi_opt.problem.results import Radius
+from corgi_opt.proof.certificate import Certificate
 
 T = TypeVar("T")
 
@@ -54,7 +55,7 @@ app.add_typer(study_app, name="study")
 Model = Annotated[
     str,
     typer.Argument(
-        help="'digits' (bundled), or path/to/file.py:function, or package.module:function "
+        help="'digits' (bundled), or path/to/model.onnx, or path/to/file.py:function, or package.module:function "
         "returning an eval-mode nn.Module"
     ),
 ]
@@ -278,7 +279,8 @@ def check_command(
 ) -> None:
     """Proves a certificate's claim anew. Exit code 0 certified, 1 falsified, 2 not proven, 3 no certificate."""
     try:
-        found = check_certificate(file, load_model(model, weights), exact=exact)
+        shape = Certificate.load(file).claim.region.center.shape if onnx_name(model) else None
+        found = check_certificate(file, load_model(model, weights, shape), exact=exact)
     except ProofError as error:
         if as_json:
             emit({"proven": False, "reason": str(error)})
