@@ -15,7 +15,7 @@ from torch import Tensor
 
 from corgi_opt.network.onnx.node import Call, Run
 from corgi_opt.network.onnx.table import onnx_op
-from corgi_opt.network.onnx.tensors import floating, torch_type
+from corgi_opt.network.onnx.tensors import torch_type
 
 Binary = Callable[[Tensor, Tensor], Tensor]
 
@@ -242,7 +242,11 @@ def _cast(call: Call) -> Run:
     """Between floating types an identity: what is asked is about the exact network."""
     call.integer("saturate", 1)
     call.text("round_mode", "up")
-    return _to(call, call.integer("to"))
+    element = call.integer("to")
+    kind = torch_type(element)
+    if kind is None:
+        raise call.refused(f"it casts to type number {element}, which is not read")
+    return _as(call, kind)
 
 
 @onnx_op("CastLike")
@@ -250,15 +254,13 @@ def _cast_like(call: Call) -> Run:
     call.integer("saturate", 1)
     call.text("round_mode", "up")
     kind = call.value(1).tensor.dtype
-    return lambda x, like: x if x.dtype == kind else x.to(kind)
+    call.unused(1)
+    return _as(call, kind)
 
 
-def _to(call: Call, element: int) -> Run:
-    kind = torch_type(element)
-    if kind is None:
-        raise call.refused(f"it casts to type number {element}, which is not read")
-    if floating(element) and call.floating():
+def _as(call: Call, kind: torch.dtype) -> Run:
+    if kind.is_floating_point and call.floating():
         return lambda x: x
-    if not floating(element) and call.floating() and not call.known(0):
+    if not kind.is_floating_point and call.floating() and not call.known(0):
         raise call.refused("it rounds the image's values to whole numbers, which is not piecewise linear")
     return lambda x: x.to(kind)

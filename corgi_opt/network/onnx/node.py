@@ -60,7 +60,7 @@ class Call:
     """A node that is being prepared. ``version``: of the operator set.
 
     What is read is taken down: an attribute that nobody has read is refused by name, and an operand that was read as
-    numbers (``number``, ``numbers``, ``static``) is no operand of the run.
+    numbers (``number``, ``numbers``, ``static``) or found to be left out (``has``) is no operand of the run.
     """
 
     node: Node
@@ -68,6 +68,7 @@ class Call:
     operands: tuple[Value | None, ...]
     seen: set[str] = field(default_factory=set)
     statics: dict[int, Tensor] = field(default_factory=dict)
+    absent: set[int] = field(default_factory=set)
 
     # --- attributes
 
@@ -112,7 +113,14 @@ class Call:
     # --- operands
 
     def has(self, at: int) -> bool:
-        return at < len(self.operands) and self.operands[at] is not None
+        there = at < len(self.operands) and self.operands[at] is not None
+        if not there:
+            self.absent.add(at)
+        return there
+
+    def unused(self, at: int) -> None:
+        """An operand whose values play no part."""
+        self.absent.add(at)
 
     def value(self, at: int) -> Value:
         found = self.operands[at] if self.has(at) else None
@@ -162,7 +170,7 @@ class Call:
 
     def run_operands(self) -> list[int]:
         """The places of the operands that the run gets."""
-        return [at for at in range(len(self.operands)) if at not in self.statics]
+        return [at for at in range(len(self.operands)) if at not in self.statics and at not in self.absent]
 
     # --- axes
 

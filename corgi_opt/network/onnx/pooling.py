@@ -23,11 +23,22 @@ def _pooled(call: Call) -> tuple[Windows, bool, tuple[int, ...]]:
     if any(p >= e for pads in (w.before, w.after) for p, e in zip(pads, w.extent, strict=True)):
         raise call.refused(f"its padding {(w.before, w.after)} holds whole windows")
     auto = call.text("auto_pad", "NOTSET")
+    if auto.startswith("SAME") and _is_unclear(w):
+        raise call.refused(
+            f"auto_pad={auto} with strides {w.stride} and dilations {w.dilation} means different things to different "
+            "readers; write the pads out"
+        )
     counts = w.counts(ceil and auto == "NOTSET")
     if min(counts) < 1:
         raise call.wrong(f"its kernel {w.kernel} is larger than the padded map {w.padded}")
     call.sized((*call.shape()[:2], *w.padded))
     return w, ceil and auto == "NOTSET", counts
+
+
+def _is_unclear(w: Windows) -> bool:
+    """Whether automatic padding would have to be negative somewhere, or to know whether dilation counts."""
+    rows = zip(w.size, w.stride, w.extent, strict=True)
+    return max(w.dilation) > 1 or any((-(-n // s) - 1) * s + e < n for n, s, e in rows)
 
 
 @onnx_op("MaxPool")

@@ -45,7 +45,7 @@ class Axis:
     def nearest(self, how: str, rounding: str) -> Tensor:
         at = self.places(how)
         shift = {"round_prefer_floor": -0.5, "round_prefer_ceil": 0.5}.get(rounding, 0.0)
-        up = rounding in ("ceil", "round_prefer_floor")
+        up = rounding in ("ceil", "round_prefer_floor") or (rounding == "simple" and self.scale < 1)
         at = (at + shift).ceil() if up else (at + shift).floor()
         return at.long().clamp(0, self.size - 1)
 
@@ -75,7 +75,7 @@ def _resize(call: Call) -> Run:
 def _manner(call: Call) -> tuple[str, str]:
     """How output places are input places, and how those are rounded."""
     if call.version < 11:
-        return "asymmetric", "floor"
+        return "asymmetric", "simple"  # which nothing but onnxruntime says: floor, and ceil where a map shrinks
     how = call.text("coordinate_transformation_mode", "half_pixel")
     rounding = call.text("nearest_mode", "round_prefer_floor")
     call.real("cubic_coeff_a", -0.75)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,7 +24,8 @@ from corgi_opt.network.onnx.tensors import FLOATS, UNIT
 ROUNDINGS = 256
 """How many roundings of its precision an operation may differ by, relative to the largest sum of absolute terms."""
 
-_NUMPY = {"float32": "float32", "float64": "float64", "float16": "float16"}
+UNDERFLOW = {"float64": 1e-290, "float32": 1e-30, "float16": 1e-5}
+"""What may be lost where numbers are smaller than a precision has them in full."""
 
 
 def compared(program: Program, module: OnnxModule) -> Origin:
@@ -53,8 +55,16 @@ def compared(program: Program, module: OnnxModule) -> Origin:
         values = {n: torch.from_numpy(v.copy()).double() for n, v in zip(sorted(ours), theirs, strict=True)}
         values = {**module.constants(), **values, module.image: torch.from_numpy(array.astype("float64"))}
         for step in steps:
-            _require_same(step, values, unit * ROUNDINGS, name)
+            _require_same(step, values, Allowed(unit * ROUNDINGS, UNDERFLOW[kind]), name)
     return Origin(program.name, program.version, True, f"every operation was compared with {name}")
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """How far values may be apart: a part of a sum of absolute terms, and something on top."""
+
+    part: float
+    least: float
 
 
 def _cannot(name: str, error: Exception) -> str:
@@ -91,7 +101,7 @@ def _images(shape: tuple[int, ...]) -> list[Tensor]:
     return [noise, (noise > 0.5).double(), normal]
 
 
-def _require_same(step: Step, values: Mapping[str, Tensor], part: float, runtime: str) -> None:
+def _require_same(step: Step, values: Mapping[str, Tensor], allowed: Allowed, runtime: str) -> None:
     operands = [values.get(name) for name in step.inputs]
     with torch.no_grad():
         given = step(*operands)
@@ -108,7 +118,7 @@ def _require_same(step: Step, values: Mapping[str, Tensor], part: float, runtime
             )
         largest = size if size is not None else _largest([*operands, ours])
         gap = (ours - theirs).abs()
-        if not bool((gap <= part * largest).all()):
+        if not bool((gap <= allowed.part * largest + allowed.least).all()):
             _refuse(step, name, ours, theirs, float(gap.nan_to_num(nan=torch.inf).max()), runtime)
 
 
