@@ -69,7 +69,7 @@ _binary("Xor", torch.logical_xor)
 @onnx_op("Mod")
 def _mod(call: Call) -> Run:
     _broadcasts(call)
-    return torch.fmod if call.integer("fmod", 0) and call.floating() else _remainder
+    return torch.fmod if call.flag("fmod") and call.floating() else _remainder
 
 
 @onnx_op("Where")

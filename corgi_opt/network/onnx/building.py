@@ -14,7 +14,7 @@ from torch import Tensor
 
 from corgi_opt.errors import InputError, UnsupportedOpError
 from corgi_opt.network.onnx import arithmetic, layers, pooling, resizing, shaping
-from corgi_opt.network.onnx.limits import MOST_COMPUTED, MOST_VALUES, values_in
+from corgi_opt.network.onnx.limits import COMPUTED_PER_STORED, MOST_COMPUTED, MOST_VALUES, values_in
 from corgi_opt.network.onnx.module import OnnxModule, Origin, Step
 from corgi_opt.network.onnx.node import Call, Node, Run, Value
 from corgi_opt.network.onnx.reading import Port, Program, malformed
@@ -58,6 +58,7 @@ class _Builder:
         self.values = {self.image: Value(torch.empty(self.shape, dtype=torch.float64, device="meta"), False)}
         self.steps: list[_Prepared] = []
         self.held = self.computed = 0
+        self.most = MOST_COMPUTED + COMPUTED_PER_STORED * program.stored
 
     def module(self) -> OnnxModule:
         for node in self.nodes:
@@ -146,7 +147,7 @@ class _Builder:
         size = values_in(tuple(tensor.shape), f"what the ONNX node {node.title} reads or makes")
         self.held += size if known else 0
         self.computed += size
-        if self.held > MOST_VALUES or self.computed > MOST_COMPUTED:
+        if self.held > MOST_VALUES or self.computed > self.most:
             raise InputError(f"{self.program.name} needs too much memory: at the ONNX node {node.title}, stopped")
 
     def _used(self) -> Iterable[_Prepared]:

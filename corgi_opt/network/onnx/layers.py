@@ -187,7 +187,7 @@ def _conv_transpose(call: Call) -> Run:
 def _gemm(call: Call) -> Run:
     """``alpha A' B' + beta C``: a linear layer where A is the map."""
     alpha, beta = call.real("alpha", 1.0), call.real("beta", 1.0)
-    left, right = bool(call.integer("transA", 0)), bool(call.integer("transB", 0))
+    left, right = call.flag("transA"), call.flag("transB")
     if call.rank(0) != 2 or call.rank(1) != 2:
         raise call.wrong(f"it multiplies values of shapes {call.shape(0)} and {call.shape(1)}")
     outs, rows = call.shape(1)[0 if right else 1], call.shape(0)[1 if left else 0]
@@ -220,7 +220,7 @@ def _matmul(call: Call) -> Run:
 def _batch_norm(call: Call) -> Run:
     eps = call.real("epsilon", 1e-5)
     call.real("momentum", 0.9)  # of the statistics, which stand still
-    if call.integer("training_mode", 0):
+    if call.flag("training_mode"):
         raise call.refused("it is in training mode; export the model in eval mode")
     if call.integer("spatial", 1) != 1:
         raise call.refused("spatial=0 normalises value by value; normalise channels")

@@ -75,6 +75,12 @@ class Call:
     def integer(self, name: str, default: Any = REQUIRED) -> int:
         return self._attribute(name, default, int)  # type: ignore[no-any-return]
 
+    def flag(self, name: str, default: int = 0) -> bool:
+        found = self.integer(name, default)
+        if found not in (0, 1):
+            raise self.wrong(f"its attribute {name} is {found}, not 0 or 1")
+        return bool(found)
+
     def real(self, name: str, default: Any = REQUIRED) -> float:
         return self._attribute(name, default, float)  # type: ignore[no-any-return]
 

@@ -19,7 +19,7 @@ _AVERAGE = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
 
 def _pooled(call: Call) -> tuple[Windows, bool, tuple[int, ...]]:
     """The windows, ceil_mode, and how many windows there are."""
-    w, ceil = windows(call), bool(call.integer("ceil_mode", 0))
+    w, ceil = windows(call), call.flag("ceil_mode")
     if any(p >= e for pads in (w.before, w.after) for p, e in zip(pads, w.extent, strict=True)):
         raise call.refused(f"its padding {(w.before, w.after)} holds whole windows")
     auto = call.text("auto_pad", "NOTSET")
@@ -84,7 +84,7 @@ def _cropped(of: Callable[[Tensor], Tensor], found: tuple[int, ...], counts: tup
 @onnx_op("AveragePool", signs=(1,))
 def _average_pool(call: Call) -> Run:
     """``count_include_pad``: padding counts, but not what windows overhang it by."""
-    include = bool(call.integer("count_include_pad", 0))
+    include = call.flag("count_include_pad")
     w, ceil, counts = _pooled(call)
     of, kernel, stride = _AVERAGE[len(w.size)], w.kernel, w.stride
     dilated = any(d != 1 for d in w.dilation)
@@ -141,8 +141,8 @@ def _reduction(name: str, since: int, of: Run, signs: tuple[int, ...] | None = N
 
     @onnx_op(name, signs=signs)
     def prepare(call: Call) -> Run:
-        keep = bool(call.integer("keepdims", 1))
-        nothing = bool(call.integer("noop_with_empty_axes", 0))
+        keep = call.flag("keepdims", 1)
+        nothing = call.flag("noop_with_empty_axes")
         axes = sorted(call.axes(call.listed("axes", 1, since) or []))
         if not axes and nothing:
             return lambda x: x

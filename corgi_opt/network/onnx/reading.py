@@ -6,6 +6,7 @@ external data before it is opened, and the whole by ``onnx.checker``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -48,6 +49,11 @@ class Program:
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
     proto: Any
+
+    @property
+    def stored(self) -> int:
+        """How many values the file holds."""
+        return sum(math.prod(t.dims) for t in self.weights.values())
 
     def weight(self, name: str) -> Tensor:
         return tensors.tensor(self.weights[name], f"the ONNX tensor {name!r}")

@@ -80,8 +80,8 @@ def _manner(call: Call) -> tuple[str, str]:
     rounding = call.text("nearest_mode", "round_prefer_floor")
     call.real("cubic_coeff_a", -0.75)
     call.real("extrapolation_value", 0.0)
-    call.integer("exclude_outside", 0)  # of cubic weights
-    if call.integer("antialias", 0):
+    call.flag("exclude_outside")  # of cubic weights
+    if call.flag("antialias"):
         raise call.refused("antialias=1 is not known")
     if call.text("keep_aspect_ratio_policy", "stretch") != "stretch":
         raise call.refused("only keep_aspect_ratio_policy='stretch' is known")

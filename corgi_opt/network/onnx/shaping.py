@@ -69,7 +69,7 @@ def _range(call: Call) -> Run:
 
 @onnx_op("Reshape")
 def _reshape(call: Call) -> Run:
-    shape, allow_zero = call.shape(), bool(call.integer("allowzero", 0))
+    shape, allow_zero = call.shape(), call.flag("allowzero")
     wanted = call.numbers(1)
     for at, size in enumerate(wanted):
         if size == 0 and not allow_zero:

@@ -43,10 +43,6 @@ _BITS = {10: "<u2", 16: "<u2", 9: "|u1"}
 """What int32_data holds for a type: its bits, not its value."""
 
 
-def floating(element: int) -> bool:
-    return element in FLOATS
-
-
 def torch_type(element: int) -> torch.dtype | None:
     """The type in which we hold what ONNX holds in type number ``element``; None where we do not."""
     if element in FLOATS:
