@@ -115,7 +115,9 @@ def _values(rng: random.Random, model: Model) -> None:
     kind = {TensorProto.INT64: np.int64, TensorProto.FLOAT: np.float32}.get(t.data_type)
     if kind is None or not t.raw_data:
         return
-    array = np.frombuffer(t.raw_data, dtype=kind).copy()
+    array = np.frombuffer(t.raw_data[: len(t.raw_data) // 8 * 8], dtype=kind).copy()
+    if not len(array):
+        return
     array[rng.randrange(len(array))] = rng.choice(SIZES if kind is np.int64 else REALS)
     t.raw_data = array.tobytes()
 

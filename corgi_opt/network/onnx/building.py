@@ -18,7 +18,7 @@ from corgi_opt.network.onnx.limits import COMPUTED_PER_STORED, MOST_COMPUTED, MO
 from corgi_opt.network.onnx.module import OnnxModule, Origin, Step
 from corgi_opt.network.onnx.node import Call, Node, Run, Value
 from corgi_opt.network.onnx.reading import Port, Program, malformed
-from corgi_opt.network.onnx.table import TABLE
+from corgi_opt.network.onnx.table import TABLE, TERMS
 
 FILLED = (arithmetic, layers, pooling, resizing, shaping)
 """The modules whose import fills the table."""
@@ -38,10 +38,11 @@ def module(program: Program, output: str | None, fill: Sequence[int] | None) -> 
 
 @dataclass(frozen=True, eq=False)
 class _Prepared:
-    """A node that depends on the image. ``inputs``, ``outputs``: as a Step has them."""
+    """A node that depends on the image. ``signs``, ``inputs``, ``outputs``: as a Step has them."""
 
     node: Node
     run: Run
+    signs: tuple[int, ...] | None
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     text: str
@@ -137,7 +138,9 @@ class _Builder:
                 statics = {at: t.tolist() for at, t in call.statics.items()}
                 inputs = tuple(node.inputs[at] for at in places)
                 text = f"{node.op} {_plain(node)} {statics}"
-                self.steps.append(_Prepared(node, run, inputs, node.outputs[: len(made)], text))
+                self.steps.append(
+                    _Prepared(node, run, call.signs or TERMS.get(node.op), inputs, node.outputs[: len(made)], text)
+                )
         for name, value in zip(node.outputs, values, strict=False):
             if name:
                 self.values[name] = value
@@ -257,5 +260,5 @@ def _named(prepared: Iterable[_Prepared], output: str) -> dict[str, Step]:
             name += "_"
         outputs = tuple(n if n in last or n == output else "" for n in p.outputs)
         done = tuple(sorted(n for n, place in last.items() if place == at and n and n != output))
-        made[name] = Step(p.node.op, p.run, p.inputs, outputs, done, p.text)
+        made[name] = Step(p.node.op, p.run, p.signs, p.inputs, outputs, done, p.text)
     return made

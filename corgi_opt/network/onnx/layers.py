@@ -191,6 +191,7 @@ def _gemm(call: Call) -> Run:
     if call.rank(0) != 2 or call.rank(1) != 2:
         raise call.wrong(f"it multiplies values of shapes {call.shape(0)} and {call.shape(1)}")
     outs, rows = call.shape(1)[0 if right else 1], call.shape(0)[1 if left else 0]
+    call.signs = (1, -1 if alpha < 0 else 1, -1 if beta < 0 else 1)
     added = call.shape(2) if call.has(2) else ()
     call.sized((rows, outs))
     bias = call.has(2) and len(added) <= 2 and math.prod(added) == outs and added[-1:] == (outs,)

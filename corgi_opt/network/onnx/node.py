@@ -60,7 +60,8 @@ class Call:
     """A node that is being prepared. ``version``: of the operator set.
 
     What is read is taken down: an attribute that nobody has read is refused by name, and an operand that was read as
-    numbers (``number``, ``numbers``, ``static``) or found to be left out (``has``) is no operand of the run.
+    numbers (``number``, ``numbers``, ``static``) or found to be left out (``has``) is no operand of the run. ``signs``:
+    as in the table, where they depend on attributes.
     """
 
     node: Node
@@ -69,6 +70,7 @@ class Call:
     seen: set[str] = field(default_factory=set)
     statics: dict[int, Tensor] = field(default_factory=dict)
     absent: set[int] = field(default_factory=set)
+    signs: tuple[int, ...] | None = None
 
     # --- attributes
 

@@ -18,7 +18,6 @@ from corgi_opt.errors import InputError, ParityError
 from corgi_opt.network.onnx.module import OnnxModule, Origin, Step
 from corgi_opt.network.onnx.package import PIP, onnx_package, onnxruntime_package
 from corgi_opt.network.onnx.reading import Program
-from corgi_opt.network.onnx.table import TERMS
 from corgi_opt.network.onnx.tensors import FLOATS, UNIT
 
 ROUNDINGS = 256
@@ -139,10 +138,9 @@ def _refuse(step: Step, name: str, ours: Tensor, theirs: Tensor, gap: float, run
 
 def _size(step: Step, operands: list[Tensor | None]) -> Tensor | None:
     """The sum of the absolute terms of every value, the largest on each map; None where values are not sums."""
-    signs = TERMS.get(step.op)
-    if signs is None:
+    if step.signs is None:
         return None
-    every = [*signs, *signs[-1:] * len(operands)]
+    every = [*step.signs, *step.signs[-1:] * len(operands)]
     own = [o if o is None else s * o.abs() for s, o in zip(every, operands, strict=False)]
     size = step(*own)
     assert isinstance(size, Tensor)  # sums give one value

@@ -17,14 +17,15 @@ from corgi_opt.network.onnx.table import TABLE, TERMS
 X = (1, 2, 6, 6)
 
 
-def small(**given):
+def small(gemm=None, **given):
+    gemm = gemm or {}
     nodes = [
         node("Conv", ["x", "w", "b"], ["a"], auto_pad="SAME_LOWER", strides=[2, 2]),
         node("BatchNormalization", ["a", "s", "t", "m", "v"], ["n"]),
         node("Sub", ["n", "s1"], ["u"]),
         node("Relu", ["u"], ["r"]),
         node("ReduceMean", ["r"], ["p"], axes=[2, 3], keepdims=0),
-        node("Gemm", ["p", "g", "c"], ["y"], transB=1),
+        node("Gemm", ["p", "g", "c"], ["y"], transB=1, **gemm),
     ]
     held = weights(0, w=(3, 2, 2, 2), b=(3,), s=(3,), t=(3,), m=(3,), g=(4, 3), c=(4,), s1=(3, 1, 1))
     held["v"], held["t"] = np.array([0.5, 1, 2], np.float32), np.array([-0.5, 0, 0.5], np.float32)
@@ -69,26 +70,29 @@ def test_what_onnxruntime_does_not_run_says_so():
 
 
 def misread(op, change):
-    """The operation as somebody might have read it."""
-    return lambda call: (lambda run: lambda *x: change(run(*x)))(TABLE_BEFORE[op](call))
+    """The operation as somebody might have read it: another function of what it gives and its first operand."""
+    right = TABLE[op]
 
+    def prepare(call):
+        run = right(call)
+        return lambda *x: change(run(*x), x[0])
 
-TABLE_BEFORE = dict(TABLE)
+    return prepare
 
 
 @pytest.mark.parametrize(
     ("op", "change"),
     [
-        ("Conv", lambda y: y + 1e-3),
-        ("Conv", lambda y: y.flip(2)),
-        ("Conv", lambda y: y[:, :, 1:]),
-        ("BatchNormalization", lambda y: y * 1.001),
-        ("Relu", lambda y: y.abs()),
-        ("Relu", lambda y: torch.nn.functional.leaky_relu(y, 1e-3)),
-        ("ReduceMean", lambda y: 2 * y),
-        ("Gemm", lambda y: y - 1e-3),
-        ("Sub", lambda y: -y),
-        ("Sub", lambda y: y * float("nan")),
+        ("Conv", lambda y, x: y + 1e-3),
+        ("Conv", lambda y, x: y.flip(2)),
+        ("Conv", lambda y, x: y[:, :, 1:]),
+        ("BatchNormalization", lambda y, x: y * 1.001),
+        ("Relu", lambda y, x: x.abs()),
+        ("Relu", lambda y, x: torch.nn.functional.leaky_relu(x, 1e-3)),
+        ("ReduceMean", lambda y, x: 2 * y),
+        ("Gemm", lambda y, x: y - 1e-3),
+        ("Sub", lambda y, x: -y),
+        ("Sub", lambda y, x: y * float("nan")),
     ],
 )
 def test_a_misread_operation_is_seen(monkeypatch, op, change):
@@ -118,13 +122,16 @@ def test_what_is_small_or_large_is_compared_as_well(monkeypatch, scale):
     held["w"] *= np.float32(scale)
     model = proto([node("Conv", ["x", "w"], ["y"])], held, X, {"y": (1, 3, 5, 5)})
     assert read_onnx(model).origin.compared
-    monkeypatch.setitem(TABLE, "Conv", misread("Conv", lambda y: y + 1e-3 * scale))
+    monkeypatch.setitem(TABLE, "Conv", misread("Conv", lambda y, x: y + 1e-3 * scale))
     with pytest.raises(co.ParityError, match="differs"):
         read_onnx(model)
 
 
-def test_sizes_of_sums_are_at_least_the_sums():
-    program = reading.program(small())
+@pytest.mark.parametrize(
+    "gemm", [{}, {"alpha": -1.0}, {"beta": -2.0}, {"alpha": -0.5, "beta": -1.0}, {"alpha": 0.0, "beta": 0.0}]
+)
+def test_sizes_of_sums_are_at_least_the_sums(gemm):
+    program = reading.program(small(gemm))
     module = building.module(program, None, None)
     x = torch.randn(X, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     values = {**module.constants(), module.image: x}
