@@ -13,17 +13,15 @@ import torch
 from torch import Tensor
 
 from corgi_opt.errors import InputError, UnsupportedOpError
-from corgi_opt.network.onnx import arithmetic, layers, pooling, resizing, shaping
 from corgi_opt.network.onnx.limits import COMPUTED_PER_STORED, MOST_COMPUTED, MOST_VALUES, values_in
 from corgi_opt.network.onnx.module import OnnxModule, Origin, Step
 from corgi_opt.network.onnx.node import Call, Node, Run, Value
+from corgi_opt.network.onnx.operations import TABLE, TERMS
 from corgi_opt.network.onnx.reading import Port, Program, malformed
-from corgi_opt.network.onnx.table import TABLE, TERMS
-
-FILLED = (arithmetic, layers, pooling, resizing, shaping)
-"""The modules whose import fills the table."""
 
 SCALES = {"Softmax", "LogSoftmax", "Sigmoid", "Hardmax"}
+"""Operations that end a classifier and only scale its class scores."""
+
 KEEPS = {"Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Cast", "Dropout"}
 
 

@@ -34,8 +34,8 @@ class Origin:
 
 class Step(nn.Module):
     """One node. ``inputs``: the values that ``run`` takes, by name (empty: left out); ``outputs``: those that it gives
-    (empty: not used); ``last``: those that nobody reads after it; ``text``: what the node says, in full; ``signs``: of a
-    sum of products, as in the table."""
+    (empty: not used); ``last``: those that nobody reads after it; ``text``: what the node says, in full; ``signs``: of
+    a sum of products, as in the table."""
 
     def __init__(
         self, op: str, run: Run, signs: tuple[int, ...] | None, inputs: Names, outputs: Names, last: Names, text: str

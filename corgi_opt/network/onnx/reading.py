@@ -19,8 +19,8 @@ from corgi_opt.errors import CorgiError, InputError, UnsupportedOpError
 from corgi_opt.network.onnx import tensors
 from corgi_opt.network.onnx.limits import MOST_AXES, MOST_BYTES, MOST_NODES
 from corgi_opt.network.onnx.node import Node, Opaque
+from corgi_opt.network.onnx.operations import TABLE, advice
 from corgi_opt.network.onnx.package import onnx_package
-from corgi_opt.network.onnx.table import TABLE, advice
 
 OLDEST = 9
 """First operator set that is read."""
