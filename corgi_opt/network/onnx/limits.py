@@ -13,7 +13,7 @@ MOST_BYTES = 2**30
 MOST_VALUES = 2**27
 """Most values of one tensor, and of all constants together: 1 GiB of float64."""
 
-MOST_COMPUTED = 2**27
+MOST_COMPUTED = 2**26
 """Most values that one run of a model calculates, all nodes together, beside COMPUTED_PER_STORED for each weight that
 the file really holds: a small file does not ask for much."""
 

@@ -191,11 +191,11 @@ BOMBS = {
 
 @pytest.mark.parametrize("name", sorted(BOMBS))
 def test_a_few_bytes_do_not_ask_for_much_memory(name):
-    before, begun = peak(), time.perf_counter()
+    before, begun = peak(), time.process_time()
     with pytest.raises(co.CorgiError, match=r"not made|too much memory|malformed"):
         read_onnx(BOMBS[name])
     assert peak() - before < 1500
-    assert time.perf_counter() - begun < 10
+    assert time.process_time() - begun < 10
 
 
 def test_declared_sizes_are_held_against_the_bytes_that_are_there():
@@ -284,13 +284,13 @@ def fuzzed(seed: int, times: int, folder: Path) -> Counter[str]:
             source = damaged_model(rng, model)
         else:
             path.write_bytes(damaged_bytes(rng, data))
-        begun, before = time.perf_counter(), peak()
+        begun, before = time.process_time(), peak()
         try:
             read_onnx(source)
             found["read"] += 1
         except co.CorgiError as error:
             found[type(error).__name__] += 1
-        assert time.perf_counter() - begun < 10, at
+        assert time.process_time() - begun < 10, at
         assert peak() - before < 1500, at
     return found
 
