@@ -216,6 +216,8 @@ def _softmax(call: Call) -> Run:
         axis = call.axis(call.integer("axis", -1))
         return lambda x: of(x, axis)
     shape, axis = call.shape(), call.axis(call.integer("axis", 1))
+    if math.prod(shape[axis + 1 :]) == 1:
+        return lambda x: of(x, axis)
     rows = (math.prod(shape[:axis]), math.prod(shape[axis:]))  # as a matrix, says the older opset
     return lambda x: of(x.reshape(rows), 1).reshape(shape)
 

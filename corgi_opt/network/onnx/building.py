@@ -19,11 +19,6 @@ from corgi_opt.network.onnx.node import Call, Node, Run, Value
 from corgi_opt.network.onnx.operations import TABLE, TERMS
 from corgi_opt.network.onnx.reading import Port, Program, malformed
 
-SCALES = {"Softmax", "LogSoftmax", "Sigmoid", "Hardmax"}
-"""Operations that end a classifier and only scale its class scores."""
-
-KEEPS = {"Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Cast", "Dropout"}
-
 
 def module(program: Program, output: str | None, fill: Sequence[int] | None) -> OnnxModule:
     """``output``: any value of the graph; ``fill`` (C, H, W): the sizes that the file leaves open.
@@ -51,7 +46,9 @@ class _Builder:
         self.program = program
         self.by_output = _by_output(program.nodes)
         self.output = _output(program, self.by_output) if output is None else output
-        _check_logits(self.output, output is None, self.by_output)
+        if self.output not in self.by_output:
+            last = ", ".join(map(repr, list(self.by_output)[-3:]))
+            raise InputError(f"the ONNX graph of {program.name} has no value {self.output!r}; its last are {last}")
         self.nodes = self._needed()
         self.image, self.shape = self._image(fill)
         self.values = {self.image: Value(torch.empty(self.shape, dtype=torch.float64, device="meta"), False)}
@@ -185,26 +182,6 @@ def _output(program: Program, by_output: dict[str, Node]) -> str:
 
 def _is_row(dims: Sequence[int | None]) -> bool:
     return len(dims) == 2 and dims[0] in (1, None)
-
-
-def _check_logits(output: str, guessed: bool, by_output: dict[str, Node]) -> None:
-    """Raises InputError for a name that nothing has, UnsupportedOpError for probabilities."""
-    if output not in by_output:
-        raise InputError(
-            f"the ONNX graph has no value {output!r}; its last are {', '.join(map(repr, list(by_output)[-3:]))}"
-        )
-    node = by_output[output]
-    for _ in range(len(by_output)):
-        if node.op not in KEEPS or not node.inputs or node.inputs[0] not in by_output:
-            break
-        node = by_output[node.inputs[0]]
-    if node.op in SCALES and node.inputs:
-        how = f"output={node.inputs[0]!r}" if guessed else "another output"
-        raise UnsupportedOpError(
-            node.name,
-            f"ONNX {node.op}",
-            f"Take the logits, which it only scales: {how}, on the command line MODEL.onnx:{node.inputs[0]}.",
-        )
 
 
 def _bound(port: Port, fill: Sequence[int] | None, name: str) -> tuple[int, int, int, int]:

@@ -170,8 +170,8 @@ def test_the_class_scores_are_chosen_or_named():
         built(doubtful)
     with pytest.raises(co.InputError, match="no value 'nothing'"):
         built(only, "nothing")
-    with pytest.raises(co.UnsupportedOpError, match=r"Softmax.*Take the logits.*output='scores'"):
-        built(two_heads(output={"probabilities": (1, 3)}))
+    softmax = two_heads(output={"probabilities": (1, 3)})
+    assert built(softmax).output == "probabilities" and built(softmax, "scores").output == "scores"
 
 
 def test_what_the_output_does_not_need_is_left_out():

@@ -41,8 +41,6 @@ class Case:
             weights["before"], first = np.array(self.before, dtype=np.int64), "r"
         outputs = [f"y{at}" if at else "y" for at in range(self.outputs)]
         nodes.append(node(self.op, [first, *names], outputs, **self.attributes))
-        if self.op in building.SCALES:  # what only scales class scores is refused as the last node
-            nodes, outputs = [*nodes, node("Neg", ["y"], ["minus"])], ["minus"]
         return proto(nodes, weights, self.x, dict.fromkeys(outputs), self.opset)
 
 
@@ -214,7 +212,7 @@ def clip(rng: Rng) -> Case:
 
 
 def softmax(op: str) -> Callable[[Rng], Case]:
-    return lambda rng: Case(op, image(rng), [], pick(rng, {}, {"axis": 1}, {"axis": 2}), pick(rng, 11, 13))
+    return lambda rng: Case(op, image(rng), [], pick(rng, {}, *({"axis": at} for at in (1, 2, 3))), pick(rng, 11, 13))
 
 
 def flatten(rng: Rng) -> Case:
