@@ -25,7 +25,7 @@ def node(op: str, inputs: Sequence[str], outputs: Sequence[str], **attributes: A
 
 def proto(
     nodes: Sequence[onnx.NodeProto],
-    weights: Mapping[str, Array],
+    weights: Mapping[str, Any],
     image: Shape,
     output: str | Mapping[str, Shape | None] = "y",
     opset: int = 17,
@@ -50,7 +50,7 @@ def run(model: onnx.ModelProto, x: Array) -> list[Array]:
     options.log_severity_level = 4
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return session.run(None, {"x": x})  # type: ignore[no-any-return]
+    return session.run(None, {"x": x})
 
 
 def answered(model: onnx.ModelProto, x: Array) -> tuple[onnx.ModelProto, Array]:
@@ -66,14 +66,14 @@ def answered(model: onnx.ModelProto, x: Array) -> tuple[onnx.ModelProto, Array]:
 
 def exported(model: nn.Module, x: Tensor, opset: int = 17, **given: Any) -> onnx.ModelProto:
     """What torch's exporter that needs nothing beside torch writes."""
-    file = io.BytesIO()
+    file: Any = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(model, (x,), file, opset_version=opset, dynamo=False, **given)
     return onnx.load_model_from_string(file.getvalue())
 
 
-def weights(seed: int, **shapes: Sequence[int]) -> dict[str, Array]:
+def weights(seed: int, **shapes: Sequence[int]) -> dict[str, Any]:
     """Random float32 weights by name."""
     rng = np.random.default_rng(seed)
     return {name: rng.normal(0.1, 0.8, tuple(shape)).astype(np.float32) for name, shape in shapes.items()}

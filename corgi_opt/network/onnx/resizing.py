@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -116,7 +117,8 @@ def _axes(call: Call) -> list[Axis]:
         n = shape[axis]
         if not (0 < value < 2**40):
             raise call.wrong(f"it makes scales {scales}, sizes {sizes} of {shape}")
-        made = int(value) if sizes is not None else math.floor(n * value)
+        # scales are float32 numbers, and so is the product: 10 rows times 0.7 are 7, though 0.7 is a little less there
+        made = int(value) if sizes is not None else math.floor(np.float32(n) * np.float32(value))
         if made < 1:
             raise call.wrong(f"it makes scales {scales}, sizes {sizes} of {shape}")
         axes[axis] = Axis(n, made, made / n if sizes is not None else float(value))

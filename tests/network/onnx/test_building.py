@@ -2,34 +2,38 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import onnx
 import pytest
 import torch
 from nets import seeded
 from onnx import TensorProto, helper
-from onnx_models import answered, node, proto, run, weights
+from onnx_models import Array, answered, node, proto, run, weights
 from torch import nn
 
 import corgi_opt as co
 from corgi_opt.network.onnx import building, reading
+from corgi_opt.network.onnx.module import OnnxModule
 from corgi_opt.network.onnx.network import read_onnx
 
 X = (1, 2, 4, 5)
 
 
-def image(shape=X):
+def image(shape: tuple[int, ...] = X) -> Array:
     return np.random.default_rng(0).normal(0.2, 1.0, shape).astype(np.float32)
 
 
-def ints(*values):
+def ints(*values: int) -> Array:
     return np.array(values, dtype=np.int64)
 
 
-def built(model, output=None, fill=None):
+def built(model: onnx.ModelProto, output: str | None = None, fill: tuple[int, ...] | None = None) -> OnnxModule:
     return building.module(reading.program(model), output, fill)
 
 
-def constant(value):
+def constant(value: int) -> onnx.TensorProto:
     return helper.make_tensor("c", TensorProto.INT64, np.shape(value), np.ravel(value).tolist())
 
 
@@ -149,7 +153,7 @@ def test_what_is_constant_is_calculated_as_onnxruntime_does(nodes, constants):
     }
 
 
-def two_heads(**given):
+def two_heads(**given: Any) -> onnx.ModelProto:
     nodes = [
         node("Conv", ["x", "w"], ["features"]),
         node("GlobalAveragePool", ["features"], ["pooled"]),
@@ -189,7 +193,8 @@ def test_open_sizes_are_those_of_the_image(dims):
         read_onnx(model)
     with pytest.raises(co.InputError, match="channels"):
         read_onnx(model, (3, 4, 5)) if dims[1] != 2 else read_onnx(two_heads(image=(1, 3, 4, 5)))
-    for wrong in ((4, 5), (2, 2, 4, 5), "abc", (2, 0, 5), (2, 4.5, 5)):
+    wrongs: tuple[Any, ...] = ((4, 5), (2, 2, 4, 5), "abc", (2, 0, 5), (2, 4.5, 5))
+    for wrong in wrongs:
         with pytest.raises(co.InputError, match="input_shape"):
             read_onnx(model, wrong)
 
@@ -330,7 +335,7 @@ class Branches(nn.Module):
         super().__init__()
         self.conv, self.fc = nn.Conv2d(1, 4, 3, padding=1), nn.Linear(4, 3)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         a, b = self.conv(x).chunk(2, 1)
         up = nn.functional.interpolate(torch.cat([a, b], 1), scale_factor=2.0)
         return self.fc(up.view(up.size(0), up.size(1), -1).mean(2))

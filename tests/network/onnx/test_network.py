@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -19,6 +20,7 @@ from torch import nn
 import corgi_opt as co
 from corgi_opt.cli import main as cli
 from corgi_opt.data import sources
+from corgi_opt.network.onnx.module import OnnxModule
 from corgi_opt.network.onnx.network import read_onnx
 from corgi_opt.study.models import ModelSource, model_sha256
 
@@ -32,7 +34,7 @@ class Sized(nn.Module):
         super().__init__()
         self.conv, self.fc = nn.Conv2d(1, 3, 3), nn.Linear(3, 4)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = F.adaptive_avg_pool2d(self.conv(x).relu(), 1)
         return self.fc(y.view(y.size(0), -1))
 
@@ -55,6 +57,7 @@ def test_an_exported_network_is_the_network(name, opset):
     axes = {"x": {0: "batch"}} if name == "sized" else None
     file = exported(model, x, opset, input_names=["x"], dynamic_axes=axes)
     theirs, ours = co.from_torch(model, x), co.from_onnx(file)
+    assert isinstance(ours.model, OnnxModule)
     assert ours.model.origin.compared and ours.model.origin.opset == opset
     assert ours.input_shape == theirs.input_shape and ours.map_shape == theirs.map_shape
     assert torch.equal(ours.weight, theirs.weight)
@@ -75,6 +78,7 @@ def test_answers_are_those_of_the_torch_model(tmp_path):
     assert co.verify(ours, x, eps=0.9 * b.lower, k=1).status == "certified"
     broken = co.verify(ours, x, eps=1.1 * b.upper, k=1)
     assert broken.status == "falsified"
+    assert broken.counterexample is not None
     there = theirs.cam(broken.counterexample.image, broken.asked.class_idx)
     assert int(there.argmax()) != int(theirs.cam(x, broken.asked.class_idx).argmax())
     a.prove().save(tmp_path / "a.cert")
@@ -82,7 +86,7 @@ def test_answers_are_those_of_the_torch_model(tmp_path):
     assert co.check_certificate(tmp_path / "a.cert", read_onnx(tmp_path / "m.onnx")).kind == "certified"
 
 
-def padded(pad):
+def padded(pad: dict[str, Any]) -> onnx.ModelProto:
     nodes = [
         node("Conv", ["x", "w1", "b1"], ["a"], strides=[2, 2], **pad),
         node("Relu", ["a"], ["r"]),
@@ -129,11 +133,12 @@ def test_an_example_must_fit():
     assert co.from_onnx(file, image(1, 6, 6)).input_shape == (1, 6, 6)
     with pytest.raises(co.InputError, match="the example has"):
         co.from_onnx(file, image(1, 7, 7))
-    for wrong in (image(1, 6, 6)[0], "x", 3):
+    wrongs: tuple[Any, ...] = (image(1, 6, 6)[0], "x", 3)
+    for wrong in wrongs:
         with pytest.raises(co.InputError, match="example"):
             co.from_onnx(file, wrong)
     with pytest.raises(co.InputError, match="output must be"):
-        co.from_onnx(file, output=3)
+        co.from_onnx(file, output=wrongs[2])
     open_sizes = exported(seeded(Plain), image(1, 6, 6), input_names=["x"], dynamic_axes={"x": [0, 2, 3]})
     assert co.from_onnx(open_sizes, image(1, 8, 9)).input_shape == (1, 8, 9)
     assert co.from_onnx(open_sizes, input_shape=(1, 5, 4)).input_shape == (1, 5, 4)
@@ -226,10 +231,12 @@ def test_a_study_knows_a_file_by_what_is_in_it(tmp_path, monkeypatch):
         assert model_sha256(source.built()) == a.sha256
     again = a.built()
     torch.testing.assert_close(again(x.double()).float(), seeded(Plain, 2)(x), atol=1e-6, rtol=1e-6)
-    clip = lambda low: proto(  # noqa: E731
-        [node("Clip", ["x", "low"], ["y"])], {"low": np.float32(low)}, (1, 1, 2, 2), {"y": (1, 1, 2, 2)}
-    )
-    assert model_sha256(read_onnx(clip(0.25))) != model_sha256(read_onnx(clip(0.5)))
+    assert model_sha256(read_onnx(clipped(0.25))) != model_sha256(read_onnx(clipped(0.5)))
+
+
+def clipped(low: float) -> onnx.ModelProto:
+    shape = (1, 1, 2, 2)
+    return proto([node("Clip", ["x", "low"], ["y"])], {"low": np.float32(low)}, shape, {"y": shape})
 
 
 # --- published graphs, which the package onnx brings (their weights are one number, written out by the graph)

@@ -442,6 +442,18 @@ def test_it_is_what_onnxruntime_calculates(name):
     assert same >= 6, "hardly ever was there anything to compare"
 
 
+@pytest.mark.parametrize("scale", [0.1, 0.3, 0.6, 0.7, 1.1, 1.7])
+@pytest.mark.parametrize("opset", [10, 13, 19])
+def test_a_map_is_resized_to_the_size_that_float32_gives(scale, opset):
+    scales = np.array([1, 1, scale, scale], np.float32)
+    for size in range(10, 31):
+        constants = [scales] if opset == 10 else [None, scales]
+        case = Case("Resize", (1, 1, size, 10), constants, {"mode": "linear"}, opset)
+        x = normal(np.random.default_rng(size), *case.x)
+        model, wanted = answered(case.model(), x)
+        assert ours(model, x).shape == wanted.shape
+
+
 @pytest.mark.parametrize("op", ["MaxPool", "AveragePool"])
 @pytest.mark.parametrize("attributes", [{"strides": [4, 1]}, {"dilations": [1, 2]}])
 def test_automatic_padding_of_pools_may_be_unclear(op, attributes):

@@ -8,6 +8,7 @@ import resource
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -15,7 +16,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 from onnx_damage import damaged_bytes, damaged_model, whole
-from onnx_models import node, proto, weights
+from onnx_models import Array, node, proto, weights
 
 import corgi_opt as co
 from corgi_opt.network.onnx import limits, reading, tensors
@@ -24,7 +25,7 @@ from corgi_opt.network.onnx.network import read_onnx
 X = (1, 2, 4, 4)
 
 
-def small(**given):
+def small(**given: Any) -> onnx.ModelProto:
     nodes = [node("Conv", ["x", "w"], ["a"]), node("ReduceMean", ["a"], ["y"], axes=[2, 3], keepdims=0)]
     return proto(nodes, weights(0, w=(3, 2, 2, 2)), **{"image": X, "output": {"y": (1, 3)}, **given})
 
@@ -87,7 +88,11 @@ def beside(folder: Path, model: onnx.ModelProto, location: str, write: bool = Tr
 
 def test_data_beside_the_file_is_read(tmp_path):
     x = torch.rand(X, dtype=torch.float64)
-    for location, entries in (("data.bin", {}), ("parts/data.bin", {"offset": 0, "length": 96})):
+    written: tuple[tuple[str, dict[str, Any]], ...] = (
+        ("data.bin", {}),
+        ("parts/data.bin", {"offset": 0, "length": 96}),
+    )
+    for location, entries in written:
         found = read_onnx(beside(tmp_path, small(), location, **entries))
         assert torch.equal(found(x), read_onnx(small())(x))
         assert found.origin.compared
@@ -153,7 +158,7 @@ def bomb(*nodes: onnx.NodeProto, **constants: object) -> onnx.ModelProto:
     return proto(nodes, held, X, {"y": (1, 3)})
 
 
-def ints(*values: int):
+def ints(*values: int) -> Array:
     return np.array(values, dtype=np.int64)
 
 

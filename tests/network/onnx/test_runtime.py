@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
+import onnx
 import pytest
 import torch
 from missing import hidden
 from onnx import TensorProto
 from onnx_models import node, proto, weights
+from torch import Tensor
 
 import corgi_opt as co
 from corgi_opt.network.onnx import building, layers, pooling, reading, runtime
+from corgi_opt.network.onnx.module import OnnxModule
 from corgi_opt.network.onnx.network import read_onnx
-from corgi_opt.network.onnx.table import TABLE, TERMS
+from corgi_opt.network.onnx.node import Call, Run
+from corgi_opt.network.onnx.table import TABLE, TERMS, Prepare
 
 X = (1, 2, 6, 6)
 
 
-def small(gemm=None, **given):
+def small(gemm: dict[str, Any] | None = None, **given: Any) -> onnx.ModelProto:
     gemm = gemm or {}
     nodes = [
         node("Conv", ["x", "w", "b"], ["a"], auto_pad="SAME_LOWER", strides=[2, 2]),
@@ -34,7 +41,7 @@ def small(gemm=None, **given):
 
 def test_what_was_compared_says_so():
     net = co.from_onnx(small())
-    assert net.model.origin.compared
+    assert isinstance(net.model, OnnxModule) and net.model.origin.compared
     assert "compared with onnxruntime" in net.note and net.note in repr(net)
 
 
@@ -48,7 +55,7 @@ def test_a_network_of_torch_has_no_note():
 def test_without_onnxruntime_it_says_that(monkeypatch):
     with hidden(monkeypatch, "onnxruntime"):
         net = co.from_onnx(small())
-    assert not net.model.origin.compared
+    assert isinstance(net.model, OnnxModule) and not net.model.origin.compared
     assert "onnxruntime is not installed" in net.note and "compared with nothing" in repr(net)
 
 
@@ -69,12 +76,12 @@ def test_what_onnxruntime_does_not_run_says_so():
     assert "does not run the file" in module.origin.note and "compared with nothing" in module.origin.note
 
 
-def misread(op, change):
+def misread(op: str, change: Callable[[Tensor, Tensor], Tensor]) -> Prepare:
     """The operation as somebody might have read it: another function of what it gives and its first operand."""
     right = TABLE[op]
 
-    def prepare(call):
-        run = right(call)
+    def prepare(call: Call) -> Run:
+        run: Any = right(call)
         return lambda *x: change(run(*x), x[0])
 
     return prepare
@@ -101,7 +108,7 @@ def test_a_misread_operation_is_seen(monkeypatch, op, change):
         read_onnx(small())
 
 
-def swapped(w):
+def swapped(w: layers.Windows) -> layers.Windows:
     return layers.Windows(w.size, w.kernel, w.stride, w.dilation, w.after, w.before)
 
 
@@ -109,7 +116,7 @@ def test_automatic_padding_on_the_other_side_is_seen(monkeypatch):
     nodes = [node("MaxPool", ["x"], ["y"], kernel_shape=[3, 2], auto_pad="SAME_UPPER")]
     model = proto(nodes, {}, X, {"y": X})
     assert read_onnx(model).origin.compared
-    own = pooling.windows
+    own = layers.windows
     monkeypatch.setattr(pooling, "windows", lambda call: swapped(own(call)))
     with pytest.raises(co.ParityError, match=r"MaxPool.*differs from onnxruntime"):
         read_onnx(model)
@@ -137,7 +144,7 @@ def test_sizes_of_sums_are_at_least_the_sums(gemm):
     values = {**module.constants(), module.image: x}
     seen = 0
     for step in module.steps():
-        operands = [values[name] for name in step.inputs]
+        operands: list[Tensor | None] = [values[name] for name in step.inputs]
         values[step.outputs[0]] = made = step(*operands)
         size = runtime._size(step, operands)
         assert (size is None) == (step.op not in TERMS)
