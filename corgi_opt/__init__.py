@@ -30,6 +30,7 @@ from corgi_opt.errors import (
 from corgi_opt.network.cam import CamNetwork, check_model, from_torch
 from corgi_opt.network.graph import LayerGraph
 from corgi_opt.network.ingest import Unsupported
+from corgi_opt.network.onnx.network import from_onnx
 from corgi_opt.network.weights import load_weights
 from corgi_opt.problem.properties import KeepsClass, TopK
 from corgi_opt.problem.region import Ball
@@ -80,6 +81,7 @@ __all__ = [
     "check_model",
     "compare",
     "export_mps",
+    "from_onnx",
     "from_torch",
     "heat_map",
     "load_weights",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
@@ -30,13 +28,15 @@ def seeded(build: type[M], seed: int = 0, **kwargs: Any) -> M:
     return model.eval()
 
 
-@functools.cache
-def network(
-    build: Callable[..., nn.Module], shape: tuple[int, int, int], seed: int = 0, **kwargs: int
-) -> co.CamNetwork:
+_NETWORKS: dict[Any, co.CamNetwork] = {}
+
+
+def network(build: Any, shape: tuple[int, int, int], seed: int = 0, **kwargs: int) -> co.CamNetwork:
     """A seeded module as it is read, once in a process: reading is what small networks take longest for."""
-    maker: Any = build
-    return co.from_torch(seeded(maker, seed, **kwargs), image(*shape))
+    key = (build, shape, seed, *sorted(kwargs.items()))
+    if key not in _NETWORKS:
+        _NETWORKS[key] = co.from_torch(seeded(build, seed, **kwargs), image(*shape))
+    return _NETWORKS[key]
 
 
 class Plain(nn.Module):

@@ -26,6 +26,7 @@ from corgi_opt import _ambient as ambient
 from corgi_opt._ambient import ENTRIES, pinned, pinned_with_grad
 from corgi_opt.answering.margin_search import tight_margin
 from corgi_opt.data import digits
+from corgi_opt.network.onnx.network import read_onnx
 from corgi_opt.study.answer import answer, said_image
 from corgi_opt.study.ask import Ask
 from corgi_opt.study.models import ModelSource
@@ -387,6 +388,7 @@ SMALL = {
     (co.CamNetwork, "map_shape"),
     (co.CamNetwork, "classes"),
     (co.CamNetwork, "model"),
+    (co.CamNetwork, "note"),
     (co.Ball, "box"),
     (co.Radius, "corgi_cut_off"),
     (co.Radius, "corgi_in_words"),
@@ -445,7 +447,7 @@ def test_a_function_without_the_guard_is_seen():
 
 @pytest.mark.parametrize(
     "function",
-    [tight_margin, digits.load_digits, digits.digits_split, digits.digits_model],
+    [tight_margin, digits.load_digits, digits.digits_split, digits.digits_model, read_onnx],
     ids=lambda f: f.__name__,
 )
 def test_what_is_public_elsewhere_is_pinned(function):

@@ -36,11 +36,12 @@ from corgi_opt.cli.options import (
 )
 from corgi_opt.cli.output import console, emit, say
 from corgi_opt.cli.study import study_app
-from corgi_opt.data.sources import load_model
+from corgi_opt.data.sources import load_model, onnx_name
 from corgi_opt.drawing.maps import check_picture
 from corgi_opt.errors import CorgiError, InputError, ProofError
 from corgi_opt.problem.plain import plain
 from corgi_opt.problem.results import Radius
+from corgi_opt.proof.certificate import Certificate
 
 EXIT = {"certified": 0, "falsified": 1, "unknown": 2}
 USAGE, INTERRUPTED = 3, 130
@@ -150,7 +151,8 @@ def check_command(
 ) -> None:
     """Proves a certificate's claim anew. Exit code 0 certified, 1 falsified, 2 not proven, 3 no certificate."""
     try:
-        checked = check_certificate(file, load_model(model, weights), exact=exact)
+        shape = Certificate.load(file).claim.region.center.shape if onnx_name(model) else None
+        checked = check_certificate(file, load_model(model, weights, shape), exact=exact)
     except ProofError as error:
         if as_json:
             emit({"proven": False, "reason": str(error)})

@@ -23,6 +23,7 @@ from corgi_opt.network.graph import LayerGraph
 from corgi_opt.network.head import find_head, find_in_model, with_head
 from corgi_opt.network.ingest import Ingested, Unsupported, ingest, known, refuse
 from corgi_opt.network.lowering import fold_affine, normal_form
+from corgi_opt.network.onnx.module import OnnxModule
 from corgi_opt.network.ops import Conv2d, Shape
 from corgi_opt.network.replay import Replay, scores
 from corgi_opt.network.standin import changing_hooks, stand_in
@@ -30,7 +31,7 @@ from corgi_opt.network.standin import changing_hooks, stand_in
 
 @dataclass(frozen=True, eq=False)
 class CamNetwork:
-    """A CNN with a CAM head as an affine + ReLU graph. Build it with :func:`from_torch`.
+    """A CNN with a CAM head as an affine + ReLU graph. Build it with :func:`from_torch` or :func:`from_onnx`.
 
     ``graph`` is the normal form every method works on; ``pooled`` keeps max pools whole (the paper's bound relaxes
     them so). ``features`` names the last spatial node A, ``weight`` (classes, C) is the linear layer's. ``replay`` runs
@@ -50,6 +51,11 @@ class CamNetwork:
     def model(self) -> nn.Module:
         """The user's model in float64 on the CPU, with weights of its own."""
         return self.replay.model
+
+    @property
+    def note(self) -> str:
+        """Of an ONNX model, what its reading was compared with; empty for any other."""
+        return self.model.origin.note if isinstance(self.model, OnnxModule) else ""
 
     @property
     def input_shape(self) -> Shape:
@@ -78,7 +84,7 @@ class CamNetwork:
         return (
             f"CamNetwork({len(self.graph)} nodes; CAM head: {self.features!r} ({module}) {c}x{h}x{w} "
             f"-> global average -> {self.graph.output!r} linear, {self.classes} classes; "
-            f"input {tuple(self.input_shape)}{''.join(f'; {note}' for note in self.notes)})"
+            f"input {tuple(self.input_shape)}{''.join(f'; {note}' for note in (*self.notes, self.note) if note)})"
         )
 
     @pinned

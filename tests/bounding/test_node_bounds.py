@@ -34,7 +34,7 @@ CASES = [
 def setting(
     model: type[nn.Module],
     kwargs: dict[str, int],
-    shape: tuple[int, ...],
+    shape: tuple[int, int, int],
     seed: int,
     eps: float,
     clip: Clip = (0.0, 1.0),
