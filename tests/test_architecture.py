@@ -65,6 +65,8 @@ LAZY = {
     "pyarrow",
     "distributed",
     "filelock",
+    "onnx",
+    "onnxruntime",
 }
 """Slow to import, or optional: imported by the function that needs them, never by ``import corgi_opt``."""
 

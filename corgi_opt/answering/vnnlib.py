@@ -17,6 +17,7 @@ from corgi_opt._ambient import pinned
 from corgi_opt.answering.asking import atom_of, chosen_property
 from corgi_opt.encode import vnnlib
 from corgi_opt.encode.onnx_graph import OnnxWriter, Value, onnx_package, windows_on_image, write_maps
+from corgi_opt.encode.square_pools import with_square_pools
 from corgi_opt.encode.vnnlib import Way
 from corgi_opt.errors import InputError
 from corgi_opt.network.cam import CamNetwork
@@ -122,10 +123,11 @@ def export_vnnlib(
     ways = [Way((0,), kept)] if pair is not None else list(_ways(groups, kept))
 
     asked = [(groups, atoms)] + ([] if premises is None else [(premises, torch.arange(len(premises)))])
-    windows = windows_on_image(net.graph, net.features, None if pair is None else _window(net, asked))
-    window = windows[net.graph.input]
+    graph = with_square_pools(net.graph)
+    windows = windows_on_image(graph, net.features, None if pair is None else _window(net, asked))
+    window = windows[graph.input]
     writer, image = OnnxWriter(dtype), Value("X", net.input_shape[0], window)
-    features = write_maps(writer, net.graph, net.features, windows, image)
+    features = write_maps(writer, graph, net.features, windows, image)
     row = _outputs(writer, net, features, asked)
     said = _Said.of(question, ball, pair)
     outputs = len(atoms) + len(kept)

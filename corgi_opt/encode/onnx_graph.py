@@ -1,15 +1,18 @@
 """A layer graph, or a cone of it, as an ONNX network: Conv, Relu, Add, Flatten and Gemm, and nothing else.
 
 Programs that read ONNX differ in what they take, and some pass over what they do not know: a dilation, groups, pads
-that differ between the two ends of an axis. So every convolution is written out here: one group, no dilation, the same
-pads at both ends. A kernel is filled up with zeros to say the rest. Along one axis, for outputs q = 0 .. n - 1 that
-read the operand's positions ``stride * q + first + u``, u = 0 .. k - 1 (outside of its L positions: zero),
+that differ between the ends of an axis or between the axes. So every convolution is written out here: one group, no
+dilation, the same pad P at all four ends. A kernel is filled up with zeros to say the rest. Along one axis of an
+operand with L positions (outside of them it is zero), n outputs q = 0, 1, ... of which each reads the k positions from
+``stride * q + first`` on are a convolution with, for any g in 1 .. stride,
 
-    pad    P = max(0, -first, last - L + 1),   last = stride * (n - 1) + first + k - 1
-    lead   first + P zeros before the kernel's own numbers
-    size   K = max(lead + k, L + 2 P - stride * n + 1)
+    c = L - stride * n + g
+    pad     P >= max(0, -first, first + k - c)
+    kernel  K = c + 2 P numbers, of which first + P are zeros before the k.
 
-is a convolution with exactly n outputs. It also cuts: a window of an operand is read by zeros before and after.
+It also cuts: a part of an operand is read by zeros before and after. Along any way from one map to another K - 2 P
+comes to the same, if only g is the same for all who read a map with one stride; programs that follow patches of a map
+along several ways and add them up (auto_LiRPA) rest on that.
 
 * a tap of a pooling window is a kernel with a single one;
 * ``sum_i coef_i * x_i`` is a 1x1 kernel for each operand and an Add; taps of one operand go into one kernel;
@@ -19,8 +22,8 @@ is a convolution with exactly n outputs. It also cuts: a window of an operand is
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -81,23 +84,21 @@ class OnnxWriter:
         out: Window,
         stride: tuple[int, int] = (1, 1),
         offset: tuple[int, int] = (0, 0),
+        fits: tuple[int, int] = (1, 1),
     ) -> Value:
         """``out`` of the convolution with weight (C_out, C, kh, kw), bias (C_out,): position r of it reads positions
-        ``stride * r + offset`` and on (per axis) of the map that ``source`` is a window of."""
-        pads, leads, sizes = [], [], []
-        for axis in (0, 1):
-            length, n, k = source.window[2 + axis], out[2 + axis], weight.shape[2 + axis]
-            first = stride[axis] * out[axis] + offset[axis] - source.window[axis]
-            last = stride[axis] * (n - 1) + first + k - 1
-            pads.append(max(0, -first, last - length + 1))
-            leads.append(first + pads[-1])
-            sizes.append(max(leads[-1] + k, length + 2 * pads[-1] - stride[axis] * n + 1))
+        ``stride * r + offset`` and on (per axis) of the map that ``source`` is a window of. ``fits``: g of each axis.
+        """
+        read = [_Line.of(source.window, out, stride, offset, weight.shape[2:], axis) for axis in (0, 1)]
+        pad = max(line.pad(g) for line, g in zip(read, fits, strict=True))
+        sizes = [line.size(g, pad) for line, g in zip(read, fits, strict=True)]
+        y, x = (line.first + pad for line in read)
         kernel = weight.new_zeros(*weight.shape[:2], *sizes)
-        kernel[:, :, leads[0] : leads[0] + weight.shape[2], leads[1] : leads[1] + weight.shape[3]] = weight
+        kernel[:, :, y : y + weight.shape[2], x : x + weight.shape[3]] = weight
         inputs = [source.name, self._weight(f"{name}.weight", kernel)]
         if bias is not None:
             inputs.append(self._weight(f"{name}.bias", bias))
-        said = {"kernel_shape": sizes, "strides": list(stride), "pads": pads * 2, "dilations": [1, 1], "group": 1}
+        said = {"kernel_shape": sizes, "strides": stride, "pads": [pad] * 4, "dilations": (1, 1), "group": 1}
         return Value(self._node("Conv", name, inputs, **said), len(weight), out)
 
     def relu(self, name: str, source: Value) -> Value:
@@ -155,6 +156,36 @@ class OnnxWriter:
         return found
 
 
+class _Line(NamedTuple):
+    """What a convolution reads along one axis; letters as above."""
+
+    length: int
+    outputs: int
+    stride: int
+    first: int
+    kernel: int
+
+    @classmethod
+    def of(
+        cls,
+        source: Window,
+        out: Window,
+        stride: tuple[int, int],
+        offset: tuple[int, int],
+        kernel: Sequence[int],
+        axis: int,
+    ) -> _Line:
+        first = stride[axis] * out[axis] + offset[axis] - source[axis]
+        return cls(source[2 + axis], out[2 + axis], stride[axis], first, kernel[axis])
+
+    def pad(self, g: int) -> int:
+        """The least that does."""
+        return max(0, -self.first, self.first + self.kernel - self.size(g, 0))
+
+    def size(self, g: int, pad: int) -> int:
+        return self.length - self.stride * self.outputs + g + 2 * pad
+
+
 def windows_on_image(graph: LayerGraph, until: str, window: Window | None) -> dict[str, Window]:
     """The part of every node, up to ``until``, that a window of it depends on; None: all of every node."""
     if window is None:
@@ -205,6 +236,7 @@ class _Maps:
     graph: LayerGraph
     windows: Mapping[str, Window]
     values: dict[str, Value]
+    fits: dict[tuple[str, tuple[int, int]], tuple[int, int]] = field(default_factory=dict)
 
     def value(self, name: str) -> Value:
         """The value of a node. A tap is written when somebody needs it as a map of its own."""
@@ -219,7 +251,9 @@ class _Maps:
                 return self.writer.relu(node.name, self.value(node.inputs[0]))
             case Conv2d() as op:
                 source, out = self.value(node.inputs[0]), self.windows[node.name]
-                return self.writer.conv(node.name, source, _dense(op), op.bias, out, op.stride, op.geometry.offset)
+                fits = self._fits(node.inputs[0], op.stride)
+                offset = op.geometry.offset
+                return self.writer.conv(node.name, source, _dense(op), op.bias, out, op.stride, offset, fits)
             case Combine() as op:
                 return self._sum(node, list(zip(node.inputs, op.coefs, strict=True)), op.shift)
         raise UnsupportedOpError(
@@ -250,7 +284,8 @@ class _Maps:
             if whole and constant is not None and bool((constant == constant[:, :1, :1]).all()):
                 bias, constant = constant[:, 0, 0], None
             weight, offset = _of_taps(taps)
-            part = self.writer.conv(node.name, read, weight, bias, rectangle, stride, offset)
+            fits = self._fits(source, stride)
+            part = self.writer.conv(node.name, read, weight, bias, rectangle, stride, offset, fits)
             if not whole:
                 part = self.writer.conv(f"{node.name}.placed", part, _eye(channels), None, out)
             parts.append(part)
@@ -258,6 +293,26 @@ class _Maps:
         for part in parts[1:]:
             total = self.writer.add(f"{node.name}.sum", total, part)
         return total if constant is None else self.writer.add(f"{node.name}.shift", total, constant)
+
+    def _fits(self, source: str, stride: tuple[int, int]) -> tuple[int, int]:
+        """The g of all who read a map with one stride: that of the smallest kernels."""
+        if (source, stride) not in self.fits:
+            self.fits[source, stride] = (self._fit(source, stride, 0), self._fit(source, stride, 1))
+        return self.fits[source, stride]
+
+    def _fit(self, source: str, stride: tuple[int, int], axis: int) -> int:
+        window, read = self.value(source).window, []
+        for name in self.graph.consumers(source):
+            op = self.graph[name].op
+            if name in self.windows and isinstance(op, Conv2d | Tap) and op.stride == stride:
+                geometry = op.geometry
+                read.append(_Line.of(window, self.windows[name], stride, geometry.offset, geometry.extent, axis))
+
+        def sizes(g: int) -> tuple[int, int]:
+            found = [line.size(g, line.pad(g)) for line in read]
+            return max(found, default=0), sum(found)
+
+        return min(range(1, stride[axis] + 1), key=sizes)
 
     def _through(self, name: str) -> tuple[str, tuple[int, int], tuple[int, int]]:
         """What a reader of a node reads: position r of it is ``stride * r + offset`` of a source."""
