@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -421,6 +423,18 @@ def test_an_answer_becomes_an_image(built, tmp_path):
         found.image(x, torch.zeros(h * w + 1))
     with pytest.raises(co.InputError, match="the image"):
         found.image(x[0], values)
+
+
+def test_the_pages_python_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    page, names = (Path(__file__).parents[2] / "docs" / "vnnlib.md").read_text(encoding="utf-8"), {}
+    blocks = re.findall(r"^```python\n(.*?)^```$", page, re.M | re.S)
+    assert len(blocks) == 2
+    for block in blocks:
+        exec(compile(block, "docs/vnnlib.md", "exec"), names)
+    said = capsys.readouterr().out.splitlines()
+    assert "holds at every image" in said[0] and "((51, 46),)" in said[1] and said[2] == "False"
+    assert names["one"].pair == (51, 46) and (tmp_path / "digit7-pair" / "network.onnx").is_file()
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------
