@@ -7,6 +7,7 @@ from corgi_opt.answering.mps import Exported, export_mps
 from corgi_opt.answering.prover import check_certificate
 from corgi_opt.answering.radius_search import radius
 from corgi_opt.answering.verdict import verify
+from corgi_opt.answering.vnnlib import ExportedVnnlib, export_vnnlib
 from corgi_opt.bounding.dual import Interval
 from corgi_opt.bounding.node_bounds import bounds
 from corgi_opt.errors import (
@@ -52,6 +53,7 @@ __all__ = [
     "Comparison",
     "CorgiError",
     "Exported",
+    "ExportedVnnlib",
     "HeatMap",
     "InputError",
     "Interrupted",
@@ -81,6 +83,7 @@ __all__ = [
     "check_model",
     "compare",
     "export_mps",
+    "export_vnnlib",
     "from_onnx",
     "from_torch",
     "heat_map",

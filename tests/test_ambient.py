@@ -99,6 +99,12 @@ CALLS: dict[str, Callable[[Scene], Any]] = {
         co.export_mps(s.net, s.x, s.folder / "a.mps", eps=EPS, k=K).pair,
         (s.folder / "a.mps").read_text(),
     ),
+    "export_vnnlib": lambda s: (
+        (lambda e: (e.compared, e.image(s.x, torch.zeros(s.x.numel()))))(
+            co.export_vnnlib(s.net, s.x, s.folder / "b", eps=EPS, k=K)
+        ),
+        [path.read_bytes() for path in sorted((s.folder / "b").iterdir())],
+    ),
     "from_torch": lambda s: co.from_torch(s.model, s.x).model_cam(s.x, 0),
     "check_model": lambda s: co.check_model(s.model, s.x),
     "certificate and its check": checked,

@@ -53,6 +53,17 @@ def asked(question: Question) -> Asked:
     return asked_of(question, question.property, gap=question.gap, kept=question.kept)
 
 
+def atom_of(question: Question, pair: Any) -> int:
+    """The atom that compares a pair, the one ahead first. Raises InputError where there is none."""
+    groups = question.groups
+    if isinstance(pair, tuple) and len(pair) == 2:
+        same = torch.nonzero((groups.labels == torch.tensor(pair)).all(dim=1)).flatten()
+        if len(same):
+            return int(same[0])
+    what = question.property.in_words(question.class_idx)
+    raise InputError(f"pair must be two {groups.things[1]} that the {what} compares, the one ahead first, got {pair!r}")
+
+
 @dataclass(frozen=True, eq=False)
 class Means:
     """What a question is answered with: the method, the solver that it asks, the device it runs on, and until when."""

@@ -38,6 +38,13 @@ class Window(NamedTuple):
     h: int
     w: int
 
+    def union(self, other: Window) -> Window:
+        """The smallest window that holds both."""
+        y, x = min(self.y, other.y), min(self.x, other.x)
+        bottom = max(self.y + self.h, other.y + other.h)
+        right = max(self.x + self.w, other.x + other.w)
+        return Window(y, x, bottom - y, right - x)
+
     def intersects(self, other: Window) -> bool:
         rows = self.y < other.y + other.h and other.y < self.y + self.h
         return rows and self.x < other.x + other.w and other.x < self.x + self.w

@@ -57,6 +57,7 @@ def test_nothing_of_the_callers_changes(name, tmp_path):
         assert Snapshot.of(model, x) == before, what
     brightest = net.cam(x).flatten().argsort(descending=True)
     co.export_mps(net, x, tmp_path / "pair.mps", pair=(int(brightest[2]), int(brightest[3])), **ASKED)
+    co.export_vnnlib(net, x, tmp_path / "files", **ASKED)
     co.verify(net, x, **ASKED).prove().save(tmp_path / "a.cert")
     co.check_certificate(tmp_path / "a.cert", model)
     assert Snapshot.of(model, x) == before
@@ -65,7 +66,11 @@ def test_nothing_of_the_callers_changes(name, tmp_path):
 def test_every_public_function_that_takes_a_model_or_an_image_is_called():
     functions = {name: f for name in co.__all__ if inspect.isfunction(f := getattr(co, name))}
     takes = {n for n, f in functions.items() if {"x", "model", "ball"} & {*inspect.signature(f).parameters}}
-    called = {word for what in CALLS for word in (what, what.partition(",")[0])} | {"export_mps", "check_certificate"}
+    called = {word for what in CALLS for word in (what, what.partition(",")[0])} | {
+        "export_mps",
+        "export_vnnlib",
+        "check_certificate",
+    }
     assert takes - called == {"load_weights"}, "load_weights alone is there to write to a model"
 
 

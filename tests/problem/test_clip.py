@@ -301,6 +301,7 @@ def test_all_public_functions_take_it_in_any_spelling(tmp_path):
             heat.lower.tolist(),
             exported.pair,
             (tmp_path / "a.mps").read_text(),
+            co.export_vnnlib(net, x, tmp_path, eps=0.3, clip=clip, k=1, class_idx=0).vnnlib.read_text(),
             co.bounds(net, co.Ball(x, 0.1, clip=clip))[net.features].lower.tolist(),
         ]
 
