@@ -352,8 +352,8 @@ def test_the_condition_is_that_the_property_fails(tmp_path, asked, model):
         fails = given(z) != given(x) if rank is None else ranks_fail(net.model_cam(z, c).flatten(), top, rank)
         if asked.get("keep_class"):
             fails = fails and given(z) == given(x)
-        given: Any = evaluator.run(None, {"X": z.numpy()})
-        assert query.holds(given[0][0]) == fails
+        outputs: Any = evaluator.run(None, {"X": z.numpy()})
+        assert query.holds(outputs[0][0]) == fails
         seen.append(fails)
     assert any(seen) and not all(seen)
 
