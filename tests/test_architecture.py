@@ -207,13 +207,27 @@ def test_modules_stay_small(package):
     assert {n: length for n, length in lengths.items() if length > LONGEST} == {}
 
 
+OPERATIONS = ("arithmetic", "layers", "node", "pooling", "resizing", "shaping", "table", "tensors")
+TESTED_TOGETHER = {
+    # one table of ONNX operations, and one table of cases: each is compared with onnxruntime
+    **{f"corgi_opt.network.onnx.{name}": "test_operations.py" for name in OPERATIONS},
+    "corgi_opt.network.onnx.limits": "test_reading.py",  # what is too large is refused where it is read
+    "corgi_opt.network.onnx.package": "test_reading.py",
+    "corgi_opt.network.onnx.module": "test_network.py",  # what a graph becomes, run by every door
+    "corgi_opt.encode.square_pools": "test_onnx_graph.py",  # a step of that graph's making
+    "corgi_opt.encode.vnnlib": "../answering/test_vnnlib.py",  # the text, read back by a reader of its own
+}
+"""Modules whose tests are those of what they are a part of, and why."""
+
+
 def test_every_module_has_tests_of_its_name():
     """Where its package has its own folder of tests; a leading underscore says who may import it, and is left out."""
     missing = []
     for package, folder in (("corgi_opt", TESTS), ("corgi_solvers", TESTS / "solvers")):
         for name, path in modules(package).items():
             module = path.relative_to(SOURCES[package])
-            expected = folder / module.parent / f"test_{module.stem.lstrip('_')}.py"
+            together = TESTED_TOGETHER.get(name, f"test_{module.stem.lstrip('_')}.py")
+            expected = folder / module.parent / together
             if module.name != "__init__.py" and not expected.is_file():
                 missing.append(f"{name} has no {expected.relative_to(REPO)}")
     assert missing == []
