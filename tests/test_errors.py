@@ -76,11 +76,11 @@ def test_bad_image(net, call, x, words):
 
 
 @pytest.mark.parametrize("name", ["verify", "attack", "radius"])
-def test_only_compare_takes_several_images(net, name):
+def test_of_several_images_a_bad_one_is_refused_like_one(net, name):
     x = image(1, 6, 6).repeat(2, 1, 1, 1)
-    with refuses(co.InputError, "x must have shape (1, 1, 6, 6)", "got (2, 1, 6, 6)"):
-        CALLS[name](net, x)
-    assert len(co.compare(net, x, k=K, methods=["corgi"]).questions) == 2
+    assert len(CALLS[name](net, x)) == len(co.compare(net, x, k=K, methods=["corgi"]).questions) == 2
+    with refuses(co.InputError, "x must have shape (1, 1, 6, 6)", "got (1, 1, 6, 5)"):
+        CALLS[name](net, x[..., :5])
 
 
 @everywhere

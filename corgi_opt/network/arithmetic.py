@@ -171,4 +171,7 @@ def _over_axes(t: Translation, fx: Any, operand: str, axes: set[int], share: flo
     across = 1 in axes
     weight = torch.full((1, channels, *kernel) if across else (channels, 1, *kernel), share, dtype=torch.float64)
     shape = (1 if across else channels, 1 if 2 in axes else height, 1 if 3 in axes else width)
-    return t.add(fx, label(fx), Conv2d(weight, None, groups=1 if across else channels), (operand,), shape)
+    name = t.add(fx, label(fx), Conv2d(weight, None, groups=1 if across else channels), (operand,), shape)
+    if not across:
+        t.halves.add(name)
+    return name

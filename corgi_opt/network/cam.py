@@ -242,7 +242,7 @@ class _Ready:
 
     def built(self, ingested: Ingested, target: str | None = None) -> CamNetwork:
         parity.check_steps(self.exported, ingested, self.example)
-        head = find_head(ingested.graph, target)
+        head = find_head(ingested.graph, target, ingested.halves)
         pooled, folded = fold_affine(with_head(ingested.graph, head))
         graph, lowered = normal_form(pooled)
         features = lowered[folded[head.features]]

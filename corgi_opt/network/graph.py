@@ -77,6 +77,7 @@ class LayerGraph:
         wanted = nx.ancestors(self._graph, name) | {name}
         return tuple(n for n in self.order if n in wanted)
 
+    @pinned
     def gates(self, name: str) -> tuple[str, ...]:
         """``name``, and the nodes that every path from the image to it leads through, from the last to the first."""
         above = nx.immediate_dominators(self._graph, self.input)

@@ -43,12 +43,14 @@ class Ingested:
     """``graph``: the network with max pools kept whole, in float64 on the CPU, each operation a node of its own.
 
     ``held``: of calls of the exported model, the node that has each value of the result once, and the flat place in it
-    of each. ``notes``: what of the model was left out, and why nothing is lost.
+    of each. ``notes``: what of the model was left out, and why nothing is lost. ``halves``: nodes that are sums or
+    means over one axis of a map.
     """
 
     graph: LayerGraph
     held: Mapping[Any, tuple[str, Tensor]]
     notes: tuple[str, ...]
+    halves: frozenset[str]
 
 
 def ingest(exported: Exported) -> Ingested | tuple[Unsupported, ...]:
@@ -74,7 +76,7 @@ def ingest(exported: Exported) -> Ingested | tuple[Unsupported, ...]:
     except NotCoveredError as problem:
         return (Unsupported("output", "what the model returns", str(problem)),)
     held = {fx: at for fx in t.values if (at := t.node_of(fx)) is not None}
-    return Ingested(t.builder.build(output), held, notes)
+    return Ingested(t.builder.build(output), held, notes, frozenset(t.halves))
 
 
 def _logits(exported: Exported) -> tuple[Any, tuple[str, ...]]:

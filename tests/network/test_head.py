@@ -76,8 +76,8 @@ def test_a_head_that_is_taken_for_another_is_never_a_net(monkeypatch, change):
     """Whatever finds the head, and however it errs: the model itself does not agree."""
     model = seeded(Headed, tail=lambda m, y: m.head(y.sum((2, 3))))
 
-    def misled(graph, target):
-        right = find_head(graph, target)
+    def misled(graph, *given):
+        right = find_head(graph, *given)
         changes = {
             "weight": {"weight": right.weight * torch.linspace(1, 1.001, 4, dtype=torch.float64)},
             "swapped": {"weight": right.weight[:, [1, 0, 2, 3]]},

@@ -35,7 +35,8 @@ def test_cam_class_and_features_are_the_models(net):
         chosen = scene(net, class_idx=class_idx)
         assert chosen.predicted == predicted
         torch.testing.assert_close(chosen.cam, hooked_cam(model(), X.double(), model().head, class_idx))
-    torch.testing.assert_close(found.features, model().body(X.double())[0].detach())
+    torch.testing.assert_close(found.features, model().body(X.double()).detach())
+    torch.testing.assert_close(found.logits, model()(X.double())[0].detach())
 
 
 def test_parts_have_the_size_of_their_absolute_terms(net):

@@ -17,7 +17,7 @@ import torch
 from corgi_opt.study import Plan
 from corgi_opt.study.engine import task_of
 
-CHILD = [sys.executable, "-m", "corgi_opt.study.child"]
+CHILD = [sys.executable, "-m", "corgi_opt.study.child", "[]"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
 
 
