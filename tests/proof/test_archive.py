@@ -54,6 +54,7 @@ def longer(content: bytes) -> bytes:
         (zipped(("a", b"1"), how=zipfile.ZIP_BZIP2), "compressed in a way"),
         (longer(zipped(("a", b"1"))), "another size"),
     ],
+    ids=["empty", "text", "cut", "comment", "twice", "bzip2", "size"],  # an archive holds the time it was made at
 )
 def test_what_is_no_archive_of_ours_is_refused(content, words):
     with pytest.raises(CertificateError, match=words):
