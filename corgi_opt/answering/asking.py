@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import weakref
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -56,7 +57,7 @@ def asked(question: Question) -> Asked:
 def atom_of(question: Question, pair: Any) -> int:
     """The atom that compares a pair, the one ahead first. Raises InputError where there is none."""
     groups = question.groups
-    if isinstance(pair, tuple) and len(pair) == 2:
+    if isinstance(pair, tuple) and len(pair) == 2 and all(isinstance(end, Integral) for end in pair):
         same = torch.nonzero((groups.labels == torch.tensor(pair)).all(dim=1)).flatten()
         if len(same):
             return int(same[0])

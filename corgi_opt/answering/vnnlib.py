@@ -119,6 +119,7 @@ def export_vnnlib(
     ball = scene.checked_ball(eps)
     groups, premises = question.groups, question.premises
     atoms = torch.arange(len(groups)) if pair is None else torch.tensor([atom_of(question, pair)])
+    pair = None if pair is None else (int(pair[0]), int(pair[1]))
     kept = tuple(range(len(atoms), len(atoms) + (0 if premises is None else len(premises))))
     ways = [Way((0,), kept)] if pair is not None else list(_ways(groups, kept))
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import vnnlib_text
+from fuzz_nets import random_case
 from missing import hidden
 from nets import Deep, Everything, Plain, Pooled, Residual, image, seeded
 from onnx.reference import ReferenceEvaluator
@@ -227,6 +228,38 @@ def test_a_cone_away_from_the_border_has_no_padding(tmp_path):
     assert found.window == (rows[0] - 2, columns[0] - 2, *size)
     convs = [n for n in well_formed(found, F32).graph.node if n.op_type == "Conv"]
     assert all(a.ints == [0] * 4 for n in convs for a in n.attribute if a.name == "pads")
+
+
+@pytest.mark.parametrize("seeds", [range(15), pytest.param(range(1000, 1200), marks=pytest.mark.slow)])
+def test_random_networks(tmp_path, seeds):
+    """Of every operation that the reader knows: what is written computes what the model does, whole and of a pair."""
+    written = refused = 0
+    for seed in seeds:
+        case = random_case(seed)
+        try:
+            net = co.from_torch(case.model, case.x)
+            cam = net.cam(case.x)
+            ordered, order = cam.flatten().sort(descending=True)
+            k = 1 + int((ordered[:-1] - ordered[1:]).argmax())
+            pair = (int(order[k - 1]), int(order[k]))
+            found = [
+                co.export_vnnlib(net, case.x, tmp_path / str(n), eps=1e-3, k=k, clip=None, pair=p, dtype=F64)
+                for n, p in enumerate((None, pair))
+            ]
+        except (co.UnsupportedOpError, co.NoCamHeadError, co.TieError, co.ParityError, co.InputError):
+            refused += 1
+            continue
+        c = int(net.logits(case.x).argmax())
+        for export in found:
+            model = onnx.load(export.network)
+            assert {node.op_type for node in model.graph.node} <= OPERATORS
+            for z in (case.x.double(), case.x.double() * 0.7 + 0.1 * float(case.x.abs().max())):
+                true = expected(net, c, export.compared, export.premises, z).numpy()
+                scale = float(net.model_cam(z, c).abs().max()) + float(cam.abs().max())
+                y = run(model, cut(z, export.window))[0]
+                np.testing.assert_allclose(y, true, rtol=0, atol=1e-8 * scale, err_msg=f"seed {seed}")
+        written += 1
+    assert written >= len(seeds) // 2 and written + refused == len(seeds)
 
 
 @pytest.mark.gtsrb
@@ -493,6 +526,7 @@ def test_a_factor_of_its_own_at_every_pixel(tmp_path):
         ({"dtype": torch.float16}, ["dtype must be torch.float32 or torch.float64", "got torch.float16"]),
         ({"pair": (0, 0)}, ["pair must be two pixels", r"got \(0, 0\)"]),
         ({"pair": [1, 2]}, ["pair must be two pixels"]),
+        ({"pair": ("a", "b")}, ["pair must be two pixels"]),
         ({"eps": -1.0}, ["eps must be >= 0"]),
         ({"eps": 1e300, "clip": None}, ["does not fit torch.float32", "pass a clip box or a smaller eps"]),
         ({"k": None}, ["say what is asked"]),
