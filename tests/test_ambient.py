@@ -65,6 +65,10 @@ class Scene:
         )
 
 
+NOTHING = torch.zeros(12)
+"""As many numbers as an image of a scene has, made where nothing is unusual."""
+
+
 def checked(s: Scene) -> Any:
     """A lazily made certificate, its file and what the check of it proves."""
     path = s.folder / "a.cert"
@@ -100,9 +104,7 @@ CALLS: dict[str, Callable[[Scene], Any]] = {
         (s.folder / "a.mps").read_text(),
     ),
     "export_vnnlib": lambda s: (
-        (lambda e: (e.compared, e.image(s.x, torch.zeros(s.x.numel()))))(
-            co.export_vnnlib(s.net, s.x, s.folder / "b", eps=EPS, k=K)
-        ),
+        (lambda e: (e.compared, e.image(s.x, NOTHING)))(co.export_vnnlib(s.net, s.x, s.folder / "b", eps=EPS, k=K)),
         [path.read_bytes() for path in sorted((s.folder / "b").iterdir())],
     ),
     "from_torch": lambda s: co.from_torch(s.model, s.x).model_cam(s.x, 0),
