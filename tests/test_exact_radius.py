@@ -212,10 +212,9 @@ def beyond_the_radius(rng: np.random.Generator, count: int, asked: int, sizes: i
     return clear, certified
 
 
-@pytest.mark.parametrize(("count", "least"), mostly_slow([(10, 4), (30, 20)], [(10, 4)]))
-def test_nothing_is_certified_beyond_the_exact_radius(count, least):
-    clear, certified = beyond_the_radius(np.random.default_rng(1), count, asked=len(METHODS), sizes=5)
-    assert certified >= 0.95 * clear and clear >= least
+def test_nothing_is_certified_beyond_the_exact_radius():
+    clear, certified = beyond_the_radius(np.random.default_rng(1), 30, asked=len(METHODS), sizes=5)
+    assert certified >= 0.95 * clear and clear >= 20
 
 
 @pytest.mark.slow
