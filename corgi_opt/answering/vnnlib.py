@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -112,7 +111,8 @@ def export_vnnlib(
         raise InputError(f"a VNN-LIB file holds a box: norm must be 'inf', got {norm!r}; co.export_mps takes norm '1'")
     if dtype not in (torch.float32, torch.float64):
         raise InputError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
-    where = _folder(folder)
+    if not isinstance(folder, str | PathLike):
+        raise InputError(f"folder must be the path of a folder, got {type(folder).__name__}")
     wanted = chosen_property(property, k, within, net)
     scene = Scene.of(net, x, class_idx=class_idx, norm="inf", clip=clip)
     question = Question.ask(scene, wanted, tie_tol=tie_tol, keep_class=keep_class)
@@ -127,12 +127,11 @@ def export_vnnlib(
     graph = with_square_pools(net.graph)
     windows = windows_on_image(graph, net.features, None if pair is None else _window(net, asked))
     window = windows[graph.input]
-    writer, image = OnnxWriter(dtype), Value("X", net.input_shape[0], window)
-    features = write_maps(writer, graph, net.features, windows, image)
-    row = _outputs(writer, net, features, asked)
+    writer = OnnxWriter(dtype)
+    _write_outputs(writer, net, write_maps(writer, graph, net.features, windows), asked)
     said = _Said.of(question, ball, pair)
     outputs = len(atoms) + len(kept)
-    model = writer.model(image, row, outputs, said.title)
+    model = writer.model(net.input_shape[0], window, outputs, said.title)
 
     y, left, h, w = window
     low, high = (end[:, y : y + h, left : left + w] for end in vnnlib.outward(*exact_box(ball), dtype))
@@ -145,9 +144,10 @@ def export_vnnlib(
         f"unsat: {said.unsat}",
         f"sat: {said.sat}",
     ]
+    where = _made(folder)
     onnx.save_model(model, str(where / NETWORK))
-    (where / VERSION_1).write_text(vnnlib.version_1(low, high, outputs, ways, comments))
-    (where / VERSION_2).write_text(vnnlib.version_2(low, high, outputs, ways, comments, dtype))
+    (where / VERSION_1).write_text(vnnlib.version_1(low, high, outputs, ways, comments), "utf-8")
+    (where / VERSION_2).write_text(vnnlib.version_2(low, high, outputs, ways, comments, dtype), "utf-8")
     return ExportedVnnlib(
         network=where / NETWORK,
         vnnlib=where / VERSION_1,
@@ -177,9 +177,7 @@ def exact_box(ball: Ball) -> tuple[Tensor, Tensor]:
     return low, high
 
 
-def _folder(folder: Any) -> Path:
-    if not isinstance(folder, str | PathLike):
-        raise InputError(f"folder must be the path of a folder, got {type(folder).__name__}")
+def _made(folder: str | PathLike[str]) -> Path:
     where = Path(folder)
     try:
         where.mkdir(parents=True, exist_ok=True)
@@ -214,7 +212,7 @@ def _window(net: CamNetwork, asked: list[tuple[Groups, Tensor]]) -> Window | Non
     return Window(y, x, int(rows.max()) - y + 1, int(columns.max()) - x + 1)
 
 
-def _outputs(writer: OnnxWriter, net: CamNetwork, features: Value, asked: list[tuple[Groups, Tensor]]) -> str:
+def _write_outputs(writer: OnnxWriter, net: CamNetwork, features: Value, asked: list[tuple[Groups, Tensor]]) -> None:
     """Writes what follows the last feature map: its head vectors as one convolution, and the atoms as a row.
 
     Atoms are sums of parts, parts of places of these maps: one matrix, or two where that is much smaller.
@@ -238,11 +236,10 @@ def _outputs(writer: OnnxWriter, net: CamNetwork, features: Value, asked: list[t
     places = torch.cat([_of_places(net, *some, window, size) for some in parts])
     shifts = torch.cat([groups.parts.shifts(net.bias)[used] for groups, used, _ in parts])
     row = writer.flatten("row", maps)
-    if len(sums) * size <= 2 * (places.numel() + sums.numel()):
-        return writer.gemm("Y", row, sums @ places, sums @ shifts)
-    return writer.gemm(
-        "Y", writer.gemm("parts", row, places, shifts), sums, torch.zeros(len(sums), dtype=torch.float64)
-    )
+    if len(sums) * size > 2 * (places.numel() + sums.numel()):
+        row = writer.gemm("parts", row, places, shifts)
+        places, shifts = torch.eye(len(places), dtype=torch.float64), torch.zeros_like(shifts)
+    writer.gemm("atoms", row, sums @ places, sums @ shifts)
 
 
 def _of_parts(groups: Groups, atoms: Tensor, used: Tensor) -> Tensor:

@@ -37,6 +37,9 @@ from corgi_opt.network.ops import Combine, Conv2d, Input, ReLU, Shape, Tap, Wind
 OPSET, IR = 13, 7
 """What is written: any reader since 2020 knows it."""
 
+INPUT, OUTPUT = "X", "Y"
+"""Names of the two ends."""
+
 MOST_RECTANGLES = 64
 """Into which a coefficient that differs from pixel to pixel may be cut."""
 
@@ -72,7 +75,7 @@ class OnnxWriter:
         self._onnx, self.dtype = onnx_package(), dtype
         self._nodes: list[Any] = []
         self._weights: list[Any] = []
-        self._names: set[str] = set()
+        self._names = {INPUT, OUTPUT}
         self._bytes = 0
 
     def conv(
@@ -118,14 +121,14 @@ class OnnxWriter:
         inputs = [row, self._weight(f"{name}.weight", weight), self._weight(f"{name}.bias", bias)]
         return self._node("Gemm", name, inputs, alpha=1.0, beta=1.0, transA=0, transB=1)
 
-    def model(self, source: Value, row: str, length: int, said: str) -> Any:
-        """The ModelProto with the map ``source`` as its input and ``row`` (1, ``length``) as its output; ``said``:
-        what it is, for whoever opens it."""
+    def model(self, channels: int, window: Window, length: int, said: str) -> Any:
+        """The ModelProto whose input is the window of an image and whose output, the last row (1, ``length``) that was
+        written; ``said``: what it is, for whoever opens it."""
         helper, kind = self._onnx.helper, self._kind
-        shape = [1, source.channels, source.window.h, source.window.w]
-        ends = [[helper.make_tensor_value_info(source.name, kind, shape)]]
-        ends.append([helper.make_tensor_value_info(row, kind, [1, length])])
-        graph = helper.make_graph(self._nodes, "corgi_opt", *ends, self._weights)
+        self._nodes[-1].output[0] = OUTPUT
+        ends = ((INPUT, [1, channels, window.h, window.w]), (OUTPUT, [1, length]))
+        infos = [[helper.make_tensor_value_info(name, kind, shape)] for name, shape in ends]
+        graph = helper.make_graph(self._nodes, "corgi_opt", *infos, self._weights)
         opset = [helper.make_opsetid("", OPSET)]
         return helper.make_model(graph, opset_imports=opset, ir_version=IR, producer_name="corgi_opt", doc_string=said)
 
@@ -203,11 +206,12 @@ def _on_image(window: Window, shape: Shape) -> Window:
     return Window(top, left, bottom - top + 1, right - left + 1)
 
 
-def write_maps(writer: OnnxWriter, graph: LayerGraph, until: str, windows: Mapping[str, Window], image: Value) -> Value:
+def write_maps(writer: OnnxWriter, graph: LayerGraph, until: str, windows: Mapping[str, Window]) -> Value:
     """Writes a graph up to the node ``until``, of each node the window that :func:`windows_on_image` gives.
 
-    ``image``: the window of the input. Returns the last map. Raises UnsupportedOpError for what no Conv can say.
+    Returns the last map. Raises UnsupportedOpError for what no Conv can say.
     """
+    image = Value(INPUT, graph[graph.input].shape[0], windows[graph.input])
     maps = _Maps(writer, graph, windows, {graph.input: image})
     for name in graph.ancestors(until):
         if not isinstance(graph[name].op, Input | Tap):  # a tap is read through by whoever adds it up

@@ -81,7 +81,7 @@ def version_2(
 
 
 def _comments(said: Iterable[str]) -> list[str]:
-    return [f"; {line}" for line in said]
+    return [f"; {line}" for text in said for line in text.splitlines()]
 
 
 def _box(names: Sequence[str], low: Tensor, high: Tensor) -> Iterator[str]:

@@ -214,6 +214,25 @@ def test_a_pair_is_its_cone_alone(built, tmp_path, name, dtype):
     assert smaller or name in ("deep", "border", "pooled, overhanging"), "these see the whole image from any pair"
 
 
+def test_names_of_the_model_do_not_get_in_the_way(tmp_path):
+    """Input and output are X and Y, whatever layers are called."""
+
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.X, self.Y, self.row = nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Linear(2, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.row(self.Y(self.X(x)).mean((2, 3)))
+
+    x = image(1, 6, 6)
+    net = co.from_torch(seeded(Named, 1), x)
+    assert {"X", "Y", "row"} <= set(net.graph.order)
+    found = co.export_vnnlib(net, x, tmp_path, eps=0.01, k=1)
+    well_formed(found, F32)
+    same_values(net, x, found, int(net.logits(x).argmax()), 0.01, F32)
+
+
 def test_a_cone_away_from_the_border_has_no_padding(tmp_path):
     x = image(1, 20, 20, seed=1)
     net = co.from_torch(seeded(Plain, 1), x)
