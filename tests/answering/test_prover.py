@@ -55,12 +55,12 @@ CHANGES = ("negated", "shuffled", "NaN", "empty", "huge", "stale", "raises")
 
 @pytest.mark.parametrize("change", mostly_slow(CHANGES, ["negated", "NaN", "raises"]))
 def test_a_solver_that_lies_proves_nothing(change, monkeypatch):
+    # the cases are kept for other tests, and are made before anything is changed
+    unstable = [case for case in cases() if case.stable is False and case.asked.norm != "2"]
     monkeypatch.setattr(branch_module, "SETTLED", 1e9)  # so that every node is left to the solver,
     monkeypatch.setattr(branch_module._Tree, "_meet", lambda tree, images: None)  # and no counterexample is met
     asked_in_all = 0
-    for case in cases():
-        if case.stable is not False or case.asked.norm == "2":
-            continue
+    for case in unstable:
         liar: Any = Liar(change)
         arguments = {n: v for n, v in case.asked.arguments.items() if n != "eps"}
         question = ask(case.net, case.asked.x, tie_tol=None, **arguments)
