@@ -88,4 +88,6 @@ def within(l: Tensor, u: Tensor, count: int, generator: torch.Generator) -> Tens
     """Points (count, ...) of intervals, their ends among them."""
     share = torch.rand(count, *l.shape, generator=generator, dtype=torch.float64)
     share[0], share[1], share[2] = 0.0, 1.0, 0.5
-    return torch.minimum(torch.maximum(l + share * (u - l), l), u)
+    points = torch.minimum(torch.maximum(l + share * (u - l), l), u)
+    points[1] = u  # which rounding may have missed
+    return points

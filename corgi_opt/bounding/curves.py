@@ -11,8 +11,8 @@ a convex function the chord of the ends, in a concave one the tangent in the mid
 through an end.
 
 A product on a box ``[l, u] x [l', u']`` is bilinear, so that ``x y - a x - b y`` is extreme at corners, whatever a and
-b are. With a and b from the middle of the box the two planes below (McCormick 1976) are taken half and half, and the two
-above.
+b are. With a and b from the middle of the box the two planes below (McCormick 1976) are taken half and half, and the
+two above.
 
 Shifts are moved outwards by what rounding may hide, in the precision of the bounds: ``HIDDEN`` roundings of the value's
 magnitude and of the slope times the operand's. That holds a value that is off by ROUNDINGS (network/curves.py), a slope
