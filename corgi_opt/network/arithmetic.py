@@ -1,4 +1,4 @@
-"""Builders of sums, products with constants, and sums and means over axes."""
+"""Builders of sums, products with constants and of two maps, and sums and means over axes."""
 
 from __future__ import annotations
 
