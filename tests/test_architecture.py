@@ -214,6 +214,7 @@ TESTED_TOGETHER = {
     "corgi_opt.network.onnx.limits": "test_reading.py",  # what is too large is refused where it is read
     "corgi_opt.network.onnx.package": "test_reading.py",
     "corgi_opt.network.onnx.module": "test_network.py",  # what a graph becomes, run by every door
+    "corgi_opt.network.smooth_builders": "test_smooth.py",  # each is read, with its arguments, as what it is
     "corgi_opt.encode.square_pools": "test_onnx_graph.py",  # a step of that graph's making
     "corgi_opt.encode.vnnlib": "../answering/test_vnnlib.py",  # the text, read back by a reader of its own
 }

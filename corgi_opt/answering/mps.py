@@ -70,7 +70,10 @@ def export_mps(
     for norm "2", whose region is no linear program.
     """
     norm = canonical_norm(norm)
-    if check_method(method, norm).name not in ("lp", "milp") or norm == "2":
+    if (
+        check_method(method, norm, net.curved if isinstance(net, CamNetwork) else ()).name not in ("lp", "milp")
+        or norm == "2"
+    ):
         raise InputError(f"an MPS file holds an 'lp' or 'milp' for norm 'inf' or '1', not {method!r} for norm {norm!r}")
     where, wanted = resolve_device(device), chosen_property(property, k, within, net)
     scene = Scene.of(net, x, class_idx=class_idx, norm=norm, clip=clip)

@@ -398,7 +398,7 @@ def radius(
     (``Radius.corgi_cut_off`` says where that was not enough). CROWN's comes before the first tree or MILP unless a
     pass of it is next to nothing. An exact probe has few seconds, which double where they decide nothing.
     """
-    means = Means.of(method=method, norm=norm, solver=solver, device=device, time_limit=time_limit)
+    means = Means.of(net, method=method, norm=norm, solver=solver, device=device, time_limit=time_limit)
     tolerance, wanted = check_rtol(rtol), chosen_property(property, k, within, net)
     scene = Scene.of(net, x, class_idx=class_idx, norm=norm, clip=clip)
     try:
@@ -408,7 +408,8 @@ def radius(
     with reporting(progress, "radius") as report:
         options = PgdOptions(seed=seed)
         search = RadiusSearch(question, means.device, options, tolerance, means.solver, report)
-        return search.run(means.method.name, means.deadline)
+        found = search.run(means.method.name, means.deadline)
+    return replace(found, reason=means.said(found.reason))
 
 
 def tied(scene: Scene, property: Property, keep_class: bool, method: str, reason: str) -> Radius:

@@ -22,7 +22,7 @@ from corgi_opt.answering.asking import Means, asked, asked_of, chosen_property
 from corgi_opt.answering.backends import check_solver, named_solver
 from corgi_opt.answering.batches import over_images
 from corgi_opt.answering.ladder import Ladder
-from corgi_opt.answering.prover import Prover, checked
+from corgi_opt.answering.prover import Prover, checked, require_provable
 from corgi_opt.errors import InputError, Interrupted, NumericalError
 from corgi_opt.methods import Method, settled_by
 from corgi_opt.network.cam import CamNetwork
@@ -202,7 +202,8 @@ def verify(
     is returned, each verdict as it would be alone (of a tied image: unknown). ``norm``: "inf", "2" or "1". ``clip``:
     the box images live in, or None. ``method``: "ibp", "corgi", "crown", "dual" (bounds), "lp" (triangle relaxation on
     the pairs left), "milp" (exact; norms "inf" and "1"), "bab" (exact; branch and bound on ReLU phases); "auto": bab,
-    and MILPs where only they answer. ``solver``, for lp, milp and the linear programs of bab: "highs" (default),
+    and MILPs where only they answer; on a network with curved layers (``net.curved``), which no exact method takes,
+    dual. ``solver``, for lp, milp and the linear programs of bab: "highs" (default),
     "pulp:cbc", "cvxpy:clarabel" ...
 
     ``k``: the k brightest pixels stay the k brightest; with ``within``, each of them stays among the ``within``
@@ -220,11 +221,13 @@ def verify(
     Raises InputError, UnknownMethodError, TieError; MissingPackageError where the solver is not installed;
     BoundOrderError if bounds contradict each other.
     """
-    means = Means.of(method=method, norm=norm, solver=solver, device=device, time_limit=time_limit)
+    means = Means.of(net, method=method, norm=norm, solver=solver, device=device, time_limit=time_limit)
     if proof not in ("float64", "checked"):
         raise InputError(f"proof must be 'float64' or 'checked', got {proof!r}")
     wanted = chosen_property(property, k, within, net)
     scene = Scene.of(net, x, class_idx=class_idx, norm=norm, clip=clip)
+    if proof == "checked":
+        require_provable(net)
     leaves = check_solver(None, "bab", scene.norm) if proof == "checked" else named_solver(None, "bab", scene.norm)
     question = Question.ask(scene, wanted, tie_tol=tie_tol, keep_class=keep_class)
     with reporting(progress, "verify") as report:
@@ -237,7 +240,7 @@ def verify(
         try:
             verdict = climb(ladder, means.method, attack, means.solver, means.deadline, CORGI_SHARE * means.seconds)
             if verdict.status == "unknown":
-                return verdict
+                return replace(verdict, reason=means.said(verdict.reason))
             prover = Prover(question, ladder.ball, verdict.counterexample, leaves, means.device)
             return checked(verdict, prover, means.deadline) if proof == "checked" else replace(verdict, prover=prover)
         except KeyboardInterrupt as stop:

@@ -26,12 +26,15 @@ from corgi_opt.network.lowering import fold_affine, normal_form
 from corgi_opt.network.onnx.module import OnnxModule
 from corgi_opt.network.ops import Conv2d, Shape
 from corgi_opt.network.replay import Replay, scores
+from corgi_opt.network.smooth import Curved
 from corgi_opt.network.standin import changing_hooks, stand_in
 
 
 @dataclass(frozen=True, eq=False)
 class CamNetwork:
-    """A CNN with a CAM head as an affine + ReLU graph. Build it with :func:`from_torch` or :func:`from_onnx`.
+    """A CNN with a CAM head as a graph of affine operations, ReLUs and curved ones.
+
+    Build it with :func:`from_torch` or :func:`from_onnx`.
 
     ``graph`` is the normal form every method works on; ``pooled`` keeps max pools whole (the paper's bound relaxes
     them so). ``features`` names the last spatial node A, ``weight`` (classes, C) is the linear layer's. ``replay`` runs
@@ -77,6 +80,12 @@ class CamNetwork:
         last = self.graph[self.graph.output].op
         assert isinstance(last, Conv2d)  # the head is a linear layer
         return self.weight.new_zeros(self.classes) if last.bias is None else last.bias
+
+    @property
+    def curved(self) -> tuple[str, ...]:
+        """The layers that are neither affine nor piecewise linear, each with what it is: no exact method takes them."""
+        nodes = (self.graph[name] for name in self.graph.curved)
+        return tuple(f"{node.module or node.name} ({node.op.title})" for node in nodes if isinstance(node.op, Curved))
 
     def __repr__(self) -> str:
         c, h, w = self.graph[self.features].shape

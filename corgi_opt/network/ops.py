@@ -1,4 +1,4 @@
-"""The whole vocabulary of a lowered network: affine operations, and ReLU.
+"""The vocabulary of a lowered network that exact methods take: affine operations, and ReLU. (Curved ones: smooth.py.)
 
 Every tensor between nodes is a map ``(N, C, H, W)``; a vector is a map of one pixel. Each operation knows
 
@@ -296,7 +296,7 @@ class Input(Op):
 
 @dataclass(frozen=True, eq=False)
 class ReLU(Monotone):
-    """``max(x, 0)``, the only nonlinearity of a lowered network."""
+    """``max(x, 0)``, the only nonlinearity that exact methods take."""
 
     elementwise = True
 

@@ -78,7 +78,6 @@ def test_getitem_is_the_only_call_beside_the_table():
         (lambda y: F.dropout(y, 0.5), r"training=self\.training"),
         (lambda y: F.max_pool2d(y, 2, return_indices=True)[1].to(y), "output 1 of max_pool2d_with_indices"),
         (lambda y: y / (y + 1), "quotient by a feature map"),
-        (lambda y: y * y, "product of two feature maps"),
         (lambda y: y @ y, "product of two feature maps"),
         (lambda y: ramp(y, 6, 6) @ y, r"transpose both for w @ x"),
         (lambda y: F.threshold(y, 0.1, 0.2), "It jumps from 0.2 to 0.1"),
