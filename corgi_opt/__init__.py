@@ -9,6 +9,7 @@ from corgi_opt.answering.radius_search import radius
 from corgi_opt.answering.verdict import verify
 from corgi_opt.bounding.dual import Interval
 from corgi_opt.bounding.node_bounds import bounds
+from corgi_opt.data.keras import from_keras
 from corgi_opt.errors import (
     BoundOrderError,
     CertificateError,
@@ -80,6 +81,7 @@ __all__ = [
     "check_model",
     "compare",
     "export_mps",
+    "from_keras",
     "from_torch",
     "heat_map",
     "load_weights",

@@ -54,8 +54,8 @@ app.add_typer(study_app, name="study")
 Model = Annotated[
     str,
     typer.Argument(
-        help="'digits' (bundled), or path/to/file.py:function, or package.module:function "
-        "returning an eval-mode nn.Module"
+        help="'digits' (bundled), or path/to/model.keras (.h5, .hdf5), or path/to/file.py:function, or "
+        "package.module:function returning an eval-mode nn.Module"
     ),
 ]
 Image = Annotated[

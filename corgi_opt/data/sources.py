@@ -1,7 +1,8 @@
 """Models and images by name, as the command line and a study's plan write them.
 
 A model is ``digits`` (bundled), ``path/to/file.py:function`` or ``package.module:function``, the function being called
-without arguments for an eval-mode nn.Module. Its file is run: name only files that you trust.
+without arguments for an eval-mode nn.Module. Its file is run: name only files that you trust. A Keras model,
+``path/to/model.keras`` (or .h5, .hdf5), is only read.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from corgi_opt.data import keras
 from corgi_opt.data.images import Note, fitted, read_array, read_image, to_stderr, why_refused
 from corgi_opt.errors import InputError
 from corgi_opt.network.cam import CamNetwork, from_torch
@@ -37,7 +39,14 @@ def load(model: str, image: str, size: int | None, weights: Path | None) -> tupl
 
 
 def load_model(name: str, weights: Path | None = None) -> nn.Module:
-    """Builds the model a MODEL argument names, with the weights of a file if there is one. Raises InputError."""
+    """Builds the model a MODEL argument names, with the weights of a file if there is one. Raises InputError.
+
+    Of a Keras file, raises what :func:`corgi_opt.from_keras` raises of it.
+    """
+    if keras.is_keras_file(name):
+        if weights is not None:
+            raise InputError(f"{name} holds its own weights; --weights is for models that a function builds")
+        return keras.torch_model(name)
     module = _built(name)
     return module if weights is None else load_weights(module, weights)
 
@@ -47,7 +56,7 @@ def _built(name: str) -> nn.Module:
         from corgi_opt.data.digits import digits_model
 
         return digits_model()
-    model = find_function("MODEL", name, "'digits', ")()
+    model = find_function("MODEL", name, "'digits', model.keras, ")()
     if not isinstance(model, nn.Module):
         raise InputError(f"{name} returned {type(model).__name__}, not a torch.nn.Module")
     return model

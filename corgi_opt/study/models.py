@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from corgi_opt.data.keras import is_keras_file
 from corgi_opt.data.sources import load_model
 from corgi_opt.errors import InputError
 
@@ -36,11 +37,14 @@ class ModelSource:
         known = isinstance(entry, Mapping) and not set(entry) - {"build", "weights"}
         if not known or not isinstance(entry.get("build"), str):
             raise InputError(
-                f"{where} needs build = 'digits', 'file.py:function' ..., and may have weights; got {entry!r}"
+                f"{where} needs build = 'digits', 'model.keras', 'file.py:function' ..., and may have weights; got "
+                f"{entry!r}"
             )
         build, weights = entry["build"], entry.get("weights")
         file, _, function = build.rpartition(":")
-        if file.endswith(".py"):
+        if is_keras_file(build):
+            build = str((folder / build).resolve())
+        elif file.endswith(".py"):
             build = f"{(folder / file).resolve()}:{function}"
         return cls(build, None if weights is None else str((folder / weights).resolve()))
 
