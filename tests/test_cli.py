@@ -428,7 +428,10 @@ def with_image(name: str, *more: str) -> tuple[str, ...]:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (with_model("my_models.py"), ["MODEL must be 'digits', model.keras, file.py:function or package.module:function"]),
+        (
+            with_model("my_models.py"),
+            ["MODEL must be 'digits', model.keras, file.py:function or package.module:function"],
+        ),
         (with_model("absent.py:build"), ["no such file", "absent.py"]),
         (with_model("my_models.py:absent"), ["my_models.py has no function 'absent'"]),
         (with_model("my_models.py:constant"), ["my_models.py has no function 'constant'"]),

@@ -150,9 +150,12 @@ class Layer:
     def finish(self) -> None:
         """Raises UnsupportedOpError for an option that nobody has read, unless it says nothing of the values."""
         dtype = self.config.get("dtype")
-        name = dtype.get("config", {}).get("name") if isinstance(dtype, Mapping) else dtype
-        quantized = isinstance(dtype, Mapping) and dtype.get("class_name") not in ("DTypePolicy", "Policy")
-        if self.kind != "InputLayer" and (quantized or (name is not None and name not in _FLOATS)):
+        match dtype:
+            case {"class_name": "DTypePolicy" | "Policy", "config": {"name": name}}:
+                pass
+            case _:
+                name = dtype
+        if name is not None and name not in _FLOATS:
             raise self.unsupported(f"with dtype={_short(dtype)}", "Only models of float32 weights are read.")
         for key, value in self.config.items():
             if key in self._read or key in _HARMLESS or _OF_TRAINING.fullmatch(key) or value is None or value is False:

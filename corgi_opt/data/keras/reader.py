@@ -33,10 +33,15 @@ def read(path: Path, extra: str = "keras") -> tuple[nn.Module, Size]:
     """
     store = open_store(path, extra)
     try:
-        plan = plan_of(store.config, store.major)
-        return _Building(store, plan).model().eval(), plan.size
+        return built(store)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
+
+
+def built(store: Store) -> tuple[nn.Module, Size]:
+    """The same of a file that is open."""
+    plan = plan_of(store.config, store.major)
+    return _Building(store, plan).model().eval(), plan.size
 
 
 class _Building:
