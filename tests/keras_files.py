@@ -56,18 +56,22 @@ class Net:
 
     def forward(self, x: NDArray[Any], *, upto: int | None = None) -> NDArray[Any]:
         """By the reference, of an image (rows, columns, channels)."""
-        values = {"in": x.astype(float)}
-        for unit in self.units[:upto]:
-            values[unit.name] = keras_reference.apply(
-                unit.kind, dict(unit.config), dict(unit.weights), *(values[r] for r in unit.reads)
-            )
-        return values[self.units[:upto][-1].name]
+        return self.values(x, self.units[:upto])[self.units[:upto][-1].name]
+
+    def values(self, x: NDArray[Any], units: Sequence[Unit]) -> dict[str, NDArray[Any]]:
+        """What every layer gives."""
+        found = {"in": x.astype(float)}
+        for unit in units:
+            reads = [found[r] for r in unit.reads]
+            found[unit.name] = keras_reference.apply(unit.kind, dict(unit.config), dict(unit.weights), *reads)
+        return found
 
     def config(self, major: int, *, typed: bool) -> dict[str, Any]:
         """As the file of that version writes it; ``typed``: with the module that a class comes from."""
         key = "batch_shape" if major == 3 else "batch_input_shape"
         first = {"name": "in", "dtype": "float32", "sparse": False, key: [None, *self.shape]}
         entries = [self._entry("InputLayer", first, [], major, typed)]
+        shapes = self._shapes() if major == 3 and self.graph else {}
         for unit in self.units:
             config = {"name": unit.name, "trainable": True, "dtype": "float32", **unit.config}
             if major == 3 and typed:
@@ -77,35 +81,45 @@ class Net:
                     "config": {"name": "float32"},
                     "registered_name": None,
                 }
-            entries.append(self._entry(unit.kind, config, self._nodes(unit, major), major, typed))
+            entries.append(self._entry(unit.kind, config, self._nodes(unit, major, shapes), major, typed))
         if not self.graph:
             for entry in entries:
                 entry.pop("inbound_nodes"), entry.pop("name")
-            return self._wrapped("Sequential", {"name": "sequential", "layers": entries}, typed)
+            return self._wrapped("Sequential", {"name": "sequential", "layers": entries}, major, typed)
         ends = {"input_layers": ["in", 0, 0], "output_layers": [self.units[-1].name, 0, 0]}
         if major == 2:
             ends = {key: [end] for key, end in ends.items()}
-        return self._wrapped("Functional", {"name": "model", "layers": entries, **ends}, typed)
+        return self._wrapped("Functional", {"name": "model", "layers": entries, **ends}, major, typed)
 
     def _entry(self, kind: str, config: dict[str, Any], nodes: list[Any], major: int, typed: bool) -> dict[str, Any]:
         entry = {"class_name": kind, "config": config, "name": config["name"], "inbound_nodes": nodes}
         return {"module": "keras.layers", "registered_name": None, **entry} if typed and major == 3 else entry
 
-    def _nodes(self, unit: Unit, major: int) -> list[Any]:
+    def _shapes(self) -> dict[str, list[int | None]]:
+        """Of what every layer gives, as Keras 3 notes beside its calls; of a model that can be run."""
+        try:
+            values = self.values(np.zeros(self.shape), self.units)
+        except (TypeError, KeyError, AssertionError):
+            return {}
+        return {name: [None, *value.shape] for name, value in values.items()}
+
+    def _nodes(self, unit: Unit, major: int, shapes: Mapping[str, Any]) -> list[Any]:
         if major == 2:
             return [[[name, 0, 0, {}] for name in unit.reads]]
         tensors = [
             {
                 "class_name": "__keras_tensor__",
-                "config": {"shape": None, "dtype": "float32", "keras_history": [name, 0, 0]},
+                "config": {"shape": shapes.get(name), "dtype": "float32", "keras_history": [name, 0, 0]},
             }
             for name in unit.reads
         ]
         return [{"args": tensors if len(tensors) == 1 else [tensors], "kwargs": {}}]
 
-    def _wrapped(self, kind: str, config: dict[str, Any], typed: bool) -> dict[str, Any]:
-        module = {"module": "keras", "registered_name": kind} if typed else {}
-        return {**module, "class_name": kind, "config": config}
+    def _wrapped(self, kind: str, config: dict[str, Any], major: int, typed: bool) -> dict[str, Any]:
+        where = {2: "keras.src.engine.functional", 3: "keras.src.models.functional"}[major]
+        module = "keras" if kind == "Sequential" else where
+        about = {"module": module, "registered_name": kind if kind == "Functional" else None} if typed else {}
+        return {**about, "class_name": kind, "config": config}
 
 
 def sequential(shape: Sequence[int | None], *units: Unit) -> Net:
@@ -134,9 +148,10 @@ def write(net: Net, path: Path, form: str) -> Path:
 def write_h5(path: Path, config: Any, weights: Mapping[str, Mapping[str, NDArray[Any]]], major: int = 2) -> None:
     with h5py.File(path, "w") as file:
         file.attrs["model_config"] = config if isinstance(config, str) else json.dumps(config)
-        file.attrs["keras_version"] = {2: "2.15.0", 3: "3.15.1"}[major]
-        file.attrs["backend"] = "tensorflow"
         root = file.create_group("model_weights")
+        for place in (file, root):
+            place.attrs["keras_version"] = {2: "2.15.0", 3: "3.15.1"}[major]
+            place.attrs["backend"] = "tensorflow"
         root.attrs["layer_names"] = [name.encode() for name in weights]
         for name, arrays in weights.items():
             group = root.create_group(name)
@@ -151,9 +166,13 @@ def write_keras(path: Path, config: Any, units: Sequence[Unit], major: int = 3, 
     top = "layers" if major == 3 else "_layer_checkpoint_dependencies"
     buffer, used = io.BytesIO(), dict[str, int]()
     with h5py.File(buffer, "w") as file:
-        for unit in units:
+        file.create_group("vars")
+        for unit in (Unit("InputLayer", "in", {}), *units):
             slot = SLOTS[unit.kind]
-            used[slot] = used.get(slot, -1) + 1
+            # 2.13 counted a layer with weights twice, and wrote it once
+            used[slot] = (
+                used.get(slot, -1 - (major == 2 and bool(unit.weights))) + 1 + (major == 2 and bool(unit.weights))
+            )
             group = file.create_group(f"{top}/{slot}{f'_{used[slot]}' if used[slot] else ''}/vars")
             if major == 3:
                 group.attrs["name"] = unit.name
@@ -172,6 +191,7 @@ def write_keras(path: Path, config: Any, units: Sequence[Unit], major: int = 3, 
 
 
 SLOTS = {
+    "InputLayer": "input_layer",
     "Conv1D": "conv1d",
     "Conv2D": "conv2d",
     "Conv2DTranspose": "conv2d_transpose",
@@ -234,11 +254,8 @@ def _convolution(name: str, rank: int, size: int | Sequence[int], given: Mapping
         "padding": "valid",
         "data_format": "channels_last",
         "dilation_rate": [1] * rank,
-        "groups": 1,
         "activation": "linear",
         "use_bias": True,
-        "kernel_initializer": {"class_name": "GlorotUniform", "config": {"seed": None}},
-        "kernel_constraint": None,
         **given,
     }
 
@@ -256,7 +273,8 @@ def conv(
     reads: tuple[str, ...] = (),
     **given: Any,
 ) -> Unit:
-    config = {"filters": filters, **_convolution(name, rank, size, given)}
+    drawn = {"kernel_initializer": {"class_name": "GlorotUniform", "config": {"seed": None}}, "kernel_constraint": None}
+    config = {"filters": filters, "groups": 1, **drawn, **_convolution(name, rank, size, given)}
     kernel = draw(len(name) + c_in, *config["kernel_size"], c_in // config["groups"], filters)
     return Unit(f"Conv{rank}D", name, config, _with_bias(config, 7, filters, kernel=kernel), reads)
 

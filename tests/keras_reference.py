@@ -22,7 +22,7 @@ def _pair(value: Any) -> tuple[int, int]:
 
 
 def _starts(n: int, window: int, stride: int, padding: str) -> list[int]:
-    """Where windows begin along an axis. 'same': ceil(n / stride) of them, what they lack halved, the odd one behind."""
+    """Where windows begin along an axis. 'same': ceil(n / stride), what they lack halved, the odd one behind."""
     if padding == "valid":
         return list(range(0, n - window + 1, stride))
     count = math.ceil(n / stride)

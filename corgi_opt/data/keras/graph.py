@@ -20,13 +20,14 @@ _OWN = frozenset(("keras", "tf_keras", "keras_core", "tensorflow"))
 @dataclass(frozen=True)
 class Entry:
     """A layer of a configuration. ``nodes``: what it reads in each of its calls. ``names``: its name, after those of
-    the models that it is nested in. ``slots``: where the .keras layout has its arrays (``conv2d_3``), likewise."""
+    the models that it is nested in. ``slots``: its class and how many of it come before, as the .keras layout counts
+    layers, likewise."""
 
     kind: str
     config: Any
     nodes: Any
     names: tuple[str, ...]
-    slots: tuple[str, ...]
+    slots: tuple[tuple[str, int], ...]
 
     @property
     def path(self) -> str:
@@ -80,10 +81,9 @@ def _entry(raw: Any, above: tuple[Entry, ...], used: dict[str, int], *, named: b
         raise InputError(f"a layer of its configuration has no name: {str(raw)[:80]}")
     slot = _snake_case(kind)
     used[slot] = used.get(slot, -1) + 1
-    slot = f"{slot}_{used[slot]}" if used[slot] else slot
     outer = above[-1] if above else None
     names = (*(outer.names if outer else ()), str(name)) if named else ()
-    slots = (*(outer.slots if outer else ()), slot) if named else ()
+    slots = (*(outer.slots if outer else ()), (slot, used[slot])) if named else ()
     _require_own(raw, kind, "/".join(names) or "the model")
     return Entry(kind, config, raw.get("inbound_nodes"), names, slots)
 
@@ -226,7 +226,7 @@ def _expand_graph(plan: Plan, model: Entry, inside: Sequence[Entry], value: int,
             if node in open_now or len(pending) > 2 * MOST_CALLS:
                 raise InputError(f"Keras layer {entry.path!r} reads what it gives: the graph goes in a circle")
             open_now.add(node)
-            pending.extend(missing)
+            pending.extend(reversed(missing))
             continue
         known[node] = _use(plan, entry, [known[r] for r in reads], depth)
         pending.pop()

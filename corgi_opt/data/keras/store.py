@@ -36,7 +36,8 @@ MOST_PACKED = 16
 
 SUFFIXES = (".h5", ".hdf5", ".keras")
 
-ZIPPED_TOPS = ("layers", "_layer_checkpoint_dependencies", "vars")  # the second: Keras 2.12 to 2.13
+ZIPPED_TOPS = ("layers", "_layer_checkpoint_dependencies")
+"""The group of a model's layers in a .keras file, and what Keras 2.12 and 2.13 called it."""
 
 
 @dataclass(frozen=True)

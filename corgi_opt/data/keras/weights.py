@@ -37,8 +37,7 @@ class Numbered:
 
 
 def _numbered(store: Store, entry: Entry) -> Numbered:
-    top = next((t for t in ZIPPED_TOPS if any(p.startswith(f"{t}/") for p in store.arrays)), ZIPPED_TOPS[0])
-    folder = f"{top}/" + f"/{top}/".join(entry.slots) + "/vars"
+    folder = f"{_folder(store, entry)}/vars"
     called = store.names.get(folder, {}).get("name")  # since Keras 3.4
     if isinstance(called, str) and called != entry.names[-1]:
         raise InputError(f"Keras layer {entry.path!r}: the arrays in its place, {folder}, are those of {called!r}")
@@ -48,6 +47,23 @@ def _numbered(store: Store, entry: Entry) -> Numbered:
     if set(found) != {str(at) for at in range(len(found))}:
         raise InputError(f"Keras layer {entry.path!r}: its arrays are not numbered from 0 on: {sorted(found)[:9]}")
     return Numbered([found[str(at)] for at in range(len(found))])
+
+
+def _folder(store: Store, entry: Entry) -> str:
+    """Where a layer stands in the .keras layout: ``layers/conv2d_3`` is the fourth of its class."""
+    new, old = ZIPPED_TOPS
+    if old not in store.names:
+        return "/".join(f"{new}/{slot}_{at}" if at else f"{new}/{slot}" for slot, at in entry.slots)
+    folder = ""
+    for (
+        slot,
+        at,
+    ) in entry.slots:  # there a layer with weights counts for two, of which one is written: its class goes 0, 2, 4
+        inside = f"{folder}/{old}/" if folder else f"{old}/"
+        written = re.compile(rf"{re.escape(inside + slot)}(?:_(\d+))?")
+        found = sorted((int(m[1] or 0), m[0]) for m in map(written.fullmatch, store.names) if m)
+        folder = found[at][1] if at < len(found) else f"{inside}{slot}, number {at}"
+    return folder
 
 
 @dataclass(frozen=True)

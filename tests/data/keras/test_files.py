@@ -55,10 +55,10 @@ def branching() -> Net:
     """Two convolutions of one shape and two batch norms, so that an array in another's place would be seen."""
     return functional(
         (6, 7, 3),
-        conv("c1", 3, 4, 3, 2, ("in",), padding="same", strides=[2, 2]),
-        batch_norm("b1", 4, ("c1",)),
         conv("second", 3, 4, 3, 2, ("in",), padding="same", strides=[2, 2]),
+        conv("c1", 3, 4, 3, 2, ("in",), padding="same", strides=[2, 2]),
         batch_norm("b2", 4, ("second",), epsilon=0.1),
+        batch_norm("b1", 4, ("c1",)),
         plain("Add", "sum", ("b2", "b1")),
         separable("s", 4, 5, padding="same").reading("sum"),
         plain("Concatenate", "both", ("s", "b1"), axis=-1),
@@ -90,7 +90,7 @@ def test_the_children_of_a_graph_too(tmp_path):
     net = branching()
     renamed = functional(net.shape, *net.units[:-1], dense("output", 9, 3, ("gap",)))
     model = torch_model(write(renamed, tmp_path / "m", "keras3.keras"))
-    expected = ["c1", "b1", "second", "b2", "sum", "s_depthwise", "s", "both", "gap", "gap_flatten", "output"]
+    expected = ["second", "b2", "c1", "b1", "sum", "s_depthwise", "s", "both", "gap", "gap_flatten", "output"]
     assert list(model._modules) == expected
 
 
@@ -103,7 +103,7 @@ def _outer(net: Net, inner: Net, major: int, nodes: list[str]) -> dict:
     model = inner.config(major, typed=False)
     model["config"]["name"] = "inner"
     calls = Unit("x", "inner", {}).reading(*nodes)
-    made = [net._nodes(calls.reading(node), major)[0] for node in nodes]
+    made = [net._nodes(calls.reading(node), major, {})[0] for node in nodes]
     config["config"]["layers"].insert(2, {**model, "name": "inner", "inbound_nodes": made})
     return config
 
@@ -350,10 +350,10 @@ def test_arrays_in_another_layers_place_are_refused(tmp_path):
     path = write(branching(), tmp_path / "m", "keras3.keras")
     config = branching().config(3, typed=True)
     layers = config["config"]["layers"]
-    layers[1], layers[3] = layers[3], layers[1]
+    layers[1], layers[2] = layers[2], layers[1]
     write_keras(path, config, branching().units)
     with pytest.raises(
-        co.InputError, match="'c1': the arrays in its place, layers/conv2d_1/vars, are those of 'second'"
+        co.InputError, match="'second': the arrays in its place, layers/conv2d_1/vars, are those of 'c1'"
     ):
         torch_model(path)
 
