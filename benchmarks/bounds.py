@@ -38,8 +38,8 @@ import corgi_opt as co
 from corgi_opt._deadline import Deadline
 from corgi_opt.bounding.ascent import ascend
 from corgi_opt.bounding.corgi import corgi_bounds
-from corgi_opt.bounding.crown import Bounded, Relaxed, crown_pass, settle, unscreened
-from corgi_opt.bounding.dual import Interval, Relaxation, lower_bounds
+from corgi_opt.bounding.crown import Bounded, Relaxed, crown_pass, refine, settle
+from corgi_opt.bounding.dual import Interval, Relaxation, Rows, lower_bounds
 from corgi_opt.bounding.interval import interval_bounds
 from corgi_opt.bounding.margins import Margins
 from corgi_opt.bounding.objective import Bound, interval_parts, objectives, part_bounds, share_in_atoms
@@ -48,6 +48,7 @@ from corgi_opt.bounding.relaxation import PoolPlanes, direct_planes
 from corgi_opt.data import gtsrb
 from corgi_opt.encode.expressions import Expressions
 from corgi_opt.encode.triangle import triangle
+from corgi_opt.network.graph import LayerGraph
 from corgi_opt.problem.atoms import Parts, cam_pixels
 from corgi_opt.problem.question import Question
 from corgi_opt.problem.scene import Scene
@@ -79,8 +80,14 @@ def ours(net: co.CamNetwork, x: Tensor, class_idx: int) -> dict[str, Bounds]:
     def setting(eps: float, dtype: torch.dtype) -> tuple[co.CamNetwork, Regions]:
         return net.to(dtype, CPU), Regions.of([co.Ball(x, eps)], dtype, CPU)
 
-    def one(found: Interval) -> tuple[Tensor, Tensor]:
-        return found.lower[0].double(), found.upper[0].double()
+    def one(interval: Interval) -> tuple[Tensor, Tensor]:
+        return interval.lower[0].double(), interval.upper[0].double()
+
+    def unscreened(
+        graph: LayerGraph, name: str, interval: Interval, matter: Tensor, bound: Callable[[Rows], Tensor]
+    ) -> Interval:
+        """Bounds every neuron from both sides, whatever its interval says."""
+        return refine(graph, name, interval, matter.expand_as(interval.lower), bound)
 
     def ibp(eps: float) -> tuple[Tensor, Tensor]:
         here, regions = setting(eps, torch.float32)

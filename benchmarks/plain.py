@@ -16,14 +16,15 @@ import numpy as np
 import torch
 from corgi_solvers import Problem
 from scipy import sparse
+from torch import Tensor
 
 import corgi_opt as co
 from corgi_opt.bounding.crown import crown_pass, refine
 from corgi_opt.bounding.dual import Interval
 from corgi_opt.bounding.interval import propagate
 from corgi_opt.bounding.regions import Regions
-from corgi_opt.network.cone import windows_of
-from corgi_opt.network.ops import Conv2d, Input, MaxPool2d, ReLU, Window
+from corgi_opt.network.cone import reach_of
+from corgi_opt.network.ops import Conv2d, Input, MaxPool2d, ReLU
 
 Place = tuple[int, int, int]
 
@@ -35,16 +36,18 @@ class PlainMilp:
         self, net: co.CamNetwork, class_idx: int, pixel: int, sign: float, bounds: dict[str, Interval]
     ) -> None:
         self.graph, self.bounds = net.pooled, bounds
-        width = net.map_shape[1]
+        y, x = divmod(pixel, net.map_shape[1])
         self.columns: dict[tuple[str, Place], int] = {}
         self.limits: list[tuple[float, float]] = []
         self.binary: list[bool] = []
         self.rows: list[tuple[dict[int, float], float, float]] = []
-        windows = windows_of(self.graph, net.features, Window(pixel // width, pixel % width, 1, 1))
+        mask = torch.zeros(1, *net.map_shape, dtype=torch.bool)
+        mask[0, y, x] = True
+        reach = reach_of(self.graph, net.features, mask)
         for name in self.graph.ancestors(net.features):
-            self._node(name, windows[name])
+            self._node(name, reach[name][0, 0])
         self.c = {
-            self.columns[net.features, (channel, pixel // width, pixel % width)]: sign * float(weight)
+            self.columns[net.features, (channel, y, x)]: sign * float(weight)
             for channel, weight in enumerate(net.weight[class_idx])
         }
 
@@ -75,22 +78,21 @@ class PlainMilp:
         self.binary.append(binary)
         return len(self.limits) - 1
 
-    def _node(self, name: str, window: Window) -> None:
+    def _node(self, name: str, read: Tensor) -> None:
+        """Columns and rows of the positions of a node that are marked in ``read`` (H, W)."""
         node, (lower, upper) = self.graph[name], self.bounds[name]
-        channels, height, width = node.shape
-        for y in range(max(window.y, 0), min(window.y + window.h, height)):
-            for x in range(max(window.x, 0), min(window.x + window.w, width)):
-                for c in range(channels):
-                    at = (c, y, x)
-                    self.columns[name, at] = self._column(float(lower[at]), float(upper[at]))
-                    if isinstance(node.op, Conv2d):
-                        self._convolution(name, node.op, at)
-                    elif isinstance(node.op, ReLU):
-                        self._relu(name, at)
-                    elif isinstance(node.op, MaxPool2d):
-                        self._pool(name, node.op, at)
-                    elif not isinstance(node.op, Input):
-                        raise TypeError(f"{name}: the plain MILP knows convolutions, ReLUs and max pools")
+        for y, x in torch.nonzero(read).tolist():
+            for c in range(node.shape[0]):
+                at = (c, y, x)
+                self.columns[name, at] = self._column(float(lower[at]), float(upper[at]))
+                if isinstance(node.op, Conv2d):
+                    self._convolution(name, node.op, at)
+                elif isinstance(node.op, ReLU):
+                    self._relu(name, at)
+                elif isinstance(node.op, MaxPool2d):
+                    self._pool(name, node.op, at)
+                elif not isinstance(node.op, Input):
+                    raise TypeError(f"{name}: the plain MILP knows convolutions, ReLUs and max pools")
 
     def _convolution(self, name: str, op: Conv2d, at: Place) -> None:
         c, y, x = at
@@ -127,9 +129,9 @@ class PlainMilp:
             for dy in range(op.kernel[0])
             for dx in range(op.kernel[1])
         ]
-        found = [self.columns[source, p] for p in places if (source, p) in self.columns]
-        best = max(found, key=lambda t: self.limits[t][0])
-        live = [t for t in found if t == best or self.limits[t][1] > self.limits[best][0]]
+        candidates = [self.columns[source, p] for p in places if (source, p) in self.columns]
+        best = max(candidates, key=lambda t: self.limits[t][0])
+        live = [t for t in candidates if t == best or self.limits[t][1] > self.limits[best][0]]
         m, most = self.columns[name, at], max(self.limits[t][1] for t in live)
         if len(live) == 1:
             self.rows.append(({m: 1.0, live[0]: -1.0}, 0.0, 0.0))
@@ -152,4 +154,4 @@ def bounds_of_values(net: co.CamNetwork, ball: co.Ball) -> dict[str, Interval]:
         if isinstance(net.pooled[name].op, Conv2d) and name in net.graph:
             met = known[name].meet(relaxed.intervals[name])
             known[name] = refine(net.graph, name, met, torch.ones_like(met.unstable), partial(relaxed.bound, name))
-    return {name: Interval(found.lower[0], found.upper[0]) for name, found in known.items()}
+    return {name: Interval(interval.lower[0], interval.upper[0]) for name, interval in known.items()}

@@ -55,7 +55,7 @@ def pinned(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def pinned_with_grad(function: Callable[P, R]) -> Callable[P, R]:
-    """The same for what callers may differentiate: gradients stay as they are."""
+    """:func:`pinned` for what callers may differentiate: gradients stay as they are."""
     return _entry(function, keep_grad=True)
 
 
@@ -64,8 +64,8 @@ def _entry(function: Callable[P, R], *, keep_grad: bool) -> Callable[P, R]:
     def entry(*args: P.args, **kwargs: P.kwargs) -> R:
         if _here.inside:
             return function(*args, **kwargs)
-        found: R = _run(function, keep_grad, args, kwargs)
-        return found
+        result: R = _run(function, keep_grad, args, kwargs)
+        return result
 
     ENTRIES.add(entry)
     return entry
@@ -126,7 +126,7 @@ def _modes_off() -> Iterator[None]:
 
 @contextmanager
 def _denormals_kept() -> Iterator[None]:
-    flushed = SMALLEST * _ONE == 0.0  # what the processor does to torch's numbers it does to Python's
+    flushed = SMALLEST * _ONE == 0.0  # the processor's flag is the same for torch's numbers and Python's
     if flushed:
         torch.set_flush_denormal(False)
     try:
@@ -146,14 +146,14 @@ def plain(value: Any) -> Any:
         return value
     if isinstance(value, FakeTensor):
         raise InputError("a FakeTensor holds no values: pass a tensor that was made outside of FakeTensorMode")
-    # one of inference mode can be in no computation that is differentiated
+    # a tensor of inference mode can be in no computation that is differentiated
     return value.clone() if value.is_inference() else value
 
 
 @dataclass(frozen=True)
 class _Setting:
-    """Of the process: ``name`` of ``owner``, or a pair of functions. The first of ``wanted`` is written unless it has
-    one of them already."""
+    """A setting of the process, with functions to read and to write it. The first of ``wanted`` is written unless the
+    setting has one of these values already."""
 
     read: Callable[[], Any]
     write: Callable[[Any], None]
@@ -161,11 +161,12 @@ class _Setting:
 
     @classmethod
     def of(cls, owner: Any, name: str, *wanted: Any) -> _Setting:
+        """The attribute ``name`` of ``owner``."""
         return cls(functools.partial(getattr, owner, name), functools.partial(setattr, owner, name), wanted)
 
 
 FULL = ("ieee", "none")
-"""Float32 products as float32, asked for or by default."""
+"""Values of ``fp32_precision`` that compute float32 products in full: asked for, or the default."""
 
 
 def _settings() -> Iterator[_Setting]:
@@ -214,7 +215,7 @@ class _Process:
                     setting.write(value)
 
     def _set(self, setting: _Setting) -> None:
-        """Also for a later thread: somebody may have changed it since the first one came in."""
+        """Writes a setting where need be; also for a later thread, as it may have changed since the first came in."""
         with suppress(RuntimeError, AttributeError):  # torch finds its own settings contradictory, or is an older one
             now = setting.read()
             if now not in setting.wanted:

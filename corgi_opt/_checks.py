@@ -1,4 +1,4 @@
-"""Checks of plain arguments, at the entrance: every refusal names the argument, what it must be and what it was."""
+"""Checks of plain arguments: every refusal names the argument, what it must be and what it was."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ def check_rtol(rtol: Any) -> float:
 
 def resolve_device(device: str | torch.device) -> torch.device:
     """``"auto"``: CUDA where there is one, else the CPU. Raises InputError for an unknown or absent device."""
-    found = "cuda" if device == "auto" and torch.cuda.is_available() else "cpu"
+    name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     try:
-        made = torch.zeros(1, device=torch.device(found if device == "auto" else device))
+        made = torch.zeros(1, device=torch.device(name))
         made.sum().item()  # "meta" makes tensors but cannot hold a value
     except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
         message, others = str(error).splitlines()[0], "'cpu'" if device == "auto" else "'auto' or 'cpu'"
         raise InputError(f"device {device!r} is not usable here ({message}); use {others}") from error
-    return made.device  # by its number, as its tensors say it: what is kept for a device is kept once
+    return made.device  # with its number, as tensors name it, so that caches by device hold one entry for it

@@ -1,4 +1,4 @@
-"""A total time budget, shared by everything that one call does."""
+"""A time budget that everything in one call shares."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ class Deadline:
 
     @property
     def left(self) -> float:
+        """Seconds, 0 when time is over."""
         return max(0.0, self._end - time.monotonic())
 
     @property
@@ -28,14 +29,14 @@ class Deadline:
             raise TimeoutError("time limit")
 
     def within(self, seconds: float) -> Deadline:
-        """A shorter one that is part of this."""
+        """A deadline in so many seconds, but no later than this one."""
         part = Deadline(seconds)
         part._end = min(part._end, self._end)
         return part
 
 
 def check_time_limit(time_limit: object) -> Deadline:
-    """The budget that a caller gives, in seconds, from now on. Raises InputError."""
+    """The budget of a caller's ``time_limit`` in seconds, from now on. Raises InputError."""
     if isinstance(time_limit, bool) or not isinstance(time_limit, Real) or not float(time_limit) > 0:
         raise InputError(f"time_limit must be a positive number of seconds, got {time_limit!r}")
     return Deadline(float(time_limit))

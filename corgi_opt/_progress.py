@@ -1,4 +1,4 @@
-"""A line that says what a long call is doing, where somebody can see it."""
+"""Progress lines of long calls, on terminals and in notebooks."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def reporting(wanted: bool | None, title: str) -> Iterator[Report]:
         yield silent
         return
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # tqdm's, of a notebook without ipywidgets: it then prints text, which will do
+        warnings.simplefilter("ignore")  # tqdm's, in a notebook without ipywidgets, where it prints text
         from tqdm.auto import tqdm
 
-        # unasked, only a call that takes its time
+        # where nobody asked for it, only after a second
         bar = tqdm(desc=title, bar_format="{desc} [{elapsed}] {postfix}", leave=False, delay=0 if wanted else 1)
     with bar:
         yield lambda text: bar.set_postfix_str(text)
@@ -38,8 +38,7 @@ def reporting(wanted: bool | None, title: str) -> Iterator[Report]:
 
 @contextmanager
 def counting(wanted: bool | None, title: str, total: int, done: int = 0) -> Iterator[Callable[[int], object]]:
-    """A bar of ``total`` steps, ``done`` of them before, with the time that is left; yields what takes the number of
-    steps just done.
+    """A tqdm bar of ``total`` steps, ``done`` of them done before; yields a function of the number of steps just done.
 
     Raises InputError as :func:`reporting`.
     """
@@ -60,6 +59,6 @@ def _shown(wanted: bool | None) -> bool:
 
 
 def _interactive() -> bool:
-    """Whether somebody watches: a terminal, or a notebook."""
+    """Whether standard error is a terminal, or this is IPython or a notebook."""
     python = sys.modules.get("IPython")
     return sys.stderr.isatty() or (python is not None and python.get_ipython() is not None)

@@ -34,7 +34,7 @@ class ModelModeError(CorgiError, ValueError):
 
 
 class UnsupportedOpError(CorgiError, NotImplementedError):
-    """The model uses an operation that has no exact affine + ReLU form here.
+    """The model uses an operation that is not known here.
 
     ``node`` is the module path (or graph node), ``op`` the operation, ``hint`` the way out.
     """
@@ -57,7 +57,7 @@ class BoundOrderError(CorgiError, RuntimeError):
 
 
 class NumericalError(CorgiError, ArithmeticError):
-    """A calculation overflowed or gave what is no number: nothing is claimed from it."""
+    """A calculation overflowed or gave NaN: nothing is claimed from it."""
 
 
 class CertificateError(CorgiError, ValueError):

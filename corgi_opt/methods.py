@@ -1,12 +1,12 @@
 """The one table of methods, weakest first: what each is worth, what it needs, and how it is run.
 
 A bound method is a file that computes it and a row here; everything that names methods reads this table. A row imports
-nothing of what it runs: who climbs hands it the margins, or the ladder, that it works on.
+nothing of what it runs: its caller passes the margins, or the ladder, that it works on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from corgi_opt.problem.results import Proof
 
 Asks = Literal["nothing", "lp", "milp"]
-"""What a method has a solver do: linear programs, or mixed-integer ones too."""
+"""What a method needs a solver for: nothing, linear programs, or mixed-integer ones too."""
 
 
 @dataclass(frozen=True)
 class Look:
-    """How a method is drawn: colour, line and marker, each its own, so that it can be told in print."""
+    """How a method is drawn: colour, line and marker, each its own, so that methods can be told apart in print."""
 
     colour: str
     line: Any
@@ -37,10 +37,12 @@ class Look:
 
 @dataclass(frozen=True)
 class Method:
-    """``bound`` bounds pairs (a relaxation); ``solve`` takes those that are left one by one, and says why it stopped.
+    """``bound`` bounds all open atoms and returns the margins (a relaxation); ``solve`` takes the atoms that are left
+    one by one and returns the reason why it stopped, or an empty string.
 
-    ``exact``: it decides a pair, up to float tolerance, so brackets close. ``quick``: the attack waits for it.
-    ``after``: the bounds that come before it. ``norms``: those it answers.
+    ``asks``: what it needs a solver for. ``exact``: it decides an atom, up to float tolerance, so that brackets close.
+    ``quick``: it runs before the attack. ``after``: the bounds that run before it. ``norms``: the norms that it takes.
+    ``bent``: the method that answers in its place where a network has curved layers, which no solved one takes.
     """
 
     name: str
@@ -52,10 +54,11 @@ class Method:
     quick: bool = False
     after: tuple[str, ...] = ()
     norms: tuple[Norm, ...] = ("inf", "2", "1")
+    bent: str | None = None
 
 
 def _auto(ladder: Ladder, solver: Backend, deadline: Deadline) -> str:
-    """Branch and bound, and MILPs where only they answer: rivals that are counted, a class that is kept."""
+    """Branch and bound, and MILPs where only these answer: for atoms that are counted and a class that is kept."""
     answered = solver.capabilities.mip and ladder.ball.norm in TABLE["milp"].norms
     return ladder.bab(solver, solver if answered else None, deadline)
 
@@ -87,17 +90,17 @@ TABLE: dict[str, Method] = {
             exact=True,
             after=("crown",),
         ),
-        Method("auto", Look("#000000", "-", "*"), solve=_auto, asks="lp", exact=True, after=("crown",)),
+        Method("auto", Look("#000000", "-", "*"), solve=_auto, asks="lp", exact=True, after=("crown",), bent="dual"),
     )
 }
-"""By name. Each certifies at least what the ones before it do; a stronger search starts where a weaker one ended.
+"""The methods by name. Each certifies at least what those before it do; a stronger search starts where a weaker ended.
 
 The colours are Paul Tol's bright scheme.
 """
 
 
 def add(method: Method, before: str) -> None:
-    """Puts a method of one's own into the table, just below a stronger one (by name)."""
+    """Adds a method to the table, just below the stronger one named ``before``."""
     rows = list(TABLE.values())
     rows.insert(list(TABLE).index(before), method)
     TABLE.clear()
@@ -117,16 +120,16 @@ def up_to(name: str) -> list[str]:
 
 
 def settled_by(name: str, proof: Proof | None) -> str:
-    """Whom an answer of ``auto`` is owed to."""
+    """The method behind an answer: for ``auto`` the MILP where the proof is a solver's word, else branch and bound."""
     if name != "auto":
         return name
     return "milp" if proof == "solver" else "bab"
 
 
-def check_method(method: object, norm: Norm) -> Method:
-    """The row of a method that answers this norm.
+def check_method(method: object, norm: Norm, curved: Sequence[str] = ()) -> Method:
+    """The row of a method that answers this norm; on a network with ``curved`` layers, of the one that answers there.
 
-    Raises UnknownMethodError; InputError for a method that does not answer this norm.
+    Raises UnknownMethodError; InputError for a method that does not answer this norm, or such a network.
     """
     if not isinstance(method, str) or method not in TABLE:
         raise UnknownMethodError(method, list(TABLE))
@@ -134,4 +137,17 @@ def check_method(method: object, norm: Norm) -> Method:
     if norm not in row.norms:
         answered = " and ".join(map(repr, row.norms))
         raise InputError(f"method {method!r} answers norm {answered}, not {norm!r}; method='bab' is exact there too")
-    return row
+    if not curved or row.solve is None:
+        return row
+    if row.bent is None:
+        raise InputError(
+            f"method {method!r} takes affine and piecewise-linear layers only, and this network has {listed(curved)}; "
+            "'ibp', 'corgi', 'crown' and 'dual' bound it, and method='auto' is the best of them"
+        )
+    return TABLE[row.bent]
+
+
+def listed(layers: Sequence[str]) -> str:
+    """The first layers by name, and how many there are."""
+    more = f" and {len(layers) - 3} more" if len(layers) > 3 else ""
+    return ", ".join(layers[:3]) + more

@@ -54,6 +54,13 @@ class Net:
     units: tuple[Unit, ...]
     graph: bool = False
 
+    @property
+    def size(self) -> tuple[int, ...]:
+        """The shape, of a model that leaves nothing open."""
+        sides = tuple(side for side in self.shape if side is not None)
+        assert len(sides) == len(self.shape)
+        return sides
+
     def forward(self, x: NDArray[Any], *, upto: int | None = None) -> NDArray[Any]:
         """By the reference, of an image (rows, columns, channels)."""
         return self.values(x, self.units[:upto])[self.units[:upto][-1].name]
@@ -98,8 +105,8 @@ class Net:
     def _shapes(self) -> dict[str, list[int | None]]:
         """Of what every layer gives, as Keras 3 notes beside its calls; of a model that can be run."""
         try:
-            values = self.values(np.zeros(self.shape), self.units)
-        except (TypeError, KeyError, AssertionError):
+            values = self.values(np.zeros(self.size), self.units)
+        except (KeyError, AssertionError):
             return {}
         return {name: [None, *value.shape] for name, value in values.items()}
 
@@ -365,7 +372,7 @@ def as_torch(x: NDArray[Any]) -> Tensor:
 
 
 def image_of(net: Net, seed: int = 0) -> NDArray[Any]:
-    return np.random.default_rng(seed).normal(size=net.shape)
+    return np.random.default_rng(seed).normal(size=net.size)
 
 
 def assert_computes(model: nn.Module, net: Net, *, upto: int | None = None) -> None:

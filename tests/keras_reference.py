@@ -7,7 +7,7 @@ name) and inputs without a batch.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 from typing import Any
 
@@ -31,7 +31,12 @@ def _starts(n: int, window: int, stride: int, padding: str) -> list[int]:
     return [i * stride - before for i in range(count)]
 
 
-def _windows(x: Array, window: Sequence[int], stride: Sequence[int], padding: str, dilation: Sequence[int] = (1, 1)):
+Window = tuple[int, int, list[tuple[int, int, Array]]]
+
+
+def _windows(
+    x: Array, window: Sequence[int], stride: Sequence[int], padding: str, dilation: Sequence[int] = (1, 1)
+) -> Iterator[Window]:
     """(row, column, [(row in window, column in window, pixel)]) of every window, with the pixels that there are."""
     rows = _starts(x.shape[0], dilation[0] * (window[0] - 1) + 1, stride[0], padding)
     cols = _starts(
@@ -142,6 +147,12 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "selu": lambda x: 1.0507009873554805 * np.where(x > 0, x, 1.6732632423543772 * (np.exp(np.minimum(x, 0)) - 1)),
     "silu": lambda x: x / (1 + np.exp(-x)),
     "swish": lambda x: x / (1 + np.exp(-x)),
+    "gelu": lambda x: x * (1 + np.vectorize(math.erf)(x / math.sqrt(2))) / 2,
+    "mish": lambda x: x * np.tanh(np.log1p(np.exp(x))),
+    "hard_silu": lambda x: x * np.clip(x + 3, 0, 6) / 6,
+    "hard_swish": lambda x: x * np.clip(x + 3, 0, 6) / 6,
+    "celu": lambda x: np.maximum(x, 0) + np.expm1(np.minimum(x, 0)),
+    "log_sigmoid": lambda x: -np.log1p(np.exp(-x)),
     "softplus": lambda x: np.log1p(np.exp(x)),
     "softsign": lambda x: x / (1 + abs(x)),
     "exponential": np.exp,
@@ -162,20 +173,14 @@ def _sides(value: Any) -> list[tuple[int, int]]:
 
 def _affine(kind: str, config: dict[str, Any], w: dict[str, Array], x: Array) -> Array:
     if kind in ("Conv1D", "SeparableConv1D", "DepthwiseConv1D"):  # steps are rows, of one column
-        one = {
-            **config,
-            **{
-                k: [*np.atleast_1d(config[k]).tolist(), 1]
-                for k in ("kernel_size", "strides", "dilation_rate")
-                if k in config
-            },
-        }
+        stretched = [k for k in ("kernel_size", "strides", "dilation_rate") if k in config]
+        one = config | {k: [*np.atleast_1d(config[k]).tolist(), 1] for k in stretched}
         tall = {name: array[:, None] if "kernel" in name else array for name, array in w.items()}
         return _affine(kind.replace("1D", "2D"), one, tall, x[:, None])[:, 0]
     if kind == "Conv2D":
         y = conv2d(x, w["kernel"], config)
     elif kind == "DepthwiseConv2D":
-        y = depthwise(x, w.get("depthwise_kernel", w.get("kernel")), config)
+        y = depthwise(x, w["depthwise_kernel" if "depthwise_kernel" in w else "kernel"], config)
     elif kind == "SeparableConv2D":
         y = depthwise(x, w["depthwise_kernel"], config) @ w["pointwise_kernel"][0, 0]
     elif kind == "Conv2DTranspose":
@@ -185,7 +190,7 @@ def _affine(kind: str, config: dict[str, Any], w: dict[str, Array], x: Array) ->
     return y + w["bias"] if "bias" in w else y
 
 
-MERGES = {"Add": np.sum, "Average": np.mean, "Maximum": np.max, "Minimum": np.min}
+MERGES: dict[str, Callable[..., Any]] = {"Add": np.sum, "Average": np.mean, "Maximum": np.max, "Minimum": np.min}
 
 AFFINE = (
     "Conv1D",

@@ -3,8 +3,8 @@
 As in alpha-CROWN (Xu et al., arXiv 2011.13824), mu is spanned by the slope of each unstable ReLU's lower line, in
 [0, 1], one per objective and neuron; the chord above needs no choice. With fixed pre-activation bounds the best D over
 these slopes is the optimum of the triangle LP (Salman et al. 2019). The search starts from CROWN's slopes, runs in
-float32 and proves nothing; what it returns is D at the best slopes it met, evaluated in the precision of the bounds it
-was given, with ``phi``, for any slopes whatever.
+float32 and proves nothing. The result is D at the best slopes met, evaluated in the precision of the given bounds, with
+``phi``, which makes it a lower bound for any slopes.
 """
 
 from __future__ import annotations
@@ -46,15 +46,15 @@ def _ascend(relaxed: Relaxed, node: str, rows: Rows, enough: float, steps: int) 
     start = relaxed.bound(node, rows)
     below = _search(relaxed.to(torch.float32), node, rows.to(torch.float32), enough, steps)
     chosen = {name: _Chosen(relaxed.lines[name], relaxed.intervals, below[name]) for name in below}
-    found = descend(relaxed.graph, node, rows, relaxed.regions, {**relaxed.direct, **chosen}, relaxed.rounding)
-    return torch.where(found > start, found, start)  # keeps the start where found is NaN
+    best = descend(relaxed.graph, node, rows, relaxed.regions, {**relaxed.fixed, **chosen}, relaxed.rounding)
+    return torch.where(best > start, best, start)  # keeps the start where best is NaN
 
 
 @torch.enable_grad()  # callers may be inside no_grad
 def _search(relaxed: Relaxed, node: str, rows: Rows, enough: float, steps: int) -> Mapping[str, Tensor]:
     """The best slopes met, by ReLU: (R, C, h, w) on the windows of the pass."""
     slopes = {name: _Ascending(lines) for name, lines in relaxed.lines.items()}
-    relaxations: dict[str, Relaxation] = {**relaxed.direct, **slopes}
+    relaxations: dict[str, Relaxation] = {**relaxed.fixed, **slopes}
     best = torch.full((len(rows),), -torch.inf, device=rows.coefs.device)
     kept: dict[str, Tensor] = {}
     open_ = torch.arange(len(rows), device=rows.coefs.device)

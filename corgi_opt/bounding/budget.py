@@ -23,13 +23,13 @@ T = TypeVar("T")
 VARIABLE = "CORGI_CHUNK_BYTES"
 
 CPU_BYTES = 5_000_000
-"""Of a chunk on a CPU, and on devices that do not say how much memory is free."""
+"""Size of a chunk on a CPU, and on devices that do not say how much memory is free."""
 
 GPU_BYTES = 500_000_000
-"""The most of a chunk on a GPU: eight times as much was 5 % faster."""
+"""Largest chunk on a GPU: eight times as much was 5 % faster."""
 
 SHARE = 64
-"""A chunk's part of the free memory of a GPU is one in so many."""
+"""A chunk takes at most this part, 1 / SHARE, of a GPU's free memory."""
 
 
 def chunk_bytes(device: torch.device) -> int:
@@ -43,7 +43,7 @@ def chunk_bytes(device: torch.device) -> int:
 
 
 def free_bytes(device: torch.device) -> int:
-    """What a CUDA device has left, and what torch keeps of it without using it."""
+    """Free memory of a CUDA device, with what torch has reserved there and does not use."""
     free, _ = torch.cuda.mem_get_info(device)
     return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
 
@@ -53,12 +53,12 @@ def in_parts(total: int, at_once: int, run: Callable[[int, int], T]) -> list[T]:
 
     Raises torch.OutOfMemoryError where not even one at a time fits.
     """
-    found: list[T] = []
+    results: list[T] = []
     start = 0
     while start < total:
         count = min(max(1, at_once), total - start)
         try:
-            found.append(run(start, count))
+            results.append(run(start, count))
             start += count
             continue
         except torch.OutOfMemoryError:
@@ -67,4 +67,4 @@ def in_parts(total: int, at_once: int, run: Callable[[int, int], T]) -> list[T]:
         # out here the error is gone, and with it what its frames held
         torch.cuda.empty_cache()
         at_once = count // 2
-    return found
+    return results

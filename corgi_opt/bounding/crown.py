@@ -1,9 +1,10 @@
-"""CROWN (Zhang et al. 2018) for all ReLU inputs of a network, screened.
+"""CROWN (Zhang et al. 2018) for all inputs of ReLUs and of curved nodes, screened.
 
 A backward pass is spent on a neuron only when its sign is open after interval arithmetic, when it can still matter to
-the question (``matter``: the receptive field of the CAM pixels that are undecided), and when no larger region has
-settled it (``above``). All others keep their interval: nothing downstream depends on more of a stable neuron than its
-sign.
+the question (``matter``: the receptive field of the pixels that are undecided), and when no larger region has settled
+it (``above``). All others keep their interval: of a stable neuron a ReLU needs the sign only. The plane of a pooling
+window needs more, so candidates that may be its maximum are bounded too; and so are all inputs of a curved node, from
+both sides, unless intervals are exact there.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from corgi_opt._deadline import NEVER, Deadline
 from corgi_opt.bounding.budget import in_parts
+from corgi_opt.bounding.curves import CurvePlanes, curve_planes
 from corgi_opt.bounding.dual import Interval, Relaxations, Rows, lower_bounds, rows_at_once
 from corgi_opt.bounding.interval import propagate
 from corgi_opt.bounding.regions import Regions
@@ -32,6 +34,7 @@ from corgi_opt.bounding.relaxation import (
 from corgi_opt.bounding.tolerance import Rounding
 from corgi_opt.network.graph import LayerGraph
 from corgi_opt.network.ops import MaxPool2d, ReLU, Shape
+from corgi_opt.network.smooth import Curved, Smooth
 
 Bound = Callable[[Rows], Tensor]
 """Lower bounds (R,) of R functionals of one node."""
@@ -42,7 +45,7 @@ Refiner = Callable[[LayerGraph, str, Interval, Tensor, Bound], Interval]
 
 @dataclass(frozen=True, eq=False)
 class Bounded:
-    """What is proven about one region, on the CPU in float64, for encodings.
+    """Proven bounds of one region, on the CPU in float64, for encodings.
 
     ``intervals`` (C, H, W) by node; ``planes`` (of one region) by the last node of a pool, where a direct plane is
     tighter than the tree's lines.
@@ -56,8 +59,9 @@ class Bounded:
 class Relaxed:
     """A network over B regions: proven bounds (B, C, H, W) of its nodes, and how a backward pass relaxes each.
 
-    ``lines``: of every ReLU; ``pools``: of every pooling window, by its last node. Bounds raise TimeoutError after
-    ``deadline``. ``rounding``: what is taken off them, in float64.
+    ``lines``: of every ReLU; ``pools``: of every pooling window, by its last node; ``curves``: of every curved node.
+    Bounds raise TimeoutError after
+    ``deadline``. ``rounding``: the account of rounding that is taken off them in float64; None in float32.
     """
 
     graph: LayerGraph
@@ -65,24 +69,30 @@ class Relaxed:
     intervals: Mapping[str, Interval]
     lines: Mapping[str, ReluLines]
     pools: Mapping[str, PoolChoice]
+    curves: Mapping[str, CurvePlanes]
     deadline: Deadline = NEVER
     rounding: Rounding | None = None
 
     @property
     def relaxations(self) -> Relaxations:
-        return {**self.lines, **{name: pool.every for name, pool in self.pools.items()}}
+        return {**self.lines, **self.curves, **{name: pool.every for name, pool in self.pools.items()}}
 
     @property
     def direct(self) -> Mapping[str, PoolPlanes]:
         """Pooling windows where the direct plane is the tighter one; the rest is left to the ReLUs of the tree."""
         return {name: pool.direct for name, pool in self.pools.items() if pool.direct is not None}
 
+    @property
+    def fixed(self) -> Relaxations:
+        """What dual ascent leaves as it is: all but ReLUs."""
+        return {**self.direct, **self.curves}
+
     def bound(self, node: str, rows: Rows) -> Tensor:
         """CROWN's lower bounds (R,) of functionals of ``node``."""
         return lower_bounds(self.graph, node, rows, self.regions, self.relaxations, self.deadline, self.rounding)
 
     def only(self, case: int) -> Bounded:
-        """What is proven about one region."""
+        """The proven bounds of one region."""
         intervals = {n: Interval(*(side[case].cpu().double() for side in b)) for n, b in self.intervals.items()}
         return Bounded(intervals, {name: planes.only(case) for name, planes in self.direct.items()})
 
@@ -96,40 +106,36 @@ class Relaxed:
             {name: Interval(b.lower.to(dtype), b.upper.to(dtype)) for name, b in self.intervals.items()},
             {name: lines.to(dtype) for name, lines in self.lines.items()},
             {name: pool.to(dtype) for name, pool in self.pools.items()},
+            {name: planes.to(dtype) for name, planes in self.curves.items()},
             self.deadline,
         )
 
 
-def settle(graph: LayerGraph, name: str, found: Interval, matter: Tensor, bound: Bound) -> Interval:
+def settle(graph: LayerGraph, name: str, interval: Interval, matter: Tensor, bound: Bound) -> Interval:
     """Bounds the neurons whose sign is open, first from the side that is likelier to settle it (the nearer to zero).
 
     The other side is bounded only where that did not.
     """
-    open_, nearer_above = matter & found.unstable, found.upper < -found.lower
-    found = _tightened(graph, name, found, open_ & ~nearer_above, open_ & nearer_above, bound)
-    open_ = open_ & found.unstable
-    return _tightened(graph, name, found, open_ & nearer_above, open_ & ~nearer_above, bound)
+    open_, nearer_above = matter & interval.unstable, interval.upper < -interval.lower
+    interval = _tightened(graph, name, interval, open_ & ~nearer_above, open_ & nearer_above, bound)
+    open_ = open_ & interval.unstable
+    return _tightened(graph, name, interval, open_ & nearer_above, open_ & ~nearer_above, bound)
 
 
-def unscreened(graph: LayerGraph, name: str, found: Interval, matter: Tensor, bound: Bound) -> Interval:
-    """Bounds every neuron from both sides, whatever its interval says."""
-    return refine(graph, name, found, matter.expand_as(found.lower), bound)
-
-
-def refine(graph: LayerGraph, name: str, found: Interval, wanted: Tensor, bound: Bound) -> Interval:
-    """``found`` met with backward bounds, from both sides, of the neurons marked in ``wanted`` (B, C, H, W)."""
-    return _tightened(graph, name, found, wanted, wanted, bound)
+def refine(graph: LayerGraph, name: str, interval: Interval, wanted: Tensor, bound: Bound) -> Interval:
+    """``interval`` met with backward bounds, from both sides, of the neurons marked in ``wanted`` (B, C, H, W)."""
+    return _tightened(graph, name, interval, wanted, wanted, bound)
 
 
 def _tightened(
-    graph: LayerGraph, name: str, found: Interval, from_below: Tensor, from_above: Tensor, bound: Bound
+    graph: LayerGraph, name: str, interval: Interval, from_below: Tensor, from_above: Tensor, bound: Bound
 ) -> Interval:
-    """``found`` with better lower bounds of some neurons and better upper bounds of some."""
+    """``interval`` with better lower bounds of some neurons and better upper bounds of some."""
     below, above = torch.nonzero(from_below), torch.nonzero(from_above)
     places = torch.cat([below, above])
     if not len(places):
-        return found
-    lower, upper = found.lower.clone(), found.upper.clone()
+        return interval
+    lower, upper = interval.lower.clone(), interval.upper.clone()
 
     def tighten(start: int, count: int) -> None:
         part, lows = places[start : start + count], max(0, len(below) - start)
@@ -166,14 +172,15 @@ def crown_pass(
 
     ``matter``: {node: (B or 1, 1, H, W)}, neurons that can still influence the question (default all). ``above``:
     bounds (B or 1, C, H, W) over a region that holds this one; they hold here. ``refiner``: which ReLU inputs get
-    backward bounds (default: :func:`settle`). ``bounder``: how those are had from what is relaxed so far. Raises
+    backward bounds (default: :func:`settle`). ``bounder``: computes those from what is relaxed so far. Raises
     TimeoutError.
     """
     known: dict[str, Interval] = {}
     lines: dict[str, ReluLines] = {}
     pools: dict[str, PoolChoice] = {}
+    curves: dict[str, CurvePlanes] = {}
     rounding = regions.rounding(graph)
-    relaxed = Relaxed(graph, regions, known, lines, pools, deadline, rounding)  # grows with the loop
+    relaxed = Relaxed(graph, regions, known, lines, pools, curves, deadline, rounding)  # grows with the loop
     everywhere = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=regions.eps.device)
 
     def mattering(name: str) -> Tensor:
@@ -187,22 +194,41 @@ def crown_pass(
             contested = _contested(pool, known[source], tree.open) & mattering(source)
             known[source] = refine(graph, source, known[source], contested, partial(bounder, relaxed, source))
             pools[name] = choose_planes(node.pooled, tree, known[source])
-        found = propagate(graph, name, known, regions, rounding)
+        if isinstance(node.op, Curved):
+            curves[name] = curve_planes(node, known)
+        interval = propagate(graph, name, known, regions, rounding)
         if above is not None:
-            found = found.meet(above[name])
-        if name in graph.preactivations:
-            found = refiner(graph, name, found, mattering(name), partial(bounder, relaxed, name))
-        known[name] = found
+            interval = interval.meet(above[name])
+        if name in graph.measured:
+            wanted = mattering(name) & open_values(graph, name, interval, regions)
+            interval = refine(graph, name, interval, wanted, partial(bounder, relaxed, name))
+        elif name in graph.preactivations and not isinstance(node.op, Smooth):  # whose range is exact
+            interval = refiner(graph, name, interval, mattering(name), partial(bounder, relaxed, name))
+        known[name] = interval
         if rounding is not None:
-            rounding.learn(name, *found)
+            rounding.learn(name, *interval)
         for relu in graph.consumers(name):
             if isinstance(graph[relu].op, ReLU):
-                lines[relu] = ReluLines.crown(name, found)
+                lines[relu] = ReluLines.crown(name, interval)
     return relaxed
 
 
+def open_values(graph: LayerGraph, name: str, interval: Interval, regions: Regions) -> Tensor:
+    """Neurons (B, C, H, W) of a measured node whose values a backward pass may bound better than the interval does.
+
+    None where that is exact: in sums of the image's own pixels, over a box. Where only ReLUs read a neuron, not those
+    that are off.
+    """
+    wanted = interval.lower < interval.upper
+    if graph[name].inputs == (graph.input,) and regions.norm == "inf":
+        return torch.zeros_like(wanted)
+    if all(isinstance(graph[reader].op, ReLU) for reader in graph.consumers(name)):
+        wanted = wanted & (interval.upper > 0)
+    return wanted
+
+
 def _contested(pool: MaxPool2d, x: Interval, windows: Tensor) -> Tensor:
-    """Which candidates (B, C, H, W) may be the maximum of a marked window that has more than one such."""
+    """Which candidates (B, C, H, W) may be the maximum of a marked window that has several such."""
     lower, upper = (window_taps(pool, side, float("-inf")) for side in x)
     live = upper >= lower.amax(dim=0)
     return from_windows(pool, live & (live.sum(dim=0) > 1) & windows, x.lower.shape[2], x.lower.shape[3])

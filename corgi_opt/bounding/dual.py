@@ -33,7 +33,7 @@ from corgi_opt.bounding.budget import chunk_bytes, in_parts
 from corgi_opt.bounding.regions import Regions
 from corgi_opt.bounding.tolerance import FLOOR, Rounding, gamma
 from corgi_opt.network.graph import LayerGraph
-from corgi_opt.network.ops import Affine, Places, Shape, gather, inside
+from corgi_opt.network.ops import Affine, Places, Shape, gather, inside, laid_out
 
 
 class Interval(NamedTuple):
@@ -70,21 +70,13 @@ class Rows:
         return Rows(self.coefs[part], self.places[part])
 
     def part(self, start: int, count: int) -> Rows:
-        """Some of these rows, for a pass of their own: places know their extent anew."""
+        """``count`` rows from ``start`` on, for a pass of their own: the extent of their places is computed anew."""
         one = slice(start, start + count)
         return Rows.at(self.coefs[one], self.places.corners[one], self.places.case[one])
 
     def gather(self, values: Tensor) -> Tensor:
         """Maps (B, C, H, W) on the windows of these rows (R or 1, C, h, w)."""
         return gather(values, self.places, self.coefs.shape[2], self.coefs.shape[3])
-
-    def negated(self) -> Rows:
-        return replace(self, coefs=-self.coefs)
-
-    def with_negatives(self) -> Rows:
-        """These rows and then their negatives (2R)."""
-        twice = replace(self.places, corners=self.places.corners.repeat(2, 1), case=self.places.case.repeat(2))
-        return Rows(torch.cat([self.coefs, -self.coefs]), twice)
 
     def to(self, dtype: torch.dtype) -> Rows:
         return replace(self, coefs=self.coefs.to(dtype))
@@ -102,7 +94,7 @@ class Rows:
         """The sum of two functionals of one node of this shape."""
         span = [(p.high[0] - p.low[0], p.high[1] - p.low[1]) for p in (self.places, other.places)]
         if span[0] != span[1]:
-            # one of them was laid out on the map on its way down (corners move alike otherwise): so are both now
+            # one was laid out on the map on its way down (corners of both move alike otherwise): lay out both
             mine, theirs = (r._laid_out(0, shape[1])._laid_out(1, shape[2]) for r in (self, other))
             return replace(mine, coefs=mine.coefs + theirs.coefs)
         dy, dx = other.places.low[0] - self.places.low[0], other.places.low[1] - self.places.low[1]
@@ -118,13 +110,7 @@ class Rows:
 
     def _laid_out(self, axis: int, length: int) -> Rows:
         """On windows that hold positions 0 .. length-1 of one axis (0 rows, 1 columns) of the map."""
-        source = torch.arange(length, device=self.coefs.device) - self.places.corners[:, axis, None]
-        found = (source >= 0) & (source < self.coefs.shape[2 + axis])
-        along = (slice(None), None, slice(None), None) if axis == 0 else (slice(None), None, None, slice(None))
-        size = [*self.coefs.shape]
-        size[2 + axis] = length
-        index = source.clamp(0, self.coefs.shape[2 + axis] - 1)[along].expand(size)
-        return Rows(self.coefs.gather(2 + axis, index) * found[along], self.places.on_border(axis))
+        return Rows(laid_out(self.coefs, self.places, axis, length), self.places.on_border(axis))
 
 
 def _to_size(coefs: Tensor, h: int, w: int) -> Tensor:
@@ -133,7 +119,7 @@ def _to_size(coefs: Tensor, h: int, w: int) -> Tensor:
 
 
 class Step(NamedTuple):
-    """What a relaxation gives back: mu as functionals of earlier nodes, and their share of D (R,).
+    """The result of a relaxation: mu as functionals of earlier nodes, and the term (R,) that it adds to D.
 
     ``rest``: coefficients that it leaves to the node's own operation (None: it took all of them).
     """
@@ -200,8 +186,8 @@ def descend(
 
 
 class Ended(NamedTuple):
-    """Where a pass ends: the constants (R,) met on the way, what the rows have become at the image (None if they read
-    no input), and what all of it may be off by (R,), the minimum at the image included, if anybody asked."""
+    """Where a pass ends: the sum of the constants (R,) met on the way, the rows at the image (None if they read no
+    input), and how far rounding may move D (R,), its minimum at the image included (None without an account)."""
 
     constant: Tensor
     at_image: Rows | None

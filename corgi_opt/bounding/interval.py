@@ -22,24 +22,26 @@ def propagate(
     """One node's interval (B, C, H, W) from its operands'.
 
     A node that is a pool's maximum is also bounded as one; a convolution of the image is bounded by the region's own
-    norm and not only by the box around it. With ``rounding``, which is told of the operands, the interval is proven.
+    norm and not only by the box around it. With ``rounding``, which has learnt of the operands, the interval is proven.
     Raises NumericalError where it is not finite.
     """
     node = graph[name]
     if isinstance(node.op, Input):
         return Interval(regions.lower, regions.upper)
-    found = _image(node.op, [known[i] for i in node.inputs])
+    interval = _image(node.op, [known[i] for i in node.inputs])
     if isinstance(node.op, Conv2d) and node.inputs == (graph.input,) and regions.norm != "inf":
-        found = found.meet(_convolve_image(node.op, regions))
+        interval = interval.meet(_convolve_image(node.op, regions))
     if rounding is not None:
         error = rounding.interval(name)
-        found = found if error is None else Interval(found.lower - error, found.upper + error)
+        interval = interval if error is None else Interval(interval.lower - error, interval.upper + error)
         # a sum of all finds what is not finite in one pass
-        if not bool((found.upper.sum() - found.lower.sum()).isfinite()):
-            raise NumericalError(f"values of node {name!r} overflow float64 over this region; a smaller eps, or a clip")
+        if not bool((interval.upper.sum() - interval.lower.sum()).isfinite()):
+            raise NumericalError(
+                f"values of node {name!r} overflow float64 over this region; take a smaller eps or a clip box"
+            )
     if node.pooled is not None and node.pooled.source in known:
-        found = found.meet(_image(node.pooled.pool, [known[node.pooled.source]]))
-    return found
+        interval = interval.meet(_image(node.pooled.pool, [known[node.pooled.source]]))
+    return interval
 
 
 def interval_bounds(graph: LayerGraph, regions: Regions) -> dict[str, Interval]:
@@ -60,7 +62,7 @@ def _image(op: Op, inputs: list[Interval]) -> Interval:
 def _convolve_image(op: Conv2d, regions: Regions) -> Interval:
     """``w' c -+ eps * (dual norm of w)``: the L2 norm of a filter for an L2 ball, its largest weight for an L1 ball.
 
-    Looser than the exact minimum at the border and near the box, which the other bound knows.
+    Looser than the exact minimum at the border and near the box, which the interval of the box takes in.
     """
     middle = op.apply([regions.center])
     size = op.weight.abs().flatten(1)

@@ -36,11 +36,11 @@ def bounds(
 ) -> Mapping[str, Interval]:
     """Node name -> Interval (lower, upper), each (C, H, W), over the region; node names as in ``net.graph``.
 
-    "ibp" is interval arithmetic; "crown" adds a CROWN pass for every ReLU input that intervals leave unstable and
-    propagates from there; "dual" improves each of those by dual ascent (much slower). A sequence of B balls of one norm
-    is one batch (several images, or several eps): each bound is (B, C, H, W). ``dtype`` float64, where what
-    rounding may hide is taken off, or float32, where a bound may be off by about 1e-6 of its layer's scale (1e-3 where
-    torch uses TF32 on CUDA).
+    "ibp" is interval arithmetic; "crown" adds a CROWN pass for every ReLU input that intervals leave unstable and every
+    input of a curved node, and propagates from there; "dual" improves each of those by dual ascent (much slower). A
+    sequence of B balls of one norm is one batch (several images, or several eps): each bound is (B, C, H, W). ``dtype``
+    float64, where what rounding may hide is taken off, or float32, where a bound may be off by about 1e-6 of its
+    layer's scale (1e-3 where torch uses TF32 on CUDA).
     Raises InputError, UnknownMethodError; NumericalError where values overflow float64.
     """
     balls = [ball] if isinstance(ball, Ball) else list(ball) if isinstance(ball, Sequence) else []
@@ -58,7 +58,7 @@ def bounds(
     if len({b.norm for b in balls}) > 1:
         raise InputError("the balls of one batch must share their norm")
     where = resolve_device(device)
-    found = METHODS[method](net.to(dtype, where).graph, Regions.of(balls, dtype, where))
+    intervals = METHODS[method](net.to(dtype, where).graph, Regions.of(balls, dtype, where))
     if isinstance(ball, Ball):
-        return {name: Interval(b.lower[0], b.upper[0]) for name, b in found.items()}
-    return found
+        return {name: Interval(b.lower[0], b.upper[0]) for name, b in intervals.items()}
+    return intervals

@@ -1,8 +1,8 @@
-"""What is bounded in the end: parts of a property and combinations of them, as functionals of the last feature map.
+"""The objectives of bounds: parts of a property and combinations of parts, as functionals of the last feature map.
 
 The class weights are part of the functional (the fused head), so one backward pass sees the whole objective. A logit is
 the mean over the map plus the bias: its coefficients ``w / (H W)``, like those of a sum of head vectors, are rounded a
-few times, which every account of rounding pays for where rows set out (tolerance.py).
+few times; the account of rounding counts that at the start of a pass (tolerance.py).
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ Bound = Callable[[str, Rows], Tensor]
 
 
 class Objectives(NamedTuple):
-    """Some of many functionals: their places ``which`` (R,) among all, as ``rows`` of the last feature map plus
-    ``shift`` (R,), which is off by ``doubt`` (R,) at most."""
+    """Some of many functionals, those numbered ``which`` (R,), as ``rows`` of the last feature map plus ``shift`` (R,),
+    which is off by ``doubt`` (R,) at most."""
 
     which: Tensor
     rows: Rows
@@ -55,21 +55,21 @@ def objectives(net: CamNetwork, parts: Parts, terms: Tensor, coefs: Tensor, case
     doubts = gamma(net.classes + terms.shape[1]) * (coefs.abs() * sizes[head]).sum(dim=1) + FLOOR
     for h, w in torch.unique(size, dim=0).tolist():
         which = torch.nonzero((size == torch.tensor([h, w], device=device)).all(dim=1)).flatten()
-        found = vectors.new_zeros(len(which), vectors.shape[1], h, w)
+        table = vectors.new_zeros(len(which), vectors.shape[1], h, w)
         row = torch.arange(len(which), device=device)
         for term in range(terms.shape[1]):
             own = coefs[which, term, None] * vectors[head[which, term]]
             mean = (place[which, term] == MEAN)[:, None]
             if logits:
-                found += (torch.where(mean, own, torch.zeros_like(own)) / (height * width))[:, :, None, None]
+                table += (torch.where(mean, own, torch.zeros_like(own)) / (height * width))[:, :, None, None]
                 own = torch.where(mean, torch.zeros_like(own), own)
             there = place[which, term] != MEAN
             dy = torch.where(there, y[which, term] - corners[which, 0], torch.zeros_like(row)).clamp(0, h - 1)
             dx = torch.where(there, x[which, term] - corners[which, 1], torch.zeros_like(row)).clamp(0, w - 1)
-            found[row, :, dy, dx] += own
+            table[row, :, dy, dx] += own
         logit = whole[which]
         doubt = torch.where(logit, doubts[which], torch.zeros_like(doubts[which]))
-        yield Objectives(which, Rows.at(found, corners[which], case.to(device)[which]), shifts[which].sum(dim=1), doubt)
+        yield Objectives(which, Rows.at(table, corners[which], case.to(device)[which]), shifts[which].sum(dim=1), doubt)
 
 
 def _ends(at: Tensor, used: Tensor, whole: Tensor, length: int) -> tuple[Tensor, Tensor]:
@@ -85,10 +85,10 @@ def combination_bounds(
     net: CamNetwork, parts: Parts, bound: Bound, terms: Tensor, coefs: Tensor, case: Tensor
 ) -> Tensor:
     """Lower bounds (Q,) of ``sum of coefs * part``, each as one objective; arguments as of :func:`objectives`."""
-    found = net.weight.new_empty(len(terms))
+    lower = net.weight.new_empty(len(terms))
     for which, rows, shift, doubt in objectives(net, parts, terms, coefs, case):
-        found[which] = bound(net.features, rows) + shift - doubt
-    return found
+        lower[which] = bound(net.features, rows) + shift - doubt
+    return lower
 
 
 def atom_bounds(
@@ -104,10 +104,10 @@ def part_bounds(net: CamNetwork, parts: Parts, bound: Bound, below: Tensor, abov
     places = torch.cat([torch.nonzero(below), torch.nonzero(above)])
     count = int(below.sum())
     signs = torch.where(torch.arange(len(places)) < count, 1.0, -1.0).double()
-    found = combination_bounds(net, parts, bound, places[:, 1:], signs[:, None], places[:, 0]).cpu()
-    unknown = torch.full(below.shape, torch.inf, dtype=found.dtype)
+    values = combination_bounds(net, parts, bound, places[:, 1:], signs[:, None], places[:, 0]).cpu()
+    unknown = torch.full(below.shape, torch.inf, dtype=values.dtype)
     low, high = (tuple(part.T) for part in (places[:count], places[count:]))
-    return Interval((-unknown).index_put(low, found[:count]), unknown.index_put(high, -found[count:]))
+    return Interval((-unknown).index_put(low, values[:count]), unknown.index_put(high, -values[count:]))
 
 
 def interval_parts(net: CamNetwork, parts: Parts, features: Interval) -> Interval:
@@ -143,12 +143,12 @@ def _rounded(size: Tensor) -> Tensor:
 def places_of(net: CamNetwork, parts: Parts, marked: Tensor) -> Tensor:
     """The map (B, H, W) of pixels that any marked part (B, F) is made of."""
     height, width = net.map_shape
-    found = torch.zeros(len(marked), height * width, dtype=torch.bool)
+    pixels = torch.zeros(len(marked), height * width, dtype=torch.bool)
     at_pixels = torch.nonzero(~parts.whole).flatten()
-    count = torch.zeros(found.shape, dtype=torch.int32)
-    found |= count.index_add(1, parts.place[at_pixels], marked[:, at_pixels].int()) > 0
-    found |= (marked & parts.whole).any(dim=1, keepdim=True)
-    return found.view(-1, height, width)
+    count = torch.zeros(pixels.shape, dtype=torch.int32)
+    pixels |= count.index_add(1, parts.place[at_pixels], marked[:, at_pixels].int()) > 0
+    pixels |= (marked & parts.whole).any(dim=1, keepdim=True)
+    return pixels.view(-1, height, width)
 
 
 def share_inputs(net: CamNetwork, parts: Parts, terms: Tensor, coefs: Tensor) -> Tensor:
@@ -157,11 +157,11 @@ def share_inputs(net: CamNetwork, parts: Parts, terms: Tensor, coefs: Tensor) ->
     several = used.sum(dim=1) > 1
     places = parts.place[terms]
     if places.shape[1] != 2:
-        return several  # of three parts some two may be near: one objective is never worse
+        return several  # any two of three parts may share inputs
     whole = (used & (places == MEAN)).any(dim=1)
     return several & (whole | fields_of(net.graph, net.features).share(places.clamp(min=0)))
 
 
 def share_in_atoms(net: CamNetwork, groups: Groups, atoms: Tensor) -> Tensor:
-    """The same of some atoms (Q,)."""
+    """:func:`share_inputs` of some atoms (Q,)."""
     return share_inputs(net, groups.parts, groups.terms[atoms], groups.coefs[atoms])

@@ -11,8 +11,8 @@ For ``min lam' x over {||x - c||_p <= eps} and {lower <= x <= upper}`` with ``x 
   with equality at the nu where ``||d|| = eps``. Sorting the inputs by where they reach the box gives that nu in
   closed form; whatever rounding does to it, the right-hand side stays a lower bound.
 
-A minimiser d is returned with the value: the value's derivative by lam is d (Danskin), and x = c + d is the image
-that a relaxation believes in.
+A minimiser d is returned with the value: the value's derivative by lam is d (Danskin), and x = c + d is the image at
+which a relaxation has its minimum.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Regions:
         return Regions(self.norm, *(t.to(dtype) for t in (self.center, self.lower, self.upper, self.eps)))
 
     def rounding(self, graph: LayerGraph) -> Rounding | None:
-        """What to account for the rounding of bounds over these regions with; None in float32, which proves nothing."""
+        """The account of rounding for bounds over these regions; None in float32, which proves nothing."""
         return Rounding(graph) if self.eps.dtype == torch.float64 else None
 
     def minimum(self, coefs: Tensor, places: Places) -> Tensor:
@@ -118,7 +118,7 @@ def _least_l2(lam: Tensor, room: Tensor, eps: Tensor) -> Move:
     offset = -lam.sign() * torch.minimum(room, torch.where(size > 0, t * size, torch.zeros_like(size)))
     nu = 1 / t[:, 0]
     slack = nu / 2 * ((offset**2).sum(dim=1) - eps**2)
-    # no nu for a ball too small to be squared: Cauchy and Schwarz instead
+    # a ball whose squared radius underflows has no nu: the bound of Cauchy and Schwarz instead
     exact = nu.isfinite() & slack.isfinite()
     return Move(
         torch.where(exact[:, None], offset, torch.zeros_like(offset)), torch.where(exact, slack, -eps * lam.norm(dim=1))

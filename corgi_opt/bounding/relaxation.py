@@ -136,11 +136,8 @@ class PoolPlanes:
         constant = (positive * maps[2 * taps] + negative * maps[2 * taps + 1]).flatten(1).sum(dim=1)
         geometry = self.pool.geometry
         mu = rows.coefs.new_zeros(*rows.coefs.shape[:2], *geometry.size(h, w))
-        for tap, (dy, dx) in enumerate(tap_places(self.pool)):
-            stop_y, stop_x = dy + (h - 1) * self.pool.stride[0] + 1, dx + (w - 1) * self.pool.stride[1] + 1
-            mu[..., dy : stop_y : self.pool.stride[0], dx : stop_x : self.pool.stride[1]] += (
-                positive * maps[tap] + negative * maps[taps + tap]
-            )
+        for tap, (y, x) in enumerate(_tap_slices(self.pool, h, w)):
+            mu[..., y, x] += positive * maps[tap] + negative * maps[taps + tap]
         below = Rows(mu, geometry.below(rows.places))
         return Step(((self.source, below),), constant, rest)
 
@@ -151,6 +148,15 @@ def tap_places(pool: MaxPool2d) -> list[tuple[int, int]]:
     return [(y * dy, x * dx) for y in range(ky) for x in range(kx)]
 
 
+def _tap_slices(pool: MaxPool2d, height: int, width: int) -> list[tuple[slice, slice]]:
+    """Rows and columns that each candidate of height x width windows takes, from the corner of the first window on."""
+    sy, sx = pool.stride
+    return [
+        (slice(dy, dy + (height - 1) * sy + 1, sy), slice(dx, dx + (width - 1) * sx + 1, sx))
+        for dy, dx in tap_places(pool)
+    ]
+
+
 def window_taps(pool: MaxPool2d, values: Tensor, outside: float) -> Tensor:
     """Candidates of every pooling window (taps, B, C, H, W); ``outside`` where a tap is off the image."""
     height, width = pool.apply([values]).shape[2:]
@@ -158,11 +164,7 @@ def window_taps(pool: MaxPool2d, values: Tensor, outside: float) -> Tensor:
     py, px = pool.padding
     pads = (px, max(0, need_x - px - values.shape[3]), py, max(0, need_y - py - values.shape[2]))
     padded = F.pad(values, pads, value=outside)
-    taps = []
-    for dy, dx in tap_places(pool):
-        stop_y, stop_x = dy + (height - 1) * pool.stride[0] + 1, dx + (width - 1) * pool.stride[1] + 1
-        taps.append(padded[:, :, dy : stop_y : pool.stride[0], dx : stop_x : pool.stride[1]])
-    return torch.stack(taps)
+    return torch.stack([padded[:, :, y, x] for y, x in _tap_slices(pool, height, width)])
 
 
 def from_windows(pool: MaxPool2d, marks: Tensor, height: int, width: int) -> Tensor:
@@ -170,9 +172,8 @@ def from_windows(pool: MaxPool2d, marks: Tensor, height: int, width: int) -> Ten
     (h, w), (py, px) = marks.shape[3:], pool.padding
     need_y, need_x = pool.geometry.size(h, w)
     padded = marks.new_zeros(*marks.shape[1:3], max(need_y, py + height), max(need_x, px + width))
-    for tap, (dy, dx) in enumerate(tap_places(pool)):
-        stop_y, stop_x = dy + (h - 1) * pool.stride[0] + 1, dx + (w - 1) * pool.stride[1] + 1
-        padded[:, :, dy : stop_y : pool.stride[0], dx : stop_x : pool.stride[1]] |= marks[tap]
+    for tap, (y, x) in enumerate(_tap_slices(pool, h, w)):
+        padded[:, :, y, x] |= marks[tap]
     return padded[:, :, py : py + height, px : px + width]
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from corgi_opt.cli.options import Device, Json, unfolded
 from corgi_opt.cli.output import emit, say
 from corgi_opt.errors import InputError
 from corgi_opt.study.engine import run
-from corgi_opt.study.plan import Plan
+from corgi_opt.study.plan import Plan, import_for
 from corgi_opt.study.report import write_report
 from corgi_opt.study.store import Progress, Store
 
@@ -26,41 +28,28 @@ PlanFile = Annotated[str, typer.Argument(metavar="PLAN", help="a .toml file, or 
 Folder = Annotated[
     Path | None, typer.Option("--out", help="the study's folder; default: beside the plan, PLAN without .toml")
 ]
-Json = Annotated[bool, typer.Option("--json", help="print one machine-readable object instead")]
+
+
+@dataclass(frozen=True)
+class How:
+    """Where the cells of a study are answered, which of them, and when one is given up: what ``study.run`` takes."""
+
+    workers: Annotated[int | None, typer.Option("--workers", min=1, help="processes here; default: one a core")] = None
+    scheduler: Annotated[str | None, typer.Option("--scheduler", help="of a dask cluster: tcp://HOST:PORT")] = None
+    memory_limit: Annotated[str | None, typer.Option("--memory-limit", help="of one cell, like '4 GiB'")] = None
+    grace: Annotated[float, typer.Option("--grace", help="seconds beyond its time limit before a cell is ended")] = 60.0
+    device: Device = "auto"
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="also cells without an answer")] = False
 
 
 @study_app.command("run")
-def run_command(
-    plan: PlanFile,
-    out: Folder = None,
-    workers: Annotated[int | None, typer.Option("--workers", min=1, help="processes here; default: one a core")] = None,
-    scheduler: Annotated[str | None, typer.Option("--scheduler", help="of a dask cluster: tcp://HOST:PORT")] = None,
-    memory_limit: Annotated[str | None, typer.Option("--memory-limit", help="of one cell, like '4 GiB'")] = None,
-    grace: Annotated[
-        float, typer.Option("--grace", help="seconds beyond its time limit before a cell is ended")
-    ] = 60.0,
-    device: Annotated[str, typer.Option("--device", help="'auto', 'cpu', 'cuda', ...")] = "auto",
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="also cells without an answer")] = False,
-    as_json: Json = False,
-) -> None:
+@unfolded
+def run_command(plan: PlanFile, *, out: Folder = None, how: How, as_json: Json = False) -> None:
     """Answers what the study has no answer for yet. Stop it whenever you like and run it again.
 
     Exit code 0: every cell has an answer; 2: some failed, timed out or crashed.
     """
-    made = Plan.load(plan)
-    _tell(
-        run(
-            made,
-            folder_of(plan, out),
-            workers=workers,
-            scheduler=scheduler,
-            memory_limit=memory_limit,
-            grace=grace,
-            device=device,
-            retry_failed=retry_failed,
-        ),
-        as_json,
-    )
+    _tell(run(Plan.load(plan), folder_of(plan, out), **asdict(how)), as_json)
 
 
 @study_app.command("status")
@@ -68,18 +57,20 @@ def status_command(plan: PlanFile, out: Folder = None, as_json: Json = False) ->
     """How far the study is. Exit code 0: every cell has an answer, 2: not."""
     keys = [cell.key for cell in Plan.load(plan).cells()]
     with Store.reading(folder_of(plan, out)) as store:
-        found = store.progress(keys)
-    _tell(found, as_json)
+        progress = store.progress(keys)
+    _tell(progress, as_json)
 
 
 @study_app.command("report")
 def report_command(plan: PlanFile, out: Folder = None, as_json: Json = False) -> None:
     """Writes report.html (one file, no network) and the figures as PNG and PDF into the study's folder."""
-    made = write_report(folder_of(plan, out))
+    folder = folder_of(plan, out)
+    import_for(plan)  # its methods and properties have names and colours, and there may be figures of one's own
+    report = write_report(folder)
     if as_json:
-        emit({"report": str(made.page), "figures": [str(f) for f in made.figures], "rows": made.rows})
+        emit({"report": str(report.page), "figures": [str(f) for f in report.figures], "rows": report.rows})
     else:
-        say(f"{made.page}: {made.rows} cells, {len(made.figures)} figures")
+        say(f"{report.page}: {report.rows} cells, {len(report.figures)} figures")
 
 
 @study_app.command("export")
@@ -103,9 +94,10 @@ def folder_of(plan: str, out: Path | None) -> Path:
     raise InputError("name the study's folder: --out DIR (a plan in Python has none of its own)")
 
 
-def _tell(found: Progress, as_json: bool) -> None:
+def _tell(progress: Progress, as_json: bool) -> None:
+    """Prints how far a study is. Raises Exit with the code that says whether every cell has an answer."""
     if as_json:
-        emit(found)
+        emit(progress)
     else:
-        say(str(found))
-    raise typer.Exit(0 if found.states.get("done", 0) == found.cells else UNFINISHED)
+        say(str(progress))
+    raise typer.Exit(0 if progress.states.get("done", 0) == progress.cells else UNFINISHED)

@@ -51,9 +51,9 @@ def load_digits() -> tuple[Tensor, Tensor]:
     Grey levels 0..16 are divided by 16, which float32 holds exactly.
     """
     # scikit-learn's own file, read without scikit-learn, which takes a second to import
-    found = importlib.util.find_spec("sklearn")
-    assert found is not None and found.submodule_search_locations  # a dependency of this package
-    table = np.loadtxt(Path(found.submodule_search_locations[0], "datasets", "data", "digits.csv.gz"), delimiter=",")
+    spec = importlib.util.find_spec("sklearn")
+    assert spec is not None and spec.submodule_search_locations  # a dependency of this package
+    table = np.loadtxt(Path(spec.submodule_search_locations[0], "datasets", "data", "digits.csv.gz"), delimiter=",")
     images = torch.from_numpy(table[:, :-1]).to(torch.float32).view(-1, 1, 8, 8) / 16
     return images, torch.from_numpy(table[:, -1]).to(torch.int64)
 

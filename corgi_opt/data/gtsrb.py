@@ -156,8 +156,8 @@ def _train_rows(images: Path) -> list[tuple[Path, int | None]]:
         table = folder / f"GT-{folder.name}.csv"
         for name, label in _read_table(table):
             if label != int(folder.name):
-                found = "no ClassId" if label is None else f"ClassId {label}"
-                raise InputError(f"{table}: {name} has {found} in the folder of class {int(folder.name)}")
+                got = "no ClassId" if label is None else f"ClassId {label}"
+                raise InputError(f"{table}: {name} has {got} in the folder of class {int(folder.name)}")
             rows.append((folder / name, label))
     return sorted(rows)
 
@@ -207,8 +207,8 @@ def preprocess(image: NDArray[Any]) -> Tensor:
     MissingPackageError without scikit-image.
     """
     if not isinstance(image, np.ndarray) or image.ndim != 3 or image.shape[2] != 3:
-        found = f"shape {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
-        raise InputError(f"an image is a numpy array of shape (height, width, 3), not {found}")
+        got = f"shape {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+        raise InputError(f"an image is a numpy array of shape (height, width, 3), not {got}")
     if image.dtype != np.uint8 and not np.issubdtype(image.dtype, np.floating):
         raise InputError(f"an image is uint8, or floating point in [0, 1], not {image.dtype}")
     height, width = image.shape[:2]
@@ -235,13 +235,19 @@ def preprocess(image: NDArray[Any]) -> Tensor:
 
 
 @pinned
-def load_paper_model(path: str | PathLike[str]) -> nn.Module:
+def load_paper_model(path: str | PathLike[str]) -> nn.Sequential:
     """One of the authors' Keras networks (``model_gtsrb.h5``, ``model_dense.h5``) as a torch model.
 
     Float32, eval mode; input (N, 3, 48, 48), output (N, 43) logits: the final softmax is dropped. Children
-    bear the names of the Keras layers. Raises what :func:`corgi_opt.from_keras` raises of a file.
+    bear the names of the Keras layers. Raises what :func:`corgi_opt.from_keras` raises of a file, and InputError for
+    a network whose layers are no chain.
     """
-    return read(Path(path), "gtsrb")[0]
+    model, _ = read(Path(path), "gtsrb")
+    if not isinstance(model, nn.Sequential):
+        raise InputError(
+            f"{path} is none of the paper's networks, whose layers are a chain; corgi_opt.from_keras reads it"
+        )
+    return model
 
 
 @dataclass(frozen=True)

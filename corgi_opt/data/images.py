@@ -25,7 +25,7 @@ AS_ARRAY = "read it with a program that knows its values and save them with np.s
 
 
 def to_stderr(text: str) -> None:
-    """Standard output stays what was asked for."""
+    """Prints a note to standard error; standard output holds answers only."""
     print(f"note: {text}", file=sys.stderr)
 
 
@@ -78,7 +78,7 @@ def read_image(path: Path, size: int | None, note: Note = to_stderr) -> Tensor:
 
 
 def _values(picture: Any, size: int | None, note: Note) -> NDArray[np.float32]:
-    """Pixels (H, W) or (H, W, 3) in [0, 1]. Raises InputError for what has no such values, or several."""
+    """Pixels (H, W) or (H, W, 3) in [0, 1]. Raises InputError for a file that has none, or several pictures."""
     from PIL import ImageOps
 
     _require_one_picture(picture, note)
@@ -126,7 +126,7 @@ def _bits(picture: Any) -> str:
 
 
 def _deep(picture: Any, deep: str, note: Note) -> NDArray[np.float32]:
-    """Of 16 bits or floats, the values (H, W)."""
+    """The values (H, W) of a picture of 16 bits or floats. Raises InputError for floats outside [0, 1]."""
     values = np.asarray(picture).astype(np.float64)
     if deep == "16":
         return (values / 65535).astype(np.float32)
@@ -149,7 +149,7 @@ def _resized_floats(values: NDArray[np.float32], size: int | None) -> NDArray[np
 
 
 def _without_alpha(picture: Any, note: Note) -> Any:
-    """In mode L or RGB. Raises InputError where pixels are transparent, and for other colour spaces."""
+    """The picture in mode L or RGB. Raises InputError for transparent pixels and other colour spaces."""
     if "A" in picture.getbands() or "a" in picture.getbands() or "transparency" in picture.info:
         alpha = np.asarray(picture.convert("RGBA").getchannel("A"))
         if alpha.min() < 255:
@@ -183,19 +183,20 @@ def fitted(module: nn.Module, x: Tensor, note: Note = to_stderr) -> Tensor:
 
 
 def _others(x: Tensor) -> list[tuple[str, Tensor]]:
-    found = []
+    """Other readings of an image (1, C, H, W), each with words for what was done."""
+    others = []
     if x.shape[1] == 1:
-        found.append(("its grey values are given to all three channels", x.expand(-1, 3, -1, -1).contiguous()))
+        others.append(("its grey values are given to all three channels", x.expand(-1, 3, -1, -1).contiguous()))
     if x.shape[1] == 3:
         luma = torch.tensor([0.299, 0.587, 0.114], dtype=x.dtype).view(1, 3, 1, 1)  # ITU-R BT.601, as Pillow's
-        found.append(("it is made grey, .299 R + .587 G + .114 B", (x * luma).sum(dim=1, keepdim=True)))
+        others.append(("it is made grey, .299 R + .587 G + .114 B", (x * luma).sum(dim=1, keepdim=True)))
     if x.shape[3] in (1, 3) and x.shape[1] not in (1, 3):
-        found.append(("its last axis is taken for the channels", x.permute(0, 3, 1, 2).contiguous()))
-    return found
+        others.append(("its last axis is taken for the channels", x.permute(0, 3, 1, 2).contiguous()))
+    return others
 
 
 def why_refused(module: nn.Module, x: Tensor) -> str | None:
-    """What the network says where it does not take an image; None where it does, or is in training mode and not run."""
+    """The network's error on an image; None where it takes it, or is in training mode (then it is not run)."""
     if any(m.training for m in module.modules()):
         return None
     parameter = next(module.parameters(), x)

@@ -1,4 +1,4 @@
-"""How bounds are drawn: what is proven as bars, what is broken as a line, nothing between them. And results in HTML."""
+"""Charts of bounds, with what is proven as bars and what is broken as a line; and results as HTML tables."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def draw_ladder(bounds: Mapping[str, float], broken: float, broken_label: str, a
     for row, value in enumerate(bounds.values()):
         if low == 0:
             _write(ax, row, value, span)
-    if low < 0:  # on either side of zero a number would meet something
+    if low < 0:  # with bars on both sides of zero a number beside a bar would overlap something
         ax.set_yticks(range(len(bounds)), [f"{name}  {value:.4g}" for name, value in bounds.items()])
     if np.isfinite(broken):
         ax.axvline(broken, color=BROKEN, linewidth=2, linestyle="--")
@@ -66,12 +66,12 @@ def draw_shares(shares: Mapping[str, Sequence[float]], ax: Any = None) -> Any:
     if ax is None:
         _, ax = plt.subplots(figsize=(6.4, 1.3 + 0.45 * len(shares)), layout="constrained")
     for row, values in enumerate(shares.values()):
-        found = np.array([v for v in values if np.isfinite(v)])
-        if not len(found):
+        finite = np.array([v for v in values if np.isfinite(v)])
+        if not len(finite):
             continue
-        spread = np.linspace(-0.25, 0.25, len(found)) if len(found) > 1 else np.zeros(1)
-        ax.plot(found, row + spread, ".", color=CERTIFIED, markersize=5, alpha=0.6)
-        median = float(np.median(found))
+        spread = np.linspace(-0.25, 0.25, len(finite)) if len(finite) > 1 else np.zeros(1)
+        ax.plot(finite, row + spread, ".", color=CERTIFIED, markersize=5, alpha=0.6)
+        median = float(np.median(finite))
         ax.plot([median, median], [row - 0.38, row + 0.38], color="black", linewidth=2)
         ax.text(1.01, row, f"{median:.3f}", transform=ax.get_yaxis_transform(), va="center", fontsize=9)
     ax.axvline(1, color=BROKEN, linewidth=2, linestyle="--")
@@ -83,7 +83,7 @@ def draw_shares(shares: Mapping[str, Sequence[float]], ax: Any = None) -> Any:
 
 
 def bare(ax: Any) -> None:
-    """Without the two sides that hold nothing."""
+    """Hides the top and the right side of the axes."""
     for side in ("top", "right"):
         ax.spines[side].set_visible(False)
 

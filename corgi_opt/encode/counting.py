@@ -1,10 +1,11 @@
-"""How many of a pixel's rivals can pass it at once: the big-M encoding with one more binary per rival.
+"""How many of a group's atoms can fail at once: the big-M encoding with one more binary per atom.
 
-With ``g_r = CAM_i - CAM_r`` (an output of the program), proven ``g_r <= u_r``, and b_r in {0, 1} saying that r counts:
+With atoms g_r (outputs of the program; of a top-k set the lead of a pixel over a rival), proven ``g_r <= u_r``, and b_r
+in {0, 1} saying that r counts:
 
     maximise sum b_r   over   g_r <= delta_r + (u_r - delta_r) (1 - b_r)
 
-A rival counts when it comes within delta_r of passing, so that rounding errs on the safe side.
+An atom counts where it is delta_r or less; with delta_r > 0 rounding errs on the safe side.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """Functionals of a network as linear expressions over its inputs and its unstable ReLUs; all else is eliminated.
 
 A ReLU proven active passes coefficients on, one proven inactive drops them, an unstable one is a variable. So an
-expression is one backward pass, the same that computes a dual bound, with other multipliers: those of unstable ReLUs
-are taken down instead of relaxed. Expressions of pre-activations are remembered: questions about one image at one eps
-share most of them.
+expression is one backward pass, as for a dual bound, except that coefficients of unstable ReLUs are recorded instead of
+relaxed. Expressions of pre-activations are remembered: questions about one image at one eps share most of them.
 
 Columns number the variables of the whole network: inputs first, then ReLUs in topological order (flat indices of
-their maps), then, after all variables, windows of pooling nodes, which an expression merely passed through.
+their maps), then, after all variables, windows of pooling nodes, which are no variables: they say which windows an
+expression passed through.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Indices = NDArray[np.int64]
 class Expression:
     """``constant + values @ variables[columns]``; columns sorted. ``windows``: pooling windows it passed through.
 
-    ``error``: what the exact functional may differ by over the region, as its coefficients were rounded.
+    ``error``: how far the exact functional may differ from it over the region, as coefficients were rounded.
     """
 
     constant: float
@@ -55,8 +55,8 @@ class Expression:
 
     def plus(self, constant: float, doubt: float = 0.0) -> Expression:
         """This and a number, which is off by ``doubt`` at most."""
-        found = combined([(1.0, self)], constant)
-        return replace(found, error=found.error + doubt)
+        total = combined([(1.0, self)], constant)
+        return replace(total, error=total.error + doubt)
 
 
 def combined(terms: Sequence[tuple[float, Expression]], constant: float = 0.0) -> Expression:
@@ -77,7 +77,7 @@ def combined(terms: Sequence[tuple[float, Expression]], constant: float = 0.0) -
 
 
 class Expressions:
-    """Expressions over one region. ``graph`` in float64 on the CPU, ``bounded`` what is proven about its nodes."""
+    """Expressions over one region. ``graph`` is in float64 on the CPU; ``bounded`` holds proven bounds of its nodes."""
 
     def __init__(self, graph: LayerGraph, bounded: Bounded) -> None:
         self.graph, self.bounded = graph, bounded
@@ -103,7 +103,7 @@ class Expressions:
             deadline.check()
             return self._descended(node, rows.part(start, count))
 
-        return [found for parts in in_parts(len(rows), rows_at_once(self.graph, node, rows), part) for found in parts]
+        return [one for parts in in_parts(len(rows), rows_at_once(self.graph, node, rows), part) for one in parts]
 
     def units(self, relu: str, columns: Indices, deadline: Deadline) -> list[Expression]:
         """The pre-activations of some units (their columns) of one ReLU node. Raises TimeoutError."""
@@ -115,7 +115,7 @@ class Expressions:
         return [self._remembered[c] for c in columns.tolist()]
 
     def ranges(self, columns: Indices, ball: Ball) -> tuple[Vector, Vector]:
-        """The least and the largest value of variables (sorted columns), inputs in the box of ``ball`` and ReLUs."""
+        """Least and largest values (K,), (K,) of variables (sorted columns): inputs in the box of ``ball``, ReLUs."""
         low, high = [np.zeros(0)], [np.zeros(0)]
         for name, part in self.by_node(columns).items():
             if name == self.graph.input:
@@ -132,13 +132,13 @@ class Expressions:
         return torch.stack([side.flatten()[at] for side in self.bounded.intervals[self.graph[relu].inputs[0]]]).numpy()
 
     def cuts(self, node: str, windows: Indices, deadline: Deadline) -> list[Expression]:
-        """What is at most zero by the direct planes of some windows of a pooling node: below - max, and max - above.
+        """Expressions that direct planes keep at or below zero: plane below - maximum, and maximum - plane above.
 
-        Only where those planes are the tighter ones. Raises TimeoutError.
+        Of the given windows of a pooling node, where those planes are the tighter ones. Raises TimeoutError.
         """
         planes = self.bounded.planes[node]
         assert planes.used is not None
-        found: list[Expression] = []
+        rows: list[Expression] = []
         for used, sign in zip(planes.used, (1.0, -1.0), strict=True):
             flat = windows - self._start[node]
             flat = flat[used[0].flatten().numpy()[flat]]
@@ -150,8 +150,8 @@ class Expressions:
             assert step.constant is not None
             ((source, plane),) = step.passed
             parts = (self.of(source, plane, deadline), self.of(node, maximum, deadline), step.constant.tolist())
-            found += [combined([(1.0, low), (-1.0, value)], shift) for low, value, shift in zip(*parts, strict=True)]
-        return found
+            rows += [combined([(1.0, low), (-1.0, value)], shift) for low, value, shift in zip(*parts, strict=True)]
+        return rows
 
     def by_node(self, columns: Iterable[int]) -> dict[str, Indices]:
         """Columns of ReLUs and pooling windows by their node, each sorted."""
@@ -170,7 +170,7 @@ class Expressions:
         return _Gate(source, (z.lower >= 0).double()[None], z.unstable.double()[None], partial(self._note, relu))
 
     def _note(self, name: str, rows: Rows) -> None:
-        """Takes down the nonzero coefficients of rows, all on the map of this node."""
+        """Records the nonzero coefficients of rows, all on the map of this node."""
         _, height, width = self.graph[name].shape
         row, c, y, x = torch.nonzero(rows.coefs, as_tuple=True)
         at = rows.places.corners[row]
@@ -185,24 +185,24 @@ class Expressions:
     def _descended(self, node: str, rows: Rows) -> list[Expression]:
         self._notes.clear()
         ended = backward(self.graph, node, rows, self._gates, self._rounding)
-        assert ended.doubt is not None  # as there is an account
+        assert ended.doubt is not None  # there is an account of rounding
         if ended.at_image is not None:
             self._note(self.graph.input, ended.at_image)
         row, column, value = (torch.cat(parts).numpy() for parts in zip(*self._notes, strict=True))
         table = sparse.csr_array((value, (row, column)), shape=(len(rows), self.columns))
         table.sort_indices()
-        found = []
+        expressions = []
         for k, (constant, error) in enumerate(zip(ended.constant.tolist(), ended.doubt.tolist(), strict=True)):
             here = slice(*table.indptr[k : k + 2])
             columns, values = table.indices[here].astype(np.int64), table.data[here]
             end = int(np.searchsorted(columns, self._first_window))
-            found.append(Expression(constant, columns[:end], values[:end], columns[end:], error))
-        return found
+            expressions.append(Expression(constant, columns[:end], values[:end], columns[end:], error))
+        return expressions
 
 
 @dataclass(frozen=True, eq=False)
 class _Gate:
-    """A ReLU whose active units pass coefficients on, and whose unstable ones have them noted.
+    """A ReLU whose active units pass coefficients on; ``note`` records those of unstable units.
 
     ``on``, ``unstable``: maps (1, C, H, W) of ones and zeros.
     """
@@ -219,7 +219,7 @@ class _Gate:
 
 @dataclass(frozen=True, eq=False)
 class _Passed:
-    """A node that rows pass as if there were nothing, but for a note."""
+    """A node that rows pass unchanged; ``note`` records them."""
 
     note: Callable[[Rows], None]
 

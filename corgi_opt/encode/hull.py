@@ -1,4 +1,4 @@
-"""Planes above a ReLU that know the box its inputs live in, not only the interval of its pre-activation.
+"""Planes above a ReLU that use the box of its inputs, not only the interval of its pre-activation.
 
 The triangle's chord is the least concave function above relu(z) for z in [l, u]. Above ``relu(w'v + b)`` for v in a box
 there are lower ones. For any a, as relu(z) = max(0, z),
@@ -57,10 +57,10 @@ def layers(program: Program) -> list[tuple[int, int]]:
 def hull_planes(
     program: Program, enough: float = math.inf, deadline: Deadline = NEVER, steps: int = STEPS
 ) -> HullPlanes:
-    """The planes that serve the first output best; the search ends early where its bound exceeds ``enough``, or when
-    time is over.
+    """The planes that raise the bound of the first output most, by gradient ascent in float32. The search ends early
+    where the bound exceeds ``enough``, or when time is over.
 
-    Whatever the search, in float32, finds: each plane is valid, its shift is computed last and in float64.
+    Each plane is valid whatever the search gives: its shift is computed last, in float64.
     """
     share, mix, below = _ascended(program, enough, steps, deadline)
     rows = program.rows
@@ -76,13 +76,13 @@ def _shifts(program: Program, slopes: sparse.csr_array) -> Vector:
         return np.asarray(a.maximum(0) @ high + a.minimum(0) @ low)
 
     on = most(sparse.csr_array(program.rows - slopes)) + program.constants + program.slack
-    # slack, once more: what is calculated with a plane rounds as what is calculated with its row
+    # slack once more: what is computed with a plane rounds like what is computed with its row
     return np.maximum(most(sparse.csr_array(-slopes)), on) + program.slack
 
 
 @torch.enable_grad()  # callers may be inside no_grad
 def _ascended(program: Program, enough: float, steps: int, deadline: Deadline) -> tuple[Tensor, Tensor, Tensor]:
-    """For each nonzero of ``program.rows`` the share of it that its plane has; mixes and slopes below of the units."""
+    """The share of each nonzero of ``program.rows`` that its plane has; mixes and slopes below (U,) of the units."""
 
     def tensor(values: Vector) -> Tensor:
         return torch.from_numpy(values).float()
@@ -114,7 +114,7 @@ def _ascended(program: Program, enough: float, steps: int, deadline: Deadline) -
             own = unit[here] - first
             passed = chords[own] * weight[here] + (negative * mix[part])[own] * plane[here]
             lam = lam.index_add(0, column[here], passed)
-        value = value - lam[:inputs].abs().sum()  # the box that holds a ball will do for a search
+        value = value - lam[:inputs].abs().sum()  # over the box around a ball: a search needs no more
         if float(value.detach()) > enough or deadline.over:
             break
         adam.zero_grad()
@@ -127,6 +127,6 @@ def _ascended(program: Program, enough: float, steps: int, deadline: Deadline) -
 
 
 def _box(program: Program) -> tuple[Vector, Vector]:
-    """The box that the variables live in."""
+    """Least and largest values (n+U,), (n+U,) of the variables."""
     low = np.concatenate([-np.ones(program.inputs), np.zeros(program.units)])
     return low, np.concatenate([np.ones(program.inputs), program.upper])

@@ -1,4 +1,4 @@
-"""One phase pattern as a linear program: the triangle relaxation where units that are on or off have lost their hull.
+"""One phase pattern as a linear program: the triangle relaxation, with exact rows for units that are on or off.
 
 With z in units of its width and s = relu(z), and a penalty on every e >= 0:
 
@@ -6,7 +6,7 @@ With z in units of its width and s = relu(z), and a penalty on every e >= 0:
     on:    z - e <= s <= z + e,  s >= 0
     off:   s = 0,  z <= e
 
-So the program always has a point, its optimum is no higher than the pattern's, and for a pattern that no image has it
+So the program is always feasible and its optimum is no higher than the pattern's; for a pattern that no image has, it
 rises with the penalty. (No solver's "infeasible" has to be believed.)
 """
 
@@ -48,7 +48,7 @@ def leaf(program: Program, goal: int, phases: NDArray[np.int8], penalty: float) 
         sparse.csr_array(sparse.vstack([r[mask] for r, _, mask in parts])),
         np.concatenate([u[mask] for _, u, mask in parts]),
     )
-    most = 3 + abs(program.rows).sum(axis=1) + np.abs(c)  # what makes up for any z at all
+    most = 3 + abs(program.rows).sum(axis=1) + np.abs(c)  # an excess that makes up for any z
     problem = Problem(
         c=np.concatenate([program.outputs[[goal]].toarray()[0], np.full(units, penalty)]),
         offset=float(program.output_constants[goal]),
@@ -63,7 +63,7 @@ def leaf(program: Program, goal: int, phases: NDArray[np.int8], penalty: float) 
 
 
 def leaf_multipliers(program: Program, phases: NDArray[np.int8], row_dual: Vector) -> Vector:
-    """What the multipliers of a leaf's rows say mu (U,) of every unit is: all that they put on its pre-activation."""
+    """mu (U,) of every unit, from the multipliers of a leaf's rows: the sum of what they put on its pre-activation."""
     on, off, open_ = phases > 0, phases < 0, phases == 0
     mu = np.zeros(program.units)
     start = 0

@@ -1,4 +1,4 @@
-"""What makes a program's box a ball: rows for an L1 ball, a cone for an L2 ball, nothing for L-inf.
+"""Restricts the box of a program to its ball: by rows for an L1 ball, a cone for an L2 ball, not at all for L-inf.
 
 With ``d = reach * t + shift`` the distance of each input to the centre in units of eps:
 
@@ -23,10 +23,10 @@ def within_ball(program: Program, problem: Problem) -> Problem:
         return problem
     n = program.inputs
     if program.norm == "2":
-        moved = program.reach > TINY  # one that hardly can move may count as unmoved
+        moved = program.reach > TINY  # an input whose box is narrower than TINY counts as unmoved
         columns = np.flatnonzero(moved)
         return replace(problem, balls=(NormBall(columns, program.reach[moved], program.shift[moved], 1.0),))
-    # an input whose box is narrow beyond TINY may count as unmoved: its rows are relaxed by as much
+    # coefficients below TINY are cleared and their rows relaxed: such an input counts as unmoved
     d, shift = cleared(sparse.csr_array(sparse.diags_array(program.reach)), np.zeros(n))
     wide, one = sparse.csr_array((n, problem.n - n)), -sparse.eye_array(n)
     rows = [

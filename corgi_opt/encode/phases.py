@@ -1,7 +1,7 @@
-"""D(mu) of one program under many phase patterns at once: what a branch and bound on ReLU phases asks of each node.
+"""D(mu) of one program under many phase patterns at once: the bounds of a branch and bound on ReLU phases.
 
 A *phase* fixes an unstable ReLU: on (z >= 0, so relu(z) = z) or off (z <= 0, so relu(z) = 0). With the rows of a
-program ``z = rows @ [t, s] + constants``, walking its units backwards, ``lambda`` what the objective has come to:
+program ``z = rows @ [t, s] + constants``, walking its units backwards, ``lambda`` the coefficient that reaches a unit:
 
     open:  mu = slope lambda where lambda >= 0 (slope in [0, 1]), else u/(u-l) lambda, and D += -u l/(u-l) lambda
            (or a share of lambda < 0 by a plane above relu(z) over all its inputs, encode/hull.py)
@@ -9,9 +9,9 @@ program ``z = rows @ [t, s] + constants``, walking its units backwards, ``lambda
     off:   mu = pull                   (of z <= 0)
 
 and in the end D += min over the region of lambda_t' t. Slopes are those of alpha-CROWN (Xu et al., arXiv 2011.13824),
-pulls the beta of beta-CROWN (Wang et al., arXiv 2103.06624): any give a lower bound over the images that a phase
-pattern allows; ascent only makes it better. The image that attains the last minimum, carried forwards through the
-relaxed units, gives the derivatives (Danskin), and says where the relaxation is wrong: what to branch on.
+pulls the beta of beta-CROWN (Wang et al., arXiv 2103.06624): any of them give a lower bound over the images that a
+phase pattern allows; ascent only makes it better. The image that attains the last minimum, carried forwards through the
+relaxed units, gives the derivatives (Danskin), and shows where the relaxation is wrong, which is where to branch.
 
 All maps are (variables, N), N nodes side by side, so that the sparse rows of a program multiply contiguous memory.
 """
@@ -40,20 +40,20 @@ SPARSE = 0.2
 MKL: bool = torch.backends.mkl.is_available()
 
 AT_ONCE, AT_ONCE_ON_GPU = 128, 4096
-"""Nodes that are bounded in one pass: so that what it holds stays in a processor's cache; so that a GPU has enough to
-do (fewer where its memory does not suffice)."""
+"""Nodes that ``descend`` bounds in one pass. On a CPU few, so that they stay in its cache; on a GPU many, so that it is
+busy (fewer where its memory does not suffice)."""
 
 RATE, LAST = 0.02, 0.2
 """Adam's first step (objectives are scaled to a largest coefficient of 1); the share of it that the last step has."""
 
 SEEN = 1e-7
-"""Slack of rows that float32 can see, in units of their intervals."""
+"""Smallest slack of rows that counts in float32, in units of their intervals."""
 
 MOST = (1.0, None, 1.0)
-"""Up to which slopes, pulls and mixes go."""
+"""Largest slope, pull (None: no limit) and mix; the least is 0."""
 
 SLOWEST, FASTEST = 1 / 64, 2.0
-"""Between which the pace of a node's ascent lies; it begins with the second."""
+"""Least and greatest pace of a node's ascent; it begins with the greatest."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +61,7 @@ class Nodes:
     """N phase patterns, and the multipliers to bound them with: (U, N) each.
 
     ``phases`` (int8): 1 on, -1 off, 0 open. ``mixes``: the share of planes, in [0, 1]. ``goal`` (N,): which output of
-    the program each is about. ``pace`` (N,): how boldly ascent steps towards its goal.
+    the program each is about. ``pace`` (N,): the factor of ascent's steps, see :meth:`PhaseBounds.ascend`.
     """
 
     phases: Tensor
@@ -108,7 +108,7 @@ class Nodes:
 
 @dataclass(frozen=True, eq=False)
 class Bound:
-    """D of N nodes: ``value`` (N,), the coefficients ``lam`` (n+U, N) that the variables had."""
+    """D of N nodes: ``value`` (N,), and the coefficients ``lam`` (n+U, N) that reached the variables."""
 
     value: Tensor
     lam: Tensor
@@ -116,7 +116,7 @@ class Bound:
 
 @dataclass(frozen=True, eq=False)
 class Point:
-    """The images that bounds believe in: ``variables`` (n+U, N) through the relaxed units, ``z`` (U, N) before them.
+    """The minimisers of N relaxations: ``variables`` (n+U, N), and the pre-activations ``z`` (U, N).
 
     ``gain`` (U, N): how far a unit's plane is above its chord there.
     """
@@ -182,7 +182,7 @@ class PhaseBounds:
         self._high = (self._center + self._reach).clamp(min=0)
 
     def root(self, goals: int = 1) -> Nodes:
-        """One node for each of the first outputs, all units open, at CROWN's slopes or those found with the planes."""
+        """One node for each of the first outputs, all units open, at CROWN's slopes or those of the planes."""
         slopes, mixes = (start.repeat(1, goals) for start in (self._below, self._mixes))
         phases = torch.zeros(self.units, goals, dtype=torch.int8, device=self.device)
         goal = torch.arange(goals, device=self.device)
@@ -199,7 +199,7 @@ class PhaseBounds:
         return torch.cat(in_parts(len(nodes), AT_ONCE if self.device.type == "cpu" else AT_ONCE_ON_GPU, value))
 
     def values(self, images: Tensor, goal: Tensor) -> Tensor:
-        """The outputs (N,) themselves at ``t`` (n, N), up to their residue; no bound is above them less that."""
+        """The outputs (N,) at images ``t`` (n, N), up to their residue; no bound is above these less that."""
         variables = self._new(len(goal))
         variables[: self.inputs] = images
         for block in self._blocks:
@@ -208,7 +208,7 @@ class PhaseBounds:
         return (variables * self._costs[:, goal]).sum(dim=0) + self._offsets[goal]
 
     def inside(self, images: Tensor) -> Tensor:
-        """Images ``t`` (n, N) of the region, where rounding has taken them out of it moved towards its centre."""
+        """Images ``t`` (n, N), moved towards the region's centre where rounding has taken them out of the region."""
         images = images.clamp(-1, 1)
         if self.norm == "inf":
             return images
@@ -222,8 +222,8 @@ class PhaseBounds:
         """The nodes at the best multipliers that a few steps of Adam meet, and their bounds.
 
         ``enough``: what bounds are to reach. A step goes no farther than ``pace`` times as far as would carry its node
-        there if D were linear (Polyak 1969): near the goal, full steps only jump from side to side over kinks of D. Who
-        gains nothing goes on at half the pace.
+        there if D were linear (Polyak 1969): near the goal, full steps only jump from side to side over kinks of D. A
+        node that gained gets twice the pace for its next ascent, one that did not half of it.
         """
         best, lines = nodes, self._lines(nodes)
         bound = self._descend(nodes.goal, lines)
@@ -254,12 +254,12 @@ class PhaseBounds:
         return best, bound, self._rise(bound.lam, lines)
 
     def doubt(self, nodes: Nodes, bound: Bound, point: Point) -> Tensor:
-        """How much each open unit (U, N) misleads the bound: |lambda| times its error at the believed image."""
+        """How much each open unit (U, N) weakens the bound: |lambda| times its relaxation's error at the minimiser."""
         error = point.variables[self.inputs :] - point.z.relu()
         return (bound.lam[self.inputs :] * error).abs() * (nodes.phases == 0)
 
     def before(self, variables: Tensor) -> Tensor:
-        """The pre-activations (U, N) that variables (n+U, N) say."""
+        """The pre-activations (U, N) at variables (n+U, N)."""
         return torch.cat([self._read(block, variables)[0] for block in self._blocks] or [variables[:0]])
 
     # --- how -------------------------------------------------------------------------------------------------
@@ -268,12 +268,12 @@ class PhaseBounds:
         return self._constants.new_empty(self.inputs + self.units, count)
 
     def _read(self, block: _Block, variables: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Pre-activations (B, N), and what the planes above them say."""
+        """Pre-activations (B, N) of a block, and its planes' values (B, N) if there are planes."""
         part, count = slice(block.first, block.last), block.last - block.first
-        found: Tensor = block.rows @ variables[: self.inputs + block.first]
+        read: Tensor = block.rows @ variables[: self.inputs + block.first]
         if self._planes is None:
-            return found + self._constants[part], None
-        return found[:count] + self._constants[part], found[count:] + self._planes[part]
+            return read + self._constants[part], None
+        return read[:count] + self._constants[part], read[count:] + self._planes[part]
 
     def _lines(self, nodes: Nodes) -> _Lines:
         phases = nodes.phases.to(self._constants.dtype)

@@ -1,4 +1,4 @@
-"""Only images that satisfy the premises: rows on top of another encoding.
+"""Rows that restrict an encoding to images that satisfy the premises.
 
 With the premises ``h_t`` (that the class is kept: ``logit_c - logit_t``) as further outputs of the program:
 ``h_t >= 0`` for each of them.

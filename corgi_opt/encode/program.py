@@ -57,14 +57,13 @@ class Program:
     """Outputs as functions of ``[t, s]`` over the graph of unstable ReLUs, before those are relaxed or encoded.
 
     ``rows`` (U, n+U) csr and ``constants`` (U,): pre-activations in units of ``u - l``, which are ``widths`` (U,);
-    ``lower``, ``upper`` (U,): their proven bounds in the same units (upper - lower = 1), of which ``grown`` (U,) is
-    only there for intervals to be no narrower than is good for solvers; ``slack`` (U,): how far a row may be off, for
-    its tiny coefficients were cleared and the others rounded, and what rounding may hide in D of a multiplier of 1.
-    ``cuts`` (M, n+U) csr, ``cut_upper`` (M,): rows
-    ``cuts @ [t, s] <= cut_upper`` that hold besides (the direct planes of pooling windows). ``outputs`` (F, n+U) csr
-    and ``output_constants`` (F,): the outputs in units of ``scales`` (F,), their largest coefficients, which may be off
-    by ``residue`` (F,), likewise, and for what was left out because it hardly varies. So whatever is proven of an
-    output is less its residue.
+    ``lower``, ``upper`` (U,): their proven bounds in the same units (upper - lower = 1), widened by ``grown`` (U,) in
+    all where an interval was too narrow for solvers. ``slack`` (U,): how far a row may be off, because tiny
+    coefficients were cleared and the others rounded, and how far rounding may move D for a multiplier of 1.
+    ``cuts`` (M, n+U) csr, ``cut_upper`` (M,): further rows ``cuts @ [t, s] <= cut_upper`` that hold (the direct planes
+    of pooling windows). ``outputs`` (F, n+U) csr and ``output_constants`` (F,): the outputs in units of ``scales``
+    (F,), their largest coefficients. ``residue`` (F,): how far an output may be off by rounding and by the terms that
+    were left out because they hardly vary; it is taken off every bound of the output.
 
     ``places`` (n, 3): channel, row, column of each input in the image. An input's distance to the centre, in units of
     eps, is ``|reach * t + shift|``; ``norm`` bounds all of them together. ``units_at`` (U,): columns of
@@ -118,7 +117,7 @@ class Program:
 
     @property
     def looseness(self) -> Vector:
-        """How much lower a relaxation of an output (F,) may be, in its own unit, for intervals that have grown."""
+        """How much lower a relaxation of an output (F,) may be, in its own unit, because intervals were widened."""
         return np.asarray(abs(self.outputs) @ self._moved(np.zeros(self.inputs), self.grown))
 
     def _moved(self, inputs: Vector, own: Vector) -> Vector:
@@ -130,8 +129,8 @@ class Program:
         return moved
 
     def _overspent(self, size: sparse.csr_array, tolerance: float) -> Vector:
-        """What an image may add to rows of these absolute coefficients by leaving an L1 or L2 ball by the tolerances of
-        the rows that make it one (an L1 ball: of each ``a`` twice, and of their sum)."""
+        """How far rows of these absolute coefficients may move where an image leaves an L1 or L2 ball, as far as the
+        tolerances of the ball's rows allow (of an L1 ball: of each ``a`` twice, and of their sum)."""
         if self.norm == "inf" or not self.inputs:
             return np.zeros(size.shape[0])
         per_distance = sparse.csr_array(size[:, : self.inputs] @ sparse.diags_array(1 / self.reach))
@@ -187,32 +186,32 @@ class _Layer:
 
     @cached_property
     def bounds(self) -> Vector:
-        """No narrower than solvers take well, nor than makes sense of rows that are rounded."""
+        """``proven``, each side widened to NARROW of the largest and to OVER_ERROR times its row's rounding."""
         rounded = np.array([row.error for row in self.rows])
         narrow = np.maximum(NARROW * np.abs(self.proven).max(), OVER_ERROR * rounded)
         return np.stack([np.minimum(self.proven[0], -narrow), np.maximum(self.proven[1], narrow)])
 
     @property
     def grown(self) -> Vector:
-        """By how much that is wider (U,)."""
+        """How much wider ``bounds`` are than ``proven`` (U,)."""
         return np.asarray(np.abs(self.bounds - self.proven).sum(axis=0))
 
 
 def _gathered(
     expressions: Expressions, outputs: Sequence[Expression], deadline: Deadline
 ) -> tuple[list[_Layer], list[Expression]]:
-    """The units that outputs depend on, layer by layer from the image up, and the direct planes' rows on the way."""
+    """The units that outputs depend on, layer by layer from the image up, and the rows of direct planes (cuts)."""
     pending: dict[str, set[int]] = {}
     layers: list[_Layer] = []
     cuts: list[Expression] = []
     count = 0
 
-    def follow(found: Sequence[Expression]) -> None:
+    def follow(read: Sequence[Expression]) -> None:
         nonlocal count
-        count += sum(len(e.columns) for e in found)
+        count += sum(len(e.columns) for e in read)
         if count > MOST_NONZEROS:
             raise TooLargeError(f"its encoding takes more than {MOST_NONZEROS:,} coefficients")
-        every = np.unique(np.concatenate([part for e in found for part in (e.columns, e.windows)]))
+        every = np.unique(np.concatenate([part for e in read for part in (e.columns, e.windows)]))
         for name, part in expressions.by_node(every).items():
             pending.setdefault(name, set()).update(part.tolist())
 
@@ -222,13 +221,13 @@ def _gathered(
             continue
         columns = np.array(sorted(pending.pop(name)), dtype=np.int64)
         if name in expressions.bounded.planes:
-            found = expressions.cuts(name, columns, deadline)
-            cuts += found
+            rows = expressions.cuts(name, columns, deadline)
+            cuts += rows
         else:
-            found = expressions.units(name, columns, deadline)
-            layers.insert(0, _Layer(columns, found, expressions.bounds(name, columns)))
-        if found:
-            follow(found)
+            rows = expressions.units(name, columns, deadline)
+            layers.insert(0, _Layer(columns, rows, expressions.bounds(name, columns)))
+        if rows:
+            follow(rows)
     return layers, cuts
 
 
@@ -271,7 +270,7 @@ def _assembled(
     (z, z_constant, z_error), (cut, cut_constant, cut_error) = table(rows), table(cuts)
     out, out_constant, out_error = table(outputs)
     z, z_constant = _divided(z, width), z_constant / width
-    # of the row itself, and of whatever is calculated with it: D, the rows of an LP
+    # the error of the row itself, and of what is computed with it: D, the rows of an LP
     z, slack = cleared(z, z_error / width + rounds * (abs(z).sum(axis=1) + np.abs(z_constant) + 1))
     most = _largest(cut)
     cut, cut_upper = cleared(_divided(cut, most), (cut_error - cut_constant) / most)

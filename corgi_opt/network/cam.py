@@ -1,7 +1,8 @@
 """Binds graph, class weights and the user's own torch model together.
 
 CAM head: last spatial node A (C, H, W) -> global average -> linear. ``CAM_p(x) = sum_c W[class, c] * A[c, p](x)``
-(Zhou et al. 2016): raw signed values at feature-map resolution; the linear bias plays no part in it.
+(Zhou et al. 2016): raw signed values at feature-map resolution; the linear bias plays no part in it. A head that is
+spelt in another way is brought into this form (head.py).
 """
 
 from __future__ import annotations
@@ -19,21 +20,26 @@ from corgi_opt.errors import InputError, NoCamHeadError, UnsupportedOpError
 from corgi_opt.network import parity
 from corgi_opt.network.exported import Exported, check_ready, export, require_runs
 from corgi_opt.network.graph import LayerGraph
-from corgi_opt.network.head import find_head, find_in_model
+from corgi_opt.network.head import find_head, find_in_model, with_head
 from corgi_opt.network.ingest import Ingested, Unsupported, ingest, known, refuse
 from corgi_opt.network.lowering import fold_affine, normal_form
+from corgi_opt.network.onnx.module import OnnxModule
 from corgi_opt.network.ops import Conv2d, Shape
 from corgi_opt.network.replay import Replay, scores
+from corgi_opt.network.smooth import Curved
 from corgi_opt.network.standin import changing_hooks, stand_in
 
 
 @dataclass(frozen=True, eq=False)
 class CamNetwork:
-    """A CNN with a CAM head as an affine + ReLU graph. Build it with :func:`from_torch`.
+    """A CNN with a CAM head as a graph of affine operations, ReLUs and curved ones.
+
+    Build it with :func:`from_torch` or :func:`from_onnx`.
 
     ``graph`` is the normal form every method works on; ``pooled`` keeps max pools whole (the paper's bound relaxes
     them so). ``features`` names the last spatial node A, ``weight`` (classes, C) is the linear layer's. ``replay`` runs
-    ``model``, a float64 stand-in of the user's own: every counterexample is replayed through it.
+    ``model``, a float64 stand-in of the user's own: every counterexample is replayed through it. ``notes`` say what of
+    the model was left out because it changes nothing.
     """
 
     graph: LayerGraph
@@ -41,12 +47,18 @@ class CamNetwork:
     features: str
     weight: Tensor
     replay: Replay
+    notes: tuple[str, ...] = ()
     _moved: dict[Any, CamNetwork] = field(default_factory=dict, repr=False)
 
     @property
     def model(self) -> nn.Module:
         """The user's model in float64 on the CPU, with weights of its own."""
         return self.replay.model
+
+    @property
+    def note(self) -> str:
+        """Of an ONNX model, what its reading was compared with; empty for any other."""
+        return self.model.origin.note if isinstance(self.model, OnnxModule) else ""
 
     @property
     def input_shape(self) -> Shape:
@@ -69,13 +81,19 @@ class CamNetwork:
         assert isinstance(last, Conv2d)  # the head is a linear layer
         return self.weight.new_zeros(self.classes) if last.bias is None else last.bias
 
+    @property
+    def curved(self) -> tuple[str, ...]:
+        """The layers that are neither affine nor piecewise linear, each with what it is: no exact method takes them."""
+        nodes = (self.graph[name] for name in self.graph.curved)
+        return tuple(f"{node.module or node.name} ({node.op.title})" for node in nodes if isinstance(node.op, Curved))
+
     def __repr__(self) -> str:
         c, h, w = self.graph[self.features].shape
         module = self.graph[self.features].module or "forward"
         return (
             f"CamNetwork({len(self.graph)} nodes; CAM head: {self.features!r} ({module}) {c}x{h}x{w} "
             f"-> global average -> {self.graph.output!r} linear, {self.classes} classes; "
-            f"input {tuple(self.input_shape)})"
+            f"input {tuple(self.input_shape)}{''.join(f'; {note}' for note in (*self.notes, self.note) if note)})"
         )
 
     @pinned
@@ -89,12 +107,13 @@ class CamNetwork:
                 self.features,
                 self.weight.to(device, dtype),
                 self.replay,
+                self.notes,
             )
         return self._moved[key]
 
     @pinned
     def image(self, x: Tensor, name: str = "x") -> Tensor:
-        """x as a float64 CPU image (1, C, H, W) of our own.
+        """A copy of x as a float64 image (1, C, H, W) on the CPU.
 
         Raises InputError on a wrong shape, a missing batch dimension, NaN or infinity.
         """
@@ -156,11 +175,15 @@ class CamNetwork:
 
 
 @pinned
-def from_torch(model: nn.Module, example: Tensor) -> CamNetwork:
+def from_torch(model: nn.Module, example: Tensor, *, target_layer: str | nn.Module | None = None) -> CamNetwork:
     """Builds the layer graph of an eval-mode CNN with a CAM head and checks it against the torch model.
 
     ``example`` is one image batch of shape (1, C, H, W), any values. The model and the example are not written to, and
-    nothing of them is kept: the network is about the weights as they are now. Forward hooks are left out.
+    nothing of them is kept: the network is about the weights as they are now. Forward hooks are left out, and so is a
+    softmax or sigmoid at the end, which keeps the order of class scores.
+
+    The CAM is that of the last map of which all class scores are one affine function, the same at every pixel.
+    ``target_layer``: a module of the model, or its name, whose output is to be that map instead.
 
     Raises ModelModeError, InputError, UnsupportedOpError (see :func:`check_model` for all at once), NoCamHeadError, and
     ParityError when the graph and the model disagree on the example, on images near it or on random ones.
@@ -168,14 +191,30 @@ def from_torch(model: nn.Module, example: Tensor) -> CamNetwork:
     ready = _Ready.of(model, example)
     if isinstance(ready.ingested, tuple):
         raise refuse(ready.ingested)
-    return ready.built(ready.ingested)
+    return ready.built(ready.ingested, _named(model, target_layer))
+
+
+def _named(model: nn.Module, target: object) -> str | None:
+    """The name of the module whose map is wanted. Raises InputError where the model has none such."""
+    if target is None:
+        return None
+    names: dict[str, nn.Module] = {name: module for name, module in model.named_modules() if name}
+    chosen = [name for name, module in names.items() if name == target or module is target]
+    if not chosen:
+        raise InputError(
+            f"target_layer must be a module of the model or its name, as in model.named_modules(), got {target!r:.80}; "
+            f"the last ones are {', '.join(map(repr, list(names)[-6:]))}"
+        )
+    return chosen[0]
 
 
 @pinned
-def check_model(model: nn.Module, example: Tensor) -> tuple[Unsupported, ...]:
+def check_model(
+    model: nn.Module, example: Tensor, *, target_layer: str | nn.Module | None = None
+) -> tuple[Unsupported, ...]:
     """Every unsupported operation of the model, with its module path and what to do about it; empty when it builds.
 
-    Raises what :func:`from_torch` raises where that is not an operation of the model.
+    Raises what :func:`from_torch` raises, but for unsupported operations, which are returned.
     """
     try:
         ready = _Ready.of(model, example)
@@ -183,7 +222,7 @@ def check_model(model: nn.Module, example: Tensor) -> tuple[Unsupported, ...]:
         return (Unsupported(error.node, error.op, error.hint),)
     if isinstance(ready.ingested, tuple):
         return ready.ingested
-    ready.built(ready.ingested)
+    ready.built(ready.ingested, _named(model, target_layer))
     return ()
 
 
@@ -204,27 +243,28 @@ class _Ready:
         try:
             _check_scores(scores(replayed, image))
         except UnsupportedOpError:
-            require_runs(stand_in(model), example)  # or it is the image's fault
+            require_runs(stand_in(model), example)  # raises InputError where the image is at fault
             raise
         _check_hooks(model, image)
         exported = export(stand_in(model), example, known)
         return cls(replayed, image, exported, ingest(exported))
 
-    def built(self, ingested: Ingested) -> CamNetwork:
+    def built(self, ingested: Ingested, target: str | None = None) -> CamNetwork:
         parity.check_steps(self.exported, ingested, self.example)
-        pooled = fold_affine(ingested.graph)
-        graph = normal_form(pooled)
-        features, weight = find_head(graph)
+        head = find_head(ingested.graph, target, ingested.halves)
+        pooled, folded = fold_affine(with_head(ingested.graph, head))
+        graph, lowered = normal_form(pooled)
+        features = lowered[folded[head.features]]
         images = list(parity.probes(self.example))
-        replay = find_in_model(self.model, graph, features, weight, images)
-        net = CamNetwork(graph, pooled, features, weight, replay)
+        replay = find_in_model(self.model, graph, features, head.weight, images)
+        net = CamNetwork(graph, pooled, features, head.weight, replay, ingested.notes)
         for x in images:
             require_parity(net, x, parity.MOST_ROUNDING)
         return net
 
 
 def _check_scores(logits: Tensor) -> None:
-    """Raises UnsupportedOpError for what are no scores of one image, NoCamHeadError for maps of them."""
+    """Raises UnsupportedOpError unless these are scores (1, classes) of one image, NoCamHeadError for maps of them."""
     if logits.ndim == 4 and logits.shape[0] == 1 and logits.numel() != logits.shape[1]:
         raise NoCamHeadError(
             "no CAM head: the network must end in spatial features -> global average -> linear, and return one row of "

@@ -1,7 +1,7 @@
-"""Cones: the part of a network that one CAM pixel, or a pair of them, really depends on.
+"""Cones: the part of a network that some positions of a node, CAM pixels mostly, depend on.
 
-Walking the graph backwards with window arithmetic (padding included) gives each node the window that a given
-window of the last node reads. A CAM pixel of the paper's network sees 14x14x3 inputs and 2,112 ReLUs of 55,296.
+A walk through the graph, from that node backwards, marks in each node the positions that are read on the way. A CAM
+pixel of the paper's network reads 14x14x3 inputs and 2,112 ReLUs of 55,296.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from corgi_opt.network.ops import POINTWISE, Geometry, Shape, Window, crop
 
 def windows_of(graph: LayerGraph, node: str, window: Window) -> dict[str, Window]:
     """The window of every ancestor that ``window`` of ``node`` depends on (they may overhang the image)."""
-    found = {node: window}
+    windows = {node: window}
     for name in reversed(graph.ancestors(node)):
-        if name not in found:
+        if name not in windows:
             continue
-        needed = graph[name].op.geometry.window(found[name])
+        needed = graph[name].op.geometry.window(windows[name])
         for operand in graph[name].inputs:
-            found[operand] = found[operand].union(needed) if operand in found else needed
-    return found
+            windows[operand] = windows[operand].union(needed) if operand in windows else needed
+    return windows
 
 
 def reach_of(graph: LayerGraph, node: str, mask: Tensor) -> dict[str, Tensor]:
@@ -45,6 +45,8 @@ def _positions_below(geometry: Geometry, mask: Tensor, shape: Shape) -> Tensor:
     """Positions (B, 1, H, W) of an operand of this shape that marked positions of its reader read."""
     if geometry == POINTWISE and mask.shape[2:] == shape[1:]:
         return mask
+    if geometry.stride == (0, 0):
+        return mask.any(dim=3).any(dim=2)[:, :, None, None].expand(-1, -1, *shape[1:])
     read = _read_by(geometry, mask)
     at = Window(-geometry.offset[0], -geometry.offset[1], shape[1], shape[2])
     return crop(read, at)

@@ -32,7 +32,7 @@ class Exported:
     constants: Mapping[Any, Tensor]
 
     def values(self, x: Tensor) -> dict[Any, Any]:
-        """What every call gives for x (1, C, H, W), in float64; multi-output calls give tuples."""
+        """The result of every call at x (1, C, H, W), in float64; of calls with several outputs a tuple."""
         known: dict[Any, Any] = {**self.constants, self.image: x.double()}
         with torch.no_grad(), NoCasts():
             for fx in self.calls:
@@ -51,7 +51,7 @@ def check_ready(model: nn.Module, example: Tensor) -> None:
     if isinstance(model, torch.jit.ScriptModule):
         raise InputError("the model is compiled by TorchScript; pass the nn.Module that it was made from")
     training = [name or type(model).__name__ for name, m in model.named_modules() if m.training]
-    # what torch.export made has no modes: it says in its graph what batch norm and dropout do
+    # a module that torch.export made has no modes: its graph fixes what batch norm and dropout do
     if training and not isinstance(model, torch.fx.GraphModule):
         raise ModelModeError(
             f"the model is in training mode (first: {training[0]}), where dropout and batch norm are random or "
@@ -95,7 +95,7 @@ def _check_weights(model: nn.Module) -> None:
 
 
 def export(model: nn.Module, example: Tensor, known: Callable[[Any], bool]) -> Exported:
-    """The operations of a stand-in (it is written to); ``known``: can one be read as it is?
+    """The operations of a stand-in, which is written to. ``known``: whether an operation is covered as it is.
 
     Raises UnsupportedOpError.
     """
@@ -155,7 +155,7 @@ def _program(model: nn.Module, example: Tensor, known: Callable[[Any], bool]) ->
         try:
             program = torch.export.export(_Logits(model), (example,))
             called = [fx.target for fx in program.graph.nodes if fx.op == "call_function"]
-            # what is functional and known has no need of the second pass, which takes two thirds of the time
+            # functional and covered as it is, it needs no second pass, which takes two thirds of the time
             return program if all(_writes_nothing(t) and known(t) for t in called) else program.run_decompositions({})
         except Exception as error:
             raise UnsupportedOpError(

@@ -18,7 +18,7 @@ from corgi_opt.network.graph import LayerGraph
 from corgi_opt.network.ops import Geometry
 
 MOST_PATHS = 16
-"""Products that are told apart; beyond it two become one that holds both (a field that is larger is safe)."""
+"""Most products of one node; beyond it two are replaced by one that holds both (a larger field is safe)."""
 
 
 class _Path(NamedTuple):
@@ -36,18 +36,19 @@ class _Path(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Fields:
-    """Of one node's positions: for each pair of paths, rows (H, H) whose fields meet, and columns (W, W)."""
+    """Which positions of a node read an input in common: for each pair of paths the pairs of rows (H, H) and of columns
+    (W, W) that do, as booleans."""
 
     meets: tuple[tuple[Tensor, Tensor], ...]
 
     def share(self, pairs: Tensor) -> Tensor:
         """Whether positions (Q, 2), flat indices, read an input in common (Q,)."""
         first, second = pairs.cpu().T
-        found = torch.zeros(len(first), dtype=torch.bool)
+        shared = torch.zeros(len(first), dtype=torch.bool)
         for rows, columns in self.meets:
             width = len(columns)
-            found |= rows[first // width, second // width] & columns[first % width, second % width]
-        return found.to(pairs.device)
+            shared |= rows[first // width, second // width] & columns[first % width, second % width]
+        return shared.to(pairs.device)
 
 
 _KNOWN: weakref.WeakKeyDictionary[LayerGraph, dict[str, Fields]] = weakref.WeakKeyDictionary()
@@ -68,7 +69,7 @@ def _meets(one: Tensor, other: Tensor) -> Tensor:
 
 
 def _paths(graph: LayerGraph, node: str) -> list[_Path]:
-    """What positions of ``node`` read of the image."""
+    """The products of rows and columns of the image that positions of ``node`` read."""
     height, width = graph[node].shape[1:]
     pending = {node: [_Path(torch.eye(height, dtype=torch.bool), torch.eye(width, dtype=torch.bool))]}
     for name in reversed(graph.ancestors(node)):

@@ -6,7 +6,7 @@
   (overlapping windows then share their columns' maxima);
 * ``maxpool(relu(x)) = relu(maxpool(x))``: one ReLU per window in place of one per candidate.
 
-Adding a piecewise-linear layer is a builder, and a rule here where it is not one line; nothing elsewhere.
+A new piecewise-linear layer is a builder, with a rewrite here where that is more than a line, and nothing elsewhere.
 """
 
 from __future__ import annotations
@@ -25,13 +25,15 @@ def scalar(value: float) -> Tensor:
     return torch.full((1, 1, 1), value, dtype=torch.float64)
 
 
-def batch_norm(weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor, eps: float) -> Combine:
-    """Batch norm in eval mode as ``scale * x + shift`` per channel; arguments are (C,)."""
+def batch_norm(
+    weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    """Batch norm in eval mode as ``scale * x + shift`` per channel; all are (C,)."""
     scale = (var.double() + eps).rsqrt()
     scale = scale if weight is None else scale * weight.double()
     shift = -mean.double() * scale
     shift = shift if bias is None else shift + bias.double()
-    return Combine((scale[:, None, None],), shift[:, None, None])
+    return scale, shift
 
 
 def average_pool(
@@ -73,8 +75,9 @@ def _counts(
     return (per_axis[0][:, None] * per_axis[1][None, :])[None]
 
 
-def fold_affine(graph: LayerGraph) -> LayerGraph:
-    """Folds a per-channel affine map into the convolution before it, when that feeds nothing else."""
+def fold_affine(graph: LayerGraph) -> tuple[LayerGraph, dict[str, str]]:
+    """Folds a per-channel affine map into the convolution before it, when that feeds nothing else. Also says which node
+    has the value of each."""
     builder, renamed = GraphBuilder(), dict[str, str]()
     for name in graph.order:
         node = graph[name]
@@ -87,7 +90,7 @@ def fold_affine(graph: LayerGraph) -> LayerGraph:
                 renamed[name] = before.name
                 continue
         renamed[name] = builder.add(name, op, inputs, node.shape, node.module)
-    return builder.build(renamed[graph.output])
+    return builder.build(renamed[graph.output]), renamed
 
 
 def _per_channel(op: object) -> bool:
@@ -105,8 +108,9 @@ def _folded(conv: Conv2d, after: Combine) -> Conv2d:
     return replace(conv, weight=conv.weight * scale[:, None, None, None], bias=bias)
 
 
-def normal_form(graph: LayerGraph) -> LayerGraph:
-    """The graph with every max pool rewritten as differences, taken before the ReLU that precedes it."""
+def normal_form(graph: LayerGraph) -> tuple[LayerGraph, dict[str, str]]:
+    """The graph with every max pool rewritten as differences, taken before the ReLU that precedes it. Also says which
+    node has the value of each that something reads."""
     builder = GraphBuilder()
     plain: dict[str, str] = {}  # old name -> new name of its value
     late: dict[str, str] = {}  # old name -> new name of a node whose ReLU is the value, not built yet
@@ -132,7 +136,7 @@ def normal_form(graph: LayerGraph) -> LayerGraph:
         else:
             inputs = tuple(value(i) for i in node.inputs)
             plain[name] = builder.add(name, node.op, inputs, node.shape, node.module)
-    return builder.build(value(graph.output))
+    return builder.build(value(graph.output)), plain
 
 
 def _pool(builder: GraphBuilder, node: Node, name: str, source: str) -> str:

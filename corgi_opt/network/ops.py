@@ -1,4 +1,4 @@
-"""The whole vocabulary of a lowered network: affine operations, and ReLU.
+"""The vocabulary of a lowered network that exact methods take: affine operations, and ReLU. (Curved ones: smooth.py.)
 
 Every tensor between nodes is a map ``(N, C, H, W)``; a vector is a map of one pixel. Each operation knows
 
@@ -8,8 +8,8 @@ Every tensor between nodes is a map ``(N, C, H, W)``; a vector is a map of one p
   functional. One that only selects rounds nothing; one that sums products says how many, and what they come to in
   absolute values (``absolute``, ``linear``, ``bias_map``, ``terms``), which is what rounding is counted from.
 
-So a new affine operation is a class here, one that proof/operations.py has for it, and a row of answering/plain.py that
-makes the one of the other; a builder says which layers are it.
+A new affine operation is a class here, its counterpart in proof/operations.py, a row of answering/plain.py that makes
+the second from the first, and a builder for the layers that it covers.
 
 A *window* is a rectangle of positions that may overhang the image: positions outside hold no neuron, and
 whoever reads a window there reads zero. This makes the windows of all positions of a layer one shape, so that
@@ -39,6 +39,7 @@ class Window(NamedTuple):
     w: int
 
     def union(self, other: Window) -> Window:
+        """The smallest window that holds both."""
         y, x = min(self.y, other.y), min(self.x, other.x)
         bottom = max(self.y + self.h, other.y + other.h)
         right = max(self.x + self.w, other.x + other.w)
@@ -51,7 +52,7 @@ class Window(NamedTuple):
 
 class Geometry(NamedTuple):
     """Output row r reads input rows ``stride*r + offset .. stride*r + offset + extent - 1`` (each per axis), of these
-    every ``step``-th from the first."""
+    every ``step``-th from the first. A stride of zero on both axes: every row reads all of the map."""
 
     stride: tuple[int, int] = (1, 1)
     offset: tuple[int, int] = (0, 0)
@@ -59,6 +60,7 @@ class Geometry(NamedTuple):
     step: tuple[int, int] = (1, 1)
 
     def size(self, h: int, w: int) -> tuple[int, int]:
+        """Height and width of the input window that an output window (h, w) reads."""
         (sy, sx), (ey, ex) = self.stride, self.extent
         return (h - 1) * sy + ey, (w - 1) * sx + ex
 
@@ -67,6 +69,7 @@ class Geometry(NamedTuple):
         return places.moved(self.stride, self.offset)
 
     def window(self, out: Window) -> Window:
+        """The input window that an output window reads."""
         return Window(
             out.y * self.stride[0] + self.offset[0],
             out.x * self.stride[1] + self.offset[1],
@@ -164,6 +167,17 @@ def gather(values: Tensor, places: Places, h: int, w: int) -> Tensor:
 
 FEW = 16
 """Fewer windows than this are cut one by one."""
+
+
+def laid_out(coefs: Tensor, places: Places, axis: int, length: int) -> Tensor:
+    """Windows (R, C, h, w) as windows that hold positions 0 .. length-1 of one axis (0 rows, 1 columns) of the map."""
+    source = torch.arange(length, device=coefs.device) - places.corners[:, axis, None]
+    held = (source >= 0) & (source < coefs.shape[2 + axis])
+    along = (slice(None), None, slice(None), None) if axis == 0 else (slice(None), None, None, slice(None))
+    size = [*coefs.shape]
+    size[2 + axis] = length
+    index = source.clamp(0, coefs.shape[2 + axis] - 1)[along].expand(size)
+    return coefs.gather(2 + axis, index) * held[along]
 
 
 def crop(values: Tensor, window: Window) -> Tensor:
@@ -282,7 +296,7 @@ class Input(Op):
 
 @dataclass(frozen=True, eq=False)
 class ReLU(Monotone):
-    """``max(x, 0)``, the only nonlinearity of a lowered network."""
+    """``max(x, 0)``, the only nonlinearity that exact methods take."""
 
     elementwise = True
 

@@ -17,6 +17,7 @@ from corgi_opt.network.exported import Exported
 from corgi_opt.network.graph import LayerGraph, Node
 from corgi_opt.network.ingest import Ingested
 from corgi_opt.network.ops import Input, Weighted
+from corgi_opt.network.smooth import Curved
 
 STEP_TOLERANCE = 1e-11
 """Largest difference of one operation's value from torch's in float64, relative to the sum of its absolute terms."""
@@ -25,10 +26,10 @@ PARITY_TOLERANCE = 1e-9
 """Largest difference of a channel from the caller's model, relative to the largest such sum of its last step."""
 
 ROUNDING = 1e-13
-"""What float64 may lose on the way from the image, relative to the sum of absolute terms of all steps."""
+"""Rounding error of float64 on the way from the image, relative to the sum of absolute terms of all steps."""
 
 MOST_ROUNDING = 1e-3
-"""When a model is read: beyond this share of a map's own size, rounding is no excuse."""
+"""The share of a map's own size up to which rounding may explain a difference when a model is read."""
 
 
 def size_of_step(graph: LayerGraph, name: str, values: Mapping[str, Tensor]) -> Tensor:
@@ -40,16 +41,18 @@ def size_of_step(graph: LayerGraph, name: str, values: Mapping[str, Tensor]) -> 
 
 def size_from_image(graph: LayerGraph, name: str, x: Tensor) -> Tensor:
     """The sum of the absolute terms of all steps from the image x (1, C, H, W) to a node."""
-    found: dict[str, Tensor] = {}
+    sizes: dict[str, Tensor] = {}
     for each in graph.ancestors(name):
-        found[each] = _size(graph[each], [found[i] for i in graph[each].inputs], x)
-    return found[name]
+        sizes[each] = _size(graph[each], [sizes[i] for i in graph[each].inputs], x)
+    return sizes[name]
 
 
 def _size(node: Node, operands: list[Tensor], value: Tensor) -> Tensor:
     op = node.op
     if isinstance(op, Input):
         return value.abs()
+    if isinstance(op, Curved):
+        return op.terms(operands)
     return (op.absolute() if isinstance(op, Weighted) else op).apply(operands)
 
 
@@ -70,13 +73,13 @@ def probes(example: Tensor) -> Iterator[Tensor]:
 
 
 def check_steps(exported: Exported, ingested: Ingested, example: Tensor) -> None:
-    """Every operation of the graph against torch's, each from the values that torch's own run gave its operands.
+    """Compares every operation of the graph with torch's, each on the values that torch's own run has for its operands.
 
     Raises ParityError.
     """
-    calls: dict[str, list[object]] = {}
-    for fx, name in ingested.names.items():
-        calls.setdefault(name, []).append(fx)
+    calls: dict[str, list[tuple[object, Tensor]]] = {}
+    for fx, (name, order) in ingested.held.items():
+        calls.setdefault(name, []).append((fx, order))
     for x in probes(example):
         theirs = exported.values(x)
         values: dict[str, Tensor] = {}
@@ -84,13 +87,13 @@ def check_steps(exported: Exported, ingested: Ingested, example: Tensor) -> None
             node = ingested.graph[name]
             ours = x if isinstance(node.op, Input) else node.op.apply([values[i] for i in node.inputs])
             values[name] = ours
-            found = [theirs[fx] for fx in calls.get(name, [])]
-            tensors = [(f[0] if isinstance(f, (tuple, list)) else f) for f in found]
-            if not tensors:
+            if name not in calls:
                 continue
             own = size_of_step(ingested.graph, name, values)
-            for tensor in tensors:
-                reference = tensor.reshape(ours.shape)
+            for fx, order in calls[name]:
+                reference = torch.empty(ours.numel(), dtype=torch.float64)
+                reference[order] = theirs[fx].flatten()
+                reference = reference.view(ours.shape)
                 require_equal(f"{name!r} ({type(node.op).__name__})", ours, reference, STEP_TOLERANCE * own)
                 values[name] = reference
 

@@ -1,4 +1,4 @@
-"""Runs a float64 stand-in of the caller's model and sees its maps go by: the reading that shares nothing with ours.
+"""Runs a float64 stand-in of the caller's model and records its feature maps: a reading that shares no code with ours.
 
 Casts inside a forward pass (``x.float()``, ``x.to(w.dtype)``) are identities here: what is answered is about the exact
 network, and a stand-in in float64 could not run them (a float32 image meets float64 weights).
@@ -21,12 +21,15 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from corgi_opt.errors import ParityError, UnsupportedOpError
 
+MONOTONE = frozenset({"softmax", "_softmax", "log_softmax", "_log_softmax", "sigmoid", "log_sigmoid", "logsigmoid"})
+"""What keeps the order of class scores: at the end of a model it is left out, here and in the graph."""
+
 RETURN_LOGITS = "Wrap it in a module whose forward returns the logits alone, for example model(x)[0]."
 
 
 @dataclass(frozen=True, eq=False)
 class Replay:
-    """The caller's model, and which of the maps that go by in a run is its last feature map.
+    """The caller's model, and which of the maps that a run computes is its last feature map.
 
     ``model``: a float64 stand-in. ``shape`` (C, H, W) of the map, ``place``: its number among the maps of that shape
     in a run, ``count``: how many there are. ``require``: raises ParityError where it cannot be the map that the class
@@ -52,22 +55,24 @@ class Replay:
 
 
 def watch(model: nn.Module, x: Tensor, shape: tuple[int, int, int]) -> tuple[Tensor, list[Tensor]]:
-    """The class scores (classes,) of x (1, C, H, W), and every map of this shape that went by, as it was then."""
+    """The class scores (classes,) of x (1, C, H, W), and every map of this shape in the run, as it was when made."""
     with alone(), torch.no_grad(), NoCasts(), _Maps(shape) as seen:
         seen.see(image := x.detach().to("cpu", torch.float64, copy=True))
-        logits = logits_of(model(image))
+        logits = seen.before_order_is_all(logits_of(model(image)))
     return logits.detach().flatten(), seen.maps
 
 
-def slopes(model: nn.Module, x: Tensor, shape: tuple[int, int, int], place: int) -> Tensor:
-    """The derivative of every class score by one of the maps that go by: (classes, C, H, W), by torch's autograd."""
+def slopes(model: nn.Module, x: Tensor, shape: tuple[int, int, int], place: int) -> Iterator[Tensor]:
+    """The derivative (C, H, W) of each class score by one of the maps that go by, by torch's autograd."""
     with alone(), torch.inference_mode(False), torch.enable_grad(), NoCasts(), _Maps(shape, place) as seen:
         image = seen.see(x.detach().to("cpu", torch.float64, copy=True))
-        logits = logits_of(model(image)).flatten()
+        logits = seen.before_order_is_all(logits_of(model(image))).flatten()
         if seen.leaf is None or not logits.requires_grad:
-            return torch.zeros(len(logits), *shape, dtype=torch.float64)
-        found = [torch.autograd.grad(one, seen.leaf, retain_graph=True, allow_unused=True)[0] for one in logits]
-    return torch.stack([torch.zeros(shape, dtype=torch.float64) if g is None else g[0] for g in found])
+            yield from torch.zeros(len(logits), *shape, dtype=torch.float64)
+            return
+        for one in logits:
+            slope = torch.autograd.grad(one, seen.leaf, retain_graph=True, allow_unused=True)[0]
+            yield torch.zeros(shape, dtype=torch.float64) if slope is None else seen.spelling(slope)[0]
 
 
 def scores(model: nn.Module, x: Tensor) -> Tensor:
@@ -133,17 +138,20 @@ class NoCasts(TorchDispatchMode):
 
 
 class _Maps(TorchFunctionMode):
-    """Takes down every map (1, C, H, W) of one shape that a torch function takes or gives.
+    """Takes down every map (1, C, H, W) of one shape that a torch function takes or gives, however it is spelt: with
+    its channels last, or its pixels in a line.
 
     ``leaf_at``: the number of the map that is made a variable of its own, ``leaf``, to differentiate by.
     """
 
     def __init__(self, shape: tuple[int, int, int], leaf_at: int | None = None) -> None:
         super().__init__()
-        self._shape, self._leaf_at = (1, *shape), leaf_at
+        self._spellings, self._leaf_at = _spellings(shape), leaf_at
         self._known: dict[int, tuple[Tensor, int]] = {}  # by id, alive, as of which write
+        self._operand: dict[int, tuple[Tensor, Tensor]] = {}  # of what keeps an order: by id of the result, alive
         self.maps: list[Tensor] = []
         self.leaf: Tensor | None = None
+        self.spelling: Callable[[Tensor], Tensor] = lambda value: value
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         with ExitStack() as stack:
@@ -152,25 +160,49 @@ class _Maps(TorchFunctionMode):
                 stack.enter_context(torch.enable_grad())
             args, kwargs = tree_map(self._taken, (args, kwargs or {}))
             given = func(*args, **kwargs)
+            if getattr(func, "__name__", "") in MONOTONE and isinstance(given, Tensor):
+                self._operand[id(given)] = (given, args[0] if args else kwargs["input"])
             return tree_map(self.see, given) if isinstance(given, (Tensor, tuple, list)) else given
 
+    def before_order_is_all(self, scores: Tensor) -> Tensor:
+        """Class scores as they were before what only keeps their order."""
+        while id(scores) in self._operand:
+            scores = self._operand[id(scores)][1]
+        return scores
+
     def _taken(self, value: Any) -> Any:
-        """A map that no function gave, as it is now: written into, or from where torch functions are not seen."""
+        """Records an argument that was written into since it was recorded, or made where no torch function is seen."""
         known = self._known.get(id(value))
         return value if known is not None and known[1] == _writes(value) else self.see(value)
 
     def see(self, value: Any) -> Any:
-        if not isinstance(value, Tensor) or tuple(value.shape) != self._shape:
+        if not isinstance(value, Tensor) or tuple(value.shape) not in self._spellings:
             return value
-        if len(self.maps) == self._leaf_at:
-            if id(value) in self._known and not value._is_view():  # who holds it reads the variable from now on
-                self.leaf = value = value.detach_().requires_grad_(True)
-            else:
-                self.leaf = value.detach().clone().requires_grad_(True)
-                value = self.leaf.clone()
-        self._known[id(value)] = (value, _writes(value))
-        self.maps.append(value.detach().to("cpu", torch.float64, copy=True))
+        for spelling in self._spellings[tuple(value.shape)]:
+            if len(self.maps) == self._leaf_at:
+                self.spelling = spelling
+                if id(value) in self._known and not value._is_view():  # who holds it reads the variable from now on
+                    self.leaf = value = value.detach_().requires_grad_(True)
+                else:
+                    self.leaf = value.detach().clone().requires_grad_(True)
+                    value = self.leaf.clone()
+            self._known[id(value)] = (value, _writes(value))
+            self.maps.append(spelling(value.detach()).to("cpu", torch.float64, copy=True))
         return value
+
+
+def _spellings(shape: tuple[int, int, int]) -> dict[tuple[int, ...], list[Callable[[Tensor], Tensor]]]:
+    """What makes a map (1, C, H, W) of its values in another shape, by that shape."""
+    channels, height, width = shape
+    found: dict[tuple[int, ...], list[Callable[[Tensor], Tensor]]] = {}
+    for size, spelling in (
+        ((1, channels, height, width), lambda v: v),
+        ((1, height, width, channels), lambda v: v.permute(0, 3, 1, 2)),
+        ((1, channels, height * width), lambda v: v.unflatten(2, (height, width))),
+        ((1, height * width, channels), lambda v: v.transpose(1, 2).unflatten(2, (height, width))),
+    ):
+        found.setdefault(size, []).append(spelling)
+    return found
 
 
 def _writes(tensor: Tensor) -> int:
@@ -180,7 +212,7 @@ def _writes(tensor: Tensor) -> int:
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Without the hooks that the caller has set on all modules there are."""
+    """A block without torch's global module hooks, which are the caller's."""
     names = [name for name in vars(module_hooks) if name.startswith("_global_") and name.endswith("_hooks")]
     with ExitStack() as stack:
         for name in names:

@@ -57,7 +57,7 @@ def changing_hooks(model: nn.Module, run: Callable[[nn.Module], object]) -> list
 
 
 def _uncompiled(model: nn.Module) -> nn.Module:
-    """What ``torch.compile`` has wrapped."""
+    """The model that ``torch.compile`` has wrapped; any other as it is."""
     inner = model._modules.get("_orig_mod") if type(model).__name__ == "OptimizedModule" else None
     return model if inner is None else inner
 
@@ -86,7 +86,7 @@ class _Copier:
     def __init__(self, dtype: torch.dtype | None, watched: list[_Watched] | None = None) -> None:
         self._dtype, self._watched = dtype, watched
         self._made: dict[int, Any] = {}
-        self._sources: list[Any] = []  # alive, so that no id stands for two
+        self._sources: list[Any] = []  # kept alive, so that no id is reused
         self._foreign = 0
         self.weights: list[tuple[nn.Module, Callable[[nn.Module, Any], Any]]] = []
 
@@ -108,7 +108,7 @@ class _Copier:
         for name, value in module.__dict__.items():
             if name in _HOOKS:
                 made.__dict__[name] = self._kept_hooks(made, name, value)
-            elif not isinstance(value, FakeTensor):  # what some other trace left behind holds nothing
+            elif not isinstance(value, FakeTensor):  # left behind by another trace, without values
                 made.__dict__[name] = self(value)
         for hook in module._forward_pre_hooks.values():
             if isinstance(hook, _MAKES_A_WEIGHT):
@@ -120,7 +120,7 @@ class _Copier:
             return None
         kept = type(hooks)()
         if self._watched is not None and name in _FORWARD_HOOKS:
-            # some of these dicts say of a hook how it is to be called
+            # some of these dicts hold flags, not hooks
             own = {k: h for k, h in hooks.items() if not isinstance(h, _MAKES_A_WEIGHT)}
             kept.update({k: _Watched(self(h), module) if callable(h) else h for k, h in own.items()})
             self._watched.extend(h for h in kept.values() if isinstance(h, _Watched))
@@ -152,7 +152,7 @@ class _Copier:
         return self._keep(values, set(values))  # type: ignore[no-any-return]
 
     def _function(self, function: types.FunctionType) -> types.FunctionType:
-        """One that has closed over something closes over the copy."""
+        """A function that closes over values closes over their copies; any other is shared."""
         if not function.__closure__:
             return function
         cells = tuple(types.CellType() for _ in function.__closure__)
@@ -182,7 +182,7 @@ class _Copier:
         return functools.partial(self(call.func), *map(self, call.args), **keywords)
 
     def _object(self, value: Any) -> Any:
-        """An object of somebody's own class: copied with what it holds itself (a recorder; not a trainer's trainer)."""
+        """An object of the user's own class: copied with what it holds; further such objects in it are shared."""
         if self._foreign:
             return value
         try:
@@ -212,7 +212,7 @@ class _Copier:
 
 
 def _is_plain_object(value: Any) -> bool:
-    """Of a class written in Python by neither the standard library nor torch, with no slots."""
+    """Whether its class is written in Python, without slots, and is not of the standard library, torch or numpy."""
     kind = type(value)
     if isinstance(value, (type, types.ModuleType)) or kind.__module__.partition(".")[0] in _SHARED_PACKAGES:
         return False

@@ -1,4 +1,4 @@
-"""What was asked, to stand beside every answer: plain values, no network and no image."""
+"""The question that stands beside every answer, in plain values, without network and image."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Asked:
 
     ``class_idx``: whose CAM it is about. ``kept``: the class that an image must still be given to count as a
     counterexample; None: any. ``gap``: the margin at the image itself (0 for a tie). ``dtype``: the type that the image
-    was given in. ``network``: the SHA-256 of the network, its bias included, as certificates of statements on logits
-    have it; those on CAM pixels alone hash what comes before the bias.
+    was given in. ``network``: the SHA-256 of the network, its bias included, as in certificates of statements on logits
+    (those on CAM pixels alone leave the bias out).
     """
 
     property: Property
@@ -33,7 +33,7 @@ class Asked:
 
     @builtins.property
     def short(self) -> str:
-        """It in one line: ``k=15, class 3``, and what differs from the default."""
+        """The question in one line: ``k=15, class 3``, and what differs from the default."""
         said = [self.property.short, f"class {self.class_idx}"]
         if self.norm != "inf":
             said.append(f"norm {self.norm}")
@@ -45,7 +45,7 @@ class Asked:
 
     @builtins.property
     def in_words(self) -> str:
-        """It as a title."""
+        """The question as a title."""
         return self.property.in_words(self.class_idx)
 
     @builtins.property

@@ -1,4 +1,4 @@
-"""What a property says of one image, as numbers: parts of maps and logits, atoms made of them, groups of atoms.
+"""A property at one image as numbers: parts of maps and logits, atoms made of parts, groups of atoms.
 
 A *part* is one number of the network: ``head . A_p``, a head vector times the last feature map at a pixel, or a logit
 (the mean of that over the map, plus the bias). An *atom* is a linear statement ``sum of coef * part > 0``. A *group*
@@ -17,14 +17,15 @@ from torch import Tensor
 from corgi_opt.errors import InputError
 
 MEAN = -1
-"""In place of a pixel: the mean over the whole map and the bias, which is a logit."""
+"""The ``place`` of a logit, which is the mean over the whole map plus the bias."""
 
 
 @dataclass(frozen=True, eq=False)
 class Parts:
     """F parts. ``heads`` (D, classes) float64: head vectors, each a class's row of weights, or the sum or difference of
-    two (so 1, -1 and 0: what is rounded then is no more than its own last place). ``head`` (F,): which of them a part
-    has; ``place`` (F,): its flat pixel, or MEAN. Raises InputError for other head vectors."""
+    two (so of 1, -1 and 0: computing one takes a single rounding). ``head`` (F,): the head vector of each part;
+    ``place`` (F,): its flat pixel, or MEAN. Raises InputError for other head vectors.
+    """
 
     heads: Tensor
     head: Tensor
@@ -55,19 +56,19 @@ class Parts:
     def values(self, features: Tensor, logits: Tensor, weight: Tensor) -> Tensor:
         """The parts (N, F) of last feature maps (N, C, H, W) and their logits (N, classes)."""
         vectors = self.vectors(weight.to(features))
-        found = features.new_zeros(len(features), len(self))
+        values = features.new_zeros(len(features), len(self))
         for at, mine in self._by_head:
             cams = torch.einsum("c,nchw->nhw", vectors[at], features).flatten(1)
-            found = found.index_copy(1, mine.to(found.device), cams[:, self.place[mine]])
+            values = values.index_copy(1, mine.to(values.device), cams[:, self.place[mine]])
         if bool(self.whole.any()):
             mine = torch.nonzero(self.whole).flatten()
             scores = logits.to(features) @ self.heads.to(features).T
-            found = found.index_copy(1, mine.to(found.device), scores[:, self.head[mine]])
-        return found
+            values = values.index_copy(1, mine.to(values.device), scores[:, self.head[mine]])
+        return values
 
     @cached_property
     def _by_head(self) -> list[tuple[int, Tensor]]:
-        """Head vectors that pixels are seen by, each with its parts."""
+        """The head vectors of pixels, each with the parts that have it."""
         heads = torch.unique(self.head[~self.whole]).tolist()
         return [(at, torch.nonzero((self.head == at) & ~self.whole).flatten()) for at in heads]
 
@@ -83,12 +84,12 @@ def cam_pixels(classes: int, class_idx: int, pixels: int) -> Parts:
 class Groups:
     """A atoms in G groups.
 
-    ``terms`` (A, T): the parts of each atom, all at different pixels (or one logit alone: what is at one place is one
-    head vector), ``coefs`` (A, T) float64 (0 where it has fewer). ``members`` (G, S): the
+    ``terms`` (A, T): the parts of each atom, all at different pixels, or one logit alone (two parts at one place are
+    one part, of another head vector); ``coefs`` (A, T) float64 (0 where an atom has fewer). ``members`` (G, S): the
     atoms of each group (-1 where it has fewer), every atom in one group; ``need`` (G,): how many have to be positive.
-    ``anchors`` (B, 2): parts of which the first is larger at the image: what makes atoms speak of what they are said
-    to, where they do not say it themselves. ``labels`` (A, 2): the two ``things`` (in the singular and in the plural)
-    that an atom compares; it is positive as long as the first is ahead of the second.
+    ``anchors`` (B, 2): parts of which the first is larger at the image. They tie the atoms to what they are said to be
+    about ("the brightest pixels") where the atoms alone do not. ``labels`` (A, 2): the two ``things`` (their name in
+    the singular and in the plural) that an atom compares; it is positive while the first is ahead of the second.
     """
 
     parts: Parts
@@ -101,8 +102,8 @@ class Groups:
     things: tuple[str, str]
 
     def __post_init__(self) -> None:
-        """Raises InputError where there are no atoms, and for one with several parts at one place: what rounding hides
-        would not be seen."""
+        """Raises InputError where there are no atoms, and for an atom with several parts at one place: bounds would not
+        account for their rounding."""
         if not len(self.terms):
             raise InputError("the property says nothing about this image: it has no atoms there")
         used = self.coefs != 0
@@ -111,7 +112,9 @@ class Groups:
         twice = (places[:, 1:] == places[:, :-1]).any(dim=1)
         beside = (places == MEAN).any(dim=1) & (used.sum(dim=1) > 1)
         if bool((twice | beside).any()):
-            raise InputError("the parts of an atom must be at different pixels, or one logit: combine them in its head")
+            raise InputError(
+                "the parts of an atom must be at different pixels, or one logit: combine those at one place in a head"
+            )
 
     def __len__(self) -> int:
         """How many atoms there are."""
@@ -135,10 +138,10 @@ class Groups:
     @cached_property
     def group(self) -> Tensor:
         """The group of each atom (A,)."""
-        found = torch.zeros(len(self), dtype=torch.long)
+        group = torch.zeros(len(self), dtype=torch.long)
         row, column = torch.nonzero(self.members >= 0, as_tuple=True)
-        found[self.members[row, column]] = row
-        return found
+        group[self.members[row, column]] = row
+        return group
 
     def atoms_of(self, group: int) -> Tensor:
         """The atoms (S,) of one group."""
@@ -147,13 +150,13 @@ class Groups:
     def atoms(self, values: Tensor) -> Tensor:
         """The atoms (..., A) of parts (..., F)."""
         coefs = self.coefs.to(values)
-        found = coefs[:, 0] * values[..., self.terms[:, 0]]
+        atoms = coefs[:, 0] * values[..., self.terms[:, 0]]
         for term in range(1, self.terms.shape[1]):
-            found = found + coefs[:, term] * values[..., self.terms[:, term]]
-        return found
+            atoms = atoms + coefs[:, term] * values[..., self.terms[:, term]]
+        return atoms
 
     def of_rows(self, values: Tensor, atoms: Tensor) -> Tensor:
-        """Of each row of parts (N, F) atoms of its own (N, S): (N, S)."""
+        """The values (N, S) of ``atoms`` (N, S), each row of its own row of parts (N, F)."""
         terms, coefs = self.terms[atoms].to(values.device), self.coefs[atoms].to(values)
         return (coefs * values.gather(1, terms.flatten(1)).view_as(coefs)).sum(dim=2)
 
@@ -180,23 +183,23 @@ class Groups:
         return int(mine[order[len(mine) - int(self.need[self.group[mine[0]]])]])
 
     def least(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-        """Of parts between ``low`` and ``high`` (..., F): the least that each atom (..., A) can be, and the sum of the
-        absolute terms of that. An atom may be NaN where bounds are infinite."""
-        found = low.new_zeros(*low.shape[:-1], len(self))
-        size = torch.zeros_like(found)
+        """The least that each atom (..., A) can be for parts between ``low`` and ``high`` (..., F), and the sum of that
+        value's absolute terms (..., A). An atom may be NaN where bounds are infinite."""
+        least = low.new_zeros(*low.shape[:-1], len(self))
+        size = torch.zeros_like(least)
         for term, coef in zip(self.terms.T, self.coefs.to(low).T, strict=True):
             side = torch.where(coef > 0, low[..., term], high[..., term])
             share = torch.where(coef == 0, torch.zeros_like(side), coef * side)
-            found, size = found + share, size + share.abs()
-        return found, size
+            least, size = least + share, size + share.abs()
+        return least, size
 
     @cached_property
     def differences(self) -> bool:
-        """Whether no atom is more than the difference of two parts: one rounding then, and none of products."""
+        """Whether every atom is a part or the sum or difference of two: one rounding, and none of products."""
         return self.terms.shape[1] <= 2 and bool(((self.coefs.abs() == 1) | (self.coefs == 0)).all())
 
     def sides_of(self, marked: Tensor) -> tuple[Tensor, Tensor]:
-        """Which parts (..., F) the marked atoms (..., A) ask how small they can be, and which how large."""
+        """The parts (..., F) whose lower bounds the marked atoms (..., A) need, and those whose upper bounds."""
         # counts, not flags: several atoms have a part in common
         counts = [torch.zeros(*marked.shape[:-1], len(self.parts), dtype=torch.int32) for _ in range(2)]
         for term, coef in zip(self.terms.T, self.coefs.T, strict=True):

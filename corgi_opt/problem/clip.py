@@ -20,7 +20,7 @@ Box: TypeAlias = tuple[float, float] | tuple[tuple[float, ...], tuple[float, ...
 """``(low, high)``: two numbers, or two tuples of one number a channel. Plain floats, to compare, hash and write."""
 
 Clip: TypeAlias = Box | tuple[Any, Any] | Sequence[Any] | Tensor | None
-"""What callers may give; :func:`checked_clip` says how it is read."""
+"""What callers may pass; :func:`checked_clip` says how it is read."""
 
 TAKES = "clip must be (low, high) with low < high or None, each end a number or one number for each channel"
 
@@ -29,7 +29,7 @@ MOST_SHOWN = 4
 
 
 def checked_clip(clip: Any, shape: Sequence[int] | None = None) -> Box | None:
-    """The box that a caller means, as floats that nobody else holds; ``shape``: (C, H, W) of the image it is for.
+    """The box that a caller passes, as plain floats; ``shape``: (C, H, W) of the image it is for.
 
     ``(low, high)``, each end a number, C numbers, or a tensor or array that broadcasts to the image and is the same all
     over a channel. A sequence of pairs, one a channel, does as well, unless there are two of them: two are always the
@@ -52,7 +52,7 @@ def checked_clip(clip: Any, shape: Sequence[int] | None = None) -> Box | None:
 
 
 def _ends(clip: Any) -> tuple[Any, Any]:
-    """What was given for the low and the high end."""
+    """The low and the high end, as they were passed. Raises InputError."""
     whole = isinstance(clip, Tensor | np.ndarray) and clip.ndim > 0
     if not whole and (not isinstance(clip, Sequence) or isinstance(clip, str | bytes)):
         raise InputError(f"{TAKES}; got {clip!r}")
@@ -78,24 +78,24 @@ def _channels(end: Any, shape: Sequence[int] | None, clip: Any) -> tuple[float, 
         kind = torch.as_tensor(end).dtype
         if kind == torch.bool or kind.is_complex:
             raise TypeError
-        found = torch.as_tensor(end, dtype=torch.float64, device="cpu").detach()
+        ends = torch.as_tensor(end, dtype=torch.float64, device="cpu").detach()
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise InputError(f"{TAKES}; got {clip!r}") from error
-    if found.ndim == 4 and found.shape[0] == 1:
-        found = found[0]
-    if found.ndim not in (0, 1, 3) or not found.numel():
-        raise InputError(f"{TAKES}; an end has shape {tuple(found.shape)}")
-    if found.ndim == 3:
-        whole = shape is None or all(n in (1, size) for n, size in zip(found.shape[1:], shape[1:], strict=True))
+    if ends.ndim == 4 and ends.shape[0] == 1:
+        ends = ends[0]
+    if ends.ndim not in (0, 1, 3) or not ends.numel():
+        raise InputError(f"{TAKES}; an end has shape {tuple(ends.shape)}")
+    if ends.ndim == 3:
+        whole = shape is None or all(n in (1, size) for n, size in zip(ends.shape[1:], shape[1:], strict=True))
         if not whole:
-            raise InputError(f"{TAKES}; an end has shape {tuple(found.shape)}, the image {shape}")
-        values = found[:, :1, :1]
-        same = (found == values) | (found.isnan() & values.isnan())
+            raise InputError(f"{TAKES}; an end has shape {tuple(ends.shape)}, the image {shape}")
+        values = ends[:, :1, :1]
+        same = (ends == values) | (ends.isnan() & values.isnan())
         if not bool(same.all()):
             channel = int((~same).flatten(1).any(dim=1).nonzero()[0])
             raise InputError(f"{TAKES}; channel {channel} has different ends at different pixels, which no box has")
-        found = values
-    return tuple(found.flatten().tolist())
+        ends = values
+    return tuple(ends.flatten().tolist())
 
 
 def as_tensors(box: Box) -> tuple[Tensor, Tensor]:
@@ -157,7 +157,7 @@ def clip_from_text(text: str) -> Box | None:
 
 
 def clip_in_words(box: Box | None) -> str:
-    """For a figure's axis."""
+    """The box as a label of a figure's axis."""
     return "no clip box" if box is None else f"clip box {intervals_in_words(box)}"
 
 

@@ -1,4 +1,4 @@
-"""Results as JSON types and back. What JSON has no word for (infinity, NaN) is null; each field knows what that was."""
+"""Results as JSON types and back. Infinity and NaN, which JSON lacks, are null; readers know which a field means."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from corgi_opt._ambient import pinned
 
 
 def plain(value: Any) -> Any:
-    """A result as JSON types, every number to the last bit: fields that its repr leaves out are left out."""
+    """A result as JSON types, floats to the last bit. Fields that its repr leaves out are left out."""
     if hasattr(value, "to_dict"):
         return plain(value.to_dict())
     if is_dataclass(value) and not isinstance(value, type):
@@ -40,12 +40,12 @@ class Plain:
 
     @pinned
     def to_dict(self) -> dict[str, Any]:
-        """As JSON types, to the last bit; of an answer all but the proof, which is a file of its own."""
+        """As JSON types, floats to the last bit. The proof of an answer is left out: it is a file of its own."""
         return plain_fields(self)
 
 
 def numbers(said: Mapping[str, Any], **unknown: float) -> dict[str, Any]:
-    """What was said, with a number in place of null for each of the fields named."""
+    """The fields ``said``, with null replaced by the number that ``unknown`` has for the field."""
     return {name: unknown.get(name) if value is None else value for name, value in said.items()}
 
 

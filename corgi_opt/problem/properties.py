@@ -1,7 +1,7 @@
-"""What must hold at every image of a region. A property says it as atoms in groups; whoever answers knows no more.
+"""Properties: what must hold at every image of a region, posed as atoms in groups; methods see no more than these.
 
-A property of one's own: a frozen dataclass with ``name`` and ``pose``, and ``register`` for plans, files and the
-command line to know it by its name.
+A new property is a frozen dataclass with ``name`` and ``pose``; :func:`register` makes its name known to plans, files
+and the command line.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from corgi_opt.problem.atoms import MEAN, Groups, Parts, alone, cam_pixels
 from corgi_opt.problem.scene import Scene
 
 PROPERTIES: dict[str, type[Property]] = {}
-"""By name."""
+"""Registered properties by name."""
 
 P = TypeVar("P", bound="type[Property]")
 
@@ -41,20 +41,20 @@ class Property(ABC):
 
     @abstractmethod
     def pose(self, scene: Scene, tie_tol: float | None) -> Groups:
-        """What it says at one image: atoms that hold there.
+        """The property at the scene's image, as groups of atoms that hold there.
 
-        ``tie_tol``: what differs by no more is tied; None: by 1e-9 of the sums that it comes from. Raises TieError
-        where something is, InputError where the network has no such pixel or class.
+        ``tie_tol``: values that differ by no more are tied; None: 1e-9 of the sums of absolute terms that they come
+        from. Raises TieError for a tie, InputError where the network has no such pixel or class.
         """
 
     @property
     def short(self) -> str:
-        """It in a few signs, as ``k=15``."""
+        """The property in short, as ``k=15``."""
         said = ", ".join(f"{name}={value}" for name, value in self.to_dict().items() if name != "name")
         return f"{self.name}({said})"
 
     def in_words(self, class_idx: int) -> str:
-        """What it is about, to stand in a title."""
+        """The property for a title."""
         return f"{self.short} of class {class_idx}"
 
     def to_dict(self) -> dict[str, Any]:
@@ -63,7 +63,7 @@ class Property(ABC):
 
 
 def property_from(said: object) -> Property:
-    """A property from its name, from what :meth:`Property.to_dict` wrote (or that as JSON text), or as it is.
+    """A property from its name or from what :meth:`Property.to_dict` wrote (also as JSON text); a Property as it is.
 
     Raises InputError.
     """
@@ -92,7 +92,7 @@ def property_from(said: object) -> Property:
 class TopK(Property):
     """Each of the k brightest pixels of the CAM stays among the ``within`` brightest (default k: the set stays).
 
-    k and within are checked against each other here (InputError), against the map where it is asked.
+    k and within are checked against each other here (InputError), against the map when it is posed.
     """
 
     k: int
@@ -150,11 +150,11 @@ class TopK(Property):
 
 
 MOST = 2**31 - 1
-"""Of any number of pixels."""
+"""Largest k and ``within``."""
 
 
 def keeping(classes: int, kept: int) -> Groups:
-    """That a class is still given: ``logit_c - logit_t >= 0`` for every other class t, each alone.
+    """Atoms of "the class ``kept`` is still predicted": ``logit_c - logit_t`` for every other class t, each alone.
 
     A single logit is that of a binary classifier: class 1 where it is positive, class 0 where not. So its sign is kept,
     as if there were a second logit that is always 0.
@@ -176,9 +176,9 @@ def keeping(classes: int, kept: int) -> Groups:
 @register
 @dataclass(frozen=True)
 class KeepsClass(Property):
-    """Every image is given the class of the question, as the image itself is: plain robust classification.
+    """Every image is classified as the question's class, as the image itself is: plain robust classification.
 
-    Of a single logit, the class is its sign at the image.
+    With a single logit, the class is the sign of that logit at the image.
     """
 
     name: ClassVar[str] = "KeepsClass"

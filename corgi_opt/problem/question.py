@@ -17,7 +17,7 @@ from corgi_opt.problem.scene import Scene
 
 
 class Seen(NamedTuple):
-    """What the user's own model shows of an image: its CAM (H, W), the atoms (A,), and the least of the premises."""
+    """What the user's own model computes of an image: CAM (H, W), atoms (A,), the least premise (infinity: none)."""
 
     cam: Tensor
     atoms: Tensor
@@ -45,8 +45,11 @@ class Question(Scene):
     def ask(
         cls, scene: Scene, property: Property, *, tie_tol: float | None = None, keep_class: bool = False
     ) -> Question:
-        """Raises InputError for what the scene has not; TieError where the property is not defined or does not hold at
-        the image."""
+        """Poses a property at a scene.
+
+        Raises InputError where the network lacks what it is about; TieError where it is not defined, or does not hold,
+        at the image.
+        """
         if tie_tol is not None:
             tie_tol = not_negative("tie_tol", tie_tol)
         if not isinstance(keep_class, bool):
@@ -65,7 +68,7 @@ class Question(Scene):
 
     @builtins.property
     def ahead(self) -> Tensor:
-        """Atoms (A,) that do not hold at the image itself: nobody can prove them."""
+        """Atoms (A,) that do not hold at the image itself, so cannot be proven."""
         return ~(self.at > 0)
 
     @builtins.property
@@ -78,7 +81,7 @@ class Question(Scene):
         return self.groups.parts.values(*self.net.outputs(images), self.net.weight)
 
     def see(self, x: Tensor) -> Seen:
-        """What one image (1, C, H, W) shows, by running the user's own model in float64. Raises NumericalError."""
+        """Runs the user's own model on an image (1, C, H, W) in float64. Raises NumericalError."""
         net = self.net
         logits, features = net.replay.run(x)
         cam = torch.einsum("c,nchw->nhw", net.weight[self.class_idx], features)[0]

@@ -1,4 +1,4 @@
-"""Where a question is asked: all images within eps of one, in a box."""
+"""Regions: all images within eps of one, in a box."""
 
 from __future__ import annotations
 
@@ -110,10 +110,10 @@ class Ball:
             # center + eps may round away from center by half a unit: step back towards the centre where it did
             over = (x - self.center).abs() > self.eps
             return torch.where(over, torch.nextafter(x, self.center), x)
-        found, inside = self.distance(x), x
+        size, inside = self.distance(x), x
         for slack in (0.0, 1e-12, 1e-9, 1e-6):
             if self.distance(inside) <= self.eps:
                 return inside
-            inside = self.center + (x - self.center) * (self.eps / found * (1 - slack))
+            inside = self.center + (x - self.center) * (self.eps / size * (1 - slack))
             inside = torch.minimum(torch.maximum(inside, self.lower[None]), self.upper[None])
         return inside if self.distance(inside) <= self.eps else self.center.clone()

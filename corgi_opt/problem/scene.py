@@ -1,4 +1,4 @@
-"""Where a property is asked for: a network, an image, a class, and the kind of region around the image."""
+"""What a property is asked about: a network, an image, a class, and the kind of region around the image."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class Scene:
 
     @classmethod
     def of(cls, net: CamNetwork, x: Tensor, *, class_idx: int | None, norm: Norm, clip: Clip) -> Scene:
-        """Raises InputError for a bad image, class, norm or box; ParityError where the graph does not compute the
-        user's model at the image."""
+        """Checks the arguments and runs the model. Raises InputError for a bad image, class, norm or box; ParityError
+        where the graph and the user's model differ at the image."""
         if not isinstance(net, CamNetwork):
             raise InputError(f"net must be a CamNetwork (co.from_torch(model, example)), got {type(net).__name__}")
         image = net.image(x)
@@ -60,9 +60,9 @@ class Scene:
         return Ball(self.x, eps, self.norm, self.clip)
 
     def checked_ball(self, eps: float) -> Ball:
-        """The same, when corners of it have been run through the user's model. Raises ParityError."""
+        """The ball, once graph and user's model agree at corners of it. Raises ParityError."""
         ball = self.ball(eps)
-        with suppress(NumericalError):  # bounds overflow there too, and say so
+        with suppress(NumericalError):  # bounds overflow there too, and are refused for it
             for x in corners(ball) if eps > 0 else ():
                 require_parity(self.net, x)
         return ball
@@ -89,7 +89,7 @@ class Scene:
 
 
 def corners(ball: Ball) -> Iterator[Tensor]:
-    """Images (1, C, H, W) where a region ends: its lowest, its highest, and one whose inputs are drawn."""
+    """Images (1, C, H, W) at corners of a region: all inputs lowest, all highest, and each drawn at random."""
     drawn = torch.rand(ball.center.shape, generator=torch.Generator().manual_seed(0)) < 0.5
     for high in (torch.zeros_like(drawn), torch.ones_like(drawn), drawn):
         yield ball.project(torch.where(high, ball.upper, ball.lower))

@@ -1,7 +1,7 @@
-"""Reads a certificate's file: a zip archive of plain arrays and one JSON text, whatever somebody made it hold.
+"""Reads a certificate's file, a zip archive of plain arrays and one JSON text, and trusts nothing in it.
 
-Nothing is unpacked before its size is known to be small enough, and nothing beyond the size that was said, so that a
-file of a few kilobytes can't make its reader ask for gigabytes.
+Nothing is unpacked before its stated size is known to be small enough, and nothing beyond that size, so that a file of
+a few kilobytes cannot make its reader ask for gigabytes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MOST_MEMBERS = 2**16 - 1
 """As many as a zip archive without 64-bit extensions holds."""
 
 MOST_DIRECTORY = 2**23
-"""Largest list of members, in bytes: it is parsed before anything of it is known."""
+"""Largest list of members, in bytes: it is parsed before anything in it can be checked."""
 
 END = struct.Struct("<4s4H2LH")
 """The record that ends a zip archive (PKWARE's APPNOTE 4.3.16)."""
@@ -59,13 +59,16 @@ def _require_small_directory(stream: BinaryIO) -> None:
         raise CertificateError("not a readable certificate: it is too short")
     mark, _, _, _, _, length, _, comment = END.unpack(tail[-END.size :])
     if mark != b"PK\x05\x06" or comment or tail[: -END.size].startswith(b"PK\x06\x07"):
-        raise CertificateError("not a readable certificate: no zip archive as they are, or it was cut off")
+        raise CertificateError("not a readable certificate: it is no zip archive of their kind, or was cut off")
     if length > MOST_DIRECTORY:
         raise CertificateError(f"its list of parts has more than {MOST_DIRECTORY:,} bytes")
 
 
 def _content(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
-    """No more than the size it is said to have: ``archive.read`` unpacks all there is before it looks at that."""
+    """A member's bytes, as many as it states and no more: ``archive.read`` unpacks all of them before it compares.
+
+    Raises CertificateError for another number of them.
+    """
     with archive.open(member) as file:
         content = file.read(member.file_size)
         if len(content) != member.file_size or file.read(1):
@@ -77,15 +80,15 @@ def array(content: bytes, dtype: str) -> NDArray[Any]:
     """A .npy array of this type, without a copy of it. Raises CertificateError."""
     stream = io.BytesIO(content)
     if np.lib.format.read_magic(stream) != (1, 0):
-        raise CertificateError("an array of another version")
-    shape, fortran, found = np.lib.format.read_array_header_1_0(stream, max_header_size=1000)
+        raise CertificateError("an array of another version of the .npy format")
+    shape, fortran, stored = np.lib.format.read_array_header_1_0(stream, max_header_size=1000)
     start, count = stream.tell(), 1
     for length in shape:
         count *= length
-    fits = min(shape, default=1) >= 0 and count * found.itemsize == len(content) - start
-    if found != np.dtype(dtype) or fortran or not fits:
-        raise CertificateError(f"an array of type {found} and shape {shape} where {dtype} was expected")
-    values = np.frombuffer(content, dtype=found, offset=start).reshape(shape)
-    if found.kind == "f" and np.isnan(values).any():
+    fits = min(shape, default=1) >= 0 and count * stored.itemsize == len(content) - start
+    if stored != np.dtype(dtype) or fortran or not fits:
+        raise CertificateError(f"an array of type {stored} and shape {shape} where {dtype} was expected")
+    values = np.frombuffer(content, dtype=stored, offset=start).reshape(shape)
+    if stored.kind == "f" and np.isnan(values).any():
         raise CertificateError("an array holds NaN")
     return values

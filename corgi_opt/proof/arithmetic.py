@@ -1,6 +1,6 @@
-"""Two ways to calculate: in float64, where every result comes with what rounding may hide, and in exact fractions.
+"""Two arithmetics: float64, with bounds of its rounding errors, and exact fractions.
 
-Both run the same code. An array holds floats or Fractions; ``gamma(n)`` bounds the relative error of a sum of n
+The same code runs in both. An array holds floats or Fractions; ``gamma(n)`` bounds the relative error of a sum of n
 products, in any order and with or without fused operations (Higham 2002, section 3.1), ``tiny`` that of a product that
 underflows. In fractions both are zero.
 """
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 Numbers = NDArray[Any]
-"""Of float64, or of Fractions (dtype object)."""
+"""Arrays of float64, or of Fractions (dtype object)."""
 
 UNIT = 2.0**-53
 """Unit roundoff of float64."""
@@ -30,7 +30,7 @@ class Arithmetic(ABC):
     tiny: float
 
     bytes_each: int
-    """What a number takes, at most."""
+    """Most bytes that a number takes."""
 
     at_once: int
     """Coefficients of one node that a backward pass holds at once."""
@@ -40,7 +40,8 @@ class Arithmetic(ABC):
         """Float64 values, exactly. Raises OverflowError for those that it has no number for."""
 
     @abstractmethod
-    def gamma(self, n: int) -> Any: ...
+    def gamma(self, n: int) -> Any:
+        """A bound on the relative error of a sum of n products."""
 
     @abstractmethod
     def down(self, values: Numbers) -> NDArray[np.float64]:
@@ -52,7 +53,7 @@ class Arithmetic(ABC):
 
     @abstractmethod
     def root(self, square: Numbers) -> Numbers:
-        """No less than the square roots of numbers that are not negative."""
+        """Numbers no less than the square roots of numbers >= 0."""
 
     def zeros(self, *shape: int) -> Numbers:
         return self.of(np.zeros(shape))
@@ -77,7 +78,7 @@ class Float64(Arithmetic):
         return n * UNIT * (1 + 2.0**-10)
 
     def down(self, values: Numbers) -> NDArray[np.float64]:
-        """What was calculated, as it is: what rounding hides has been taken off by ``gamma`` already."""
+        """The values as they are: their errors have been taken off already, by ``gamma``."""
         return np.asarray(values, dtype=np.float64)
 
     def root(self, square: Numbers) -> Numbers:
@@ -92,10 +93,10 @@ class Exact(Arithmetic):
         floats = np.asarray(values, dtype=np.float64)
         if not np.isfinite(floats).all():
             raise OverflowError("a number that is not finite is no fraction")
-        found = np.empty(floats.shape, dtype=object)
+        fractions = np.empty(floats.shape, dtype=object)
         for place, value in zip(np.ndindex(floats.shape), floats.flatten().tolist(), strict=True):
-            found[place] = Fraction(value)
-        return found
+            fractions[place] = Fraction(value)
+        return fractions
 
     def gamma(self, n: int) -> int:
         return 0
@@ -106,13 +107,13 @@ class Exact(Arithmetic):
 
     def root(self, square: Numbers) -> Numbers:
         flat = np.asarray(square, dtype=object).flatten()
-        found = np.empty(flat.shape, dtype=object)
-        found[:] = [_root_above(_exact(v)) for v in flat]
-        return found.reshape(np.shape(square))
+        roots = np.empty(flat.shape, dtype=object)
+        roots[:] = [_root_above(_exact(v)) for v in flat]
+        return roots.reshape(np.shape(square))
 
 
 def _exact(value: object) -> Fraction:
-    """Raises TypeError for a float: somewhere on the way it took part in a calculation, and rounded it."""
+    """The number as a Fraction. Raises TypeError for a float, which means that a calculation on the way was rounded."""
     if isinstance(value, (int, Fraction)):
         return Fraction(value)
     raise TypeError(f"{value!r} is no exact number")
@@ -127,7 +128,7 @@ def _float_below(value: Fraction) -> float:
 
 
 def _root_above(value: Fraction) -> Fraction:
-    """To about 2^-200 of its size."""
+    """A fraction no less than the square root, by about 2^-200 of its size."""
     if value == 0:
         return Fraction(0)
     shift = max(0, 400 - value.numerator.bit_length() + value.denominator.bit_length())

@@ -1,6 +1,6 @@
-"""What a checker proves about one network over one region: intervals, and D(mu) with CROWN's multipliers.
+"""The bounds that the checker proves of one network over one region: intervals, and D(mu) at CROWN's multipliers.
 
-The bound is that of bounding/dual.py, calculated anew, with everything that rounding may hide taken off:
+The bound is that of bounding/dual.py, computed anew, less bounds of all rounding errors:
 
 * at a weighted node, the coefficients ``lam`` that are computed for an operand differ from ``M' mu`` by at most
   ``gamma_n |M|'|mu|`` (n products each), which is worth that times the operand's magnitude: ``gamma_n |mu|' |M| mag``;
@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from corgi_opt.errors import ProofError
 from corgi_opt.proof.arithmetic import UNIT, Arithmetic, Array, Numbers
 from corgi_opt.proof.network import Network
-from corgi_opt.proof.operations import Combine, Input, Relu, Selection, Weighted
+from corgi_opt.proof.operations import Combine, Curved, Input, Relu, Selection, Weighted
 from corgi_opt.proof.region import Region, add_minimum
 from corgi_opt.proof.rows import Rows, Shape
 from corgi_opt.proof.tally import GENEROUS, Tally
@@ -45,7 +45,7 @@ class Claims:
 
 
 AtRelu = Callable[[int, Rows, Tally], Rows]
-"""At a ReLU (its node): what becomes of the coefficients of its value, as coefficients of its input."""
+"""From functionals of a ReLU node's value to functionals of its input; constants and errors go to the tally."""
 
 
 class Bounds:
@@ -78,7 +78,7 @@ class Bounds:
             raise ProofError(f"node {node}: bounds contradict each other")
 
     def take(self, node: int, claims: Claims) -> None:
-        """Takes in bounds that somebody has proven."""
+        """Takes in bounds that are proven."""
         low, high = self.lower[node].flatten(), self.upper[node].flatten()
         low[claims.flat] = np.maximum(low[claims.flat], claims.lower)
         high[claims.flat] = np.minimum(high[claims.flat], claims.upper)
@@ -86,6 +86,8 @@ class Bounds:
 
     def _interval(self, node: int) -> tuple[Array, Array]:
         op, inputs = self.network.nodes[node].op, self.network.nodes[node].inputs
+        if isinstance(op, Curved):
+            raise ProofError(f"node {node} is {op.function}, of which no rule is known here: nothing is proven")
         if isinstance(op, Input):
             return self._low, self._high
         known = [(self.lower[i], self.upper[i]) for i in inputs]
@@ -95,8 +97,8 @@ class Bounds:
         if isinstance(op, Selection):
             low, high = (op.image([side[end] for side in known], shape) for end in (0, 1))
             return low, high
-        found = self._weighted_interval(op, known, shape)
-        return self._maximum(node, op, found) if isinstance(op, Combine) else found
+        interval = self._weighted_interval(op, known, shape)
+        return self._maximum(node, op, interval) if isinstance(op, Combine) else interval
 
     def _weighted_interval(self, op: Weighted, known: list[tuple[Array, Array]], shape: Shape) -> tuple[Array, Array]:
         """``M+ l + M- u + b`` and ``M+ u + M- l + b``, less and plus what rounding may hide: nothing where no product
@@ -121,8 +123,8 @@ class Bounds:
             error = np.where(image(*there) > 0, error, 0.0)
         return self.arithmetic.down(low - of(error)), self.arithmetic.up(high + of(error))
 
-    def _maximum(self, node: int, op: Combine, found: tuple[Array, Array]) -> tuple[Array, Array]:
-        """``a + relu(b - a)`` is ``max(a, b)``: there its interval is theirs, which the sum's alone does not see."""
+    def _maximum(self, node: int, op: Combine, interval: tuple[Array, Array]) -> tuple[Array, Array]:
+        """The interval of a sum, met with that of a maximum where the sum is ``a + relu(b - a) = max(a, b)``."""
         inputs, nodes = self.network.nodes[node].inputs, self.network.nodes
         for rise, weight in zip(inputs, op.coefs, strict=True):
             gap = nodes[rise].inputs[0] if isinstance(nodes[rise].op, Relu) else rise
@@ -136,26 +138,26 @@ class Bounds:
                 continue
             for i, coef in others:
                 one = one & (coef == (1 if i == a else 0))
-            where = np.broadcast_to(one, found[0].shape)
+            where = np.broadcast_to(one, interval[0].shape)
             low = np.where(where, np.maximum(self.lower[a], self.lower[b]), -np.inf)
             high = np.where(where, np.maximum(self.upper[a], self.upper[b]), np.inf)
-            found = np.maximum(found[0], low), np.minimum(found[1], high)
-        return found
+            interval = np.maximum(interval[0], low), np.minimum(interval[1], high)
+        return interval
 
     def _justify(self, node: int, claims: Claims) -> None:
         """Raises ProofError where D does not show what is claimed."""
         count = self.lower[node].size
         if (claims.flat < 0).any() or (claims.flat >= count).any() or len(np.unique(claims.flat)) != len(claims.flat):
-            raise ProofError(f"node {node}: bounds of neurons that there are not, or twice")
+            raise ProofError(f"node {node}: bounds of neurons that do not exist, or of one twice")
         below, above = claims.lower > -np.inf, claims.upper < np.inf
-        proven = self.neurons(node, claims.flat[below], claims.flat[above])
-        for what, found, said in (
-            ("lower", proven[0], claims.lower[below]),
-            ("upper", -proven[1], -claims.upper[above]),
+        lower, upper = self.neurons(node, claims.flat[below], claims.flat[above])
+        for what, proven, said in (
+            ("lower", lower, claims.lower[below]),
+            ("upper", -upper, -claims.upper[above]),
         ):
-            if not (found >= said).all():  # NaN counts as no
-                worst = int(np.argmax(said - found))
-                raise ProofError(f"node {node}: {what} bound {said[worst]!r} claimed, {found[worst]!r} proven")
+            if not (proven >= said).all():  # NaN counts as no
+                worst = int(np.argmax(said - proven))
+                raise ProofError(f"node {node}: {what} bound {said[worst]!r} claimed, {proven[worst]!r} proven")
 
     def neurons(self, node: int, from_below: Indices, from_above: Indices) -> tuple[Array, Array]:
         """D's lower bounds of some neurons of a node, and its upper bounds of some."""
@@ -166,8 +168,8 @@ class Bounds:
         for start in range(0, len(flat), size):
             some = slice(start, start + size)
             parts.append(self.bound(node, self.neuron_rows(node, flat[some], signs[some])))
-        found = np.concatenate(parts)
-        return found[: len(from_below)], -found[len(from_below) :]
+        values = np.concatenate(parts)
+        return values[: len(from_below)], -values[len(from_below) :]
 
     def neuron_rows(self, node: int, flat: Indices, signs: Array) -> Rows:
         """Each neuron ``flat`` (K,) of a node times its sign (K,), as a functional."""
@@ -178,7 +180,7 @@ class Bounds:
         return Rows(self.arithmetic.of(coefs), np.stack([y, x], axis=1))
 
     def _prepare(self, node: int) -> None:
-        """What errors in the coefficients of a weighted node's operands are worth."""
+        """For backward passes: a weighted node's numbers, and what errors in its operands' coefficients are worth."""
         op, inputs = self.network.nodes[node].op, self.network.nodes[node].inputs
         if isinstance(op, Weighted):
             weights, shape = op.weights, self.network.nodes[node].shape
@@ -187,7 +189,7 @@ class Bounds:
             self._worth[node] = [each + op.terms * self.arithmetic.tiny for each in worth]
 
     def magnitude(self, node: int) -> Array:
-        """How large the values (C, H, W) of a node may be."""
+        """Bounds of the absolute values (C, H, W) of a node."""
         return np.maximum(np.abs(self.lower[node]), np.abs(self.upper[node]))
 
     # --- backwards -------------------------------------------------------------------------------------------
@@ -195,24 +197,25 @@ class Bounds:
     @np.errstate(all="ignore")
     def bound(self, node: int, rows: Rows) -> Array:
         """Proven lower bounds (R,), in floats, of functionals of ``node``, by D at CROWN's multipliers."""
-        size, found = max(1, self.arithmetic.at_once // self.largest(node, rows)), [np.zeros(0)]
+        size, values = max(1, self.arithmetic.at_once // self.largest(node, rows)), [np.zeros(0)]
         for start in range(0, len(rows), size):
             part = rows.part(start, size)
             tally = Tally(self.arithmetic, len(part))
             at_image = self.descend(node, part, tally, self._relax)
             if at_image is not None:
                 self._add_minimum(at_image, tally)
-            found.append(tally.lower)
-        return np.concatenate(found)
+            values.append(tally.lower)
+        return np.concatenate(values)
 
     def descend(self, node: int, rows: Rows, tally: Tally, at_relu: AtRelu) -> Rows | None:
-        """Takes functionals of ``node`` down to the image; adds constants and errors on the way."""
+        """Functionals of ``node`` at the image (None: they read no input); constants and errors go to the tally."""
         pending = {node: rows}
         for at in self.network.ancestors(node):
             if at not in pending:
                 continue
             here = pending.pop(at).on(self.network.nodes[at].shape)
             op, inputs = self.network.nodes[at].op, self.network.nodes[at].inputs
+            assert not isinstance(op, Curved)  # bounds of its node would have been asked for before
             if isinstance(op, Input):
                 return here
             below = [at_relu(at, here, tally)] if isinstance(op, Relu) else self._through(at, op, here, tally)
@@ -236,7 +239,7 @@ class Bounds:
         return below
 
     def _worth_of(self, rows: Rows, worth: Array, relative: Any, tally: Tally) -> None:
-        """Adds the error of coefficients that are off by a relative error."""
+        """Adds to the tally what a relative error of the coefficients is worth."""
         if tally.rounds:
             tally.may_be_off(relative * GENEROUS * (np.abs(rows.coefs) * rows.over(worth)).sum(axis=(1, 2, 3)))
 
@@ -261,7 +264,7 @@ class Bounds:
         add_minimum(tally, self.region.norm, self.region.eps, lam, center, low, high, self.arithmetic)
 
     def largest(self, node: int, rows: Rows) -> int:
-        """About how many coefficients a row has at its largest."""
+        """About how many coefficients a row has at most on its way down."""
         sizes = {node: rows.coefs.shape[2:]}
         largest = 1
         for at in self.network.ancestors(node):

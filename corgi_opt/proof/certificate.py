@@ -26,8 +26,8 @@ from corgi_opt.proof.statement import Statement, TopPixels
 from corgi_opt.proof.tree import Tree
 
 FORMAT, VERSION = "corgi-opt certificate", 3
-"""Any statement. Files of versions 1 (one box for all channels) and 2 (a box for each) claim that top pixels stay; they
-are read, and written no more but by who makes such a claim by hand."""
+"""Version 3 claims any Statement. Versions 1 (one box for all channels) and 2 (a box for each channel) claim TopPixels:
+they are read, and written for a claim of that kind only, which the package itself no longer makes."""
 
 ARITHMETIC = (
     "The claim is about the exact real-valued network whose weights are the float64 numbers hashed here, not about any "
@@ -37,10 +37,10 @@ ARITHMETIC = (
 
 @dataclass(frozen=True, eq=False)
 class Claim:
-    """What ``says`` holds for every image of the region; or, if ``falsified``, not for every one.
+    """``says`` holds for every image of the region or, where ``kind`` is "falsified", not for every one.
 
     ``sha256``: of the network (:class:`corgi_opt.proof.network.Network`), with its bias for a statement on logits.
-    ``said``: what the writer calls the statement, as JSON types: nobody proves that.
+    ``said``: what the writer calls the statement, as JSON types; the checker does not prove it.
     """
 
     kind: Literal["certified", "falsified"]
@@ -52,7 +52,7 @@ class Claim:
 
 @dataclass(frozen=True, eq=False)
 class PartTree:
-    """A tree for the sum of ``signs`` times parts: one part (from below: 1, from above: -1), or what an atom says."""
+    """A tree that bounds the sum of ``signs`` times parts: an atom, or one part from below (1) or above (-1)."""
 
     parts: tuple[int, ...]
     signs: tuple[float, ...]
@@ -175,15 +175,15 @@ def _parsed(parts: dict[str, bytes]) -> Certificate:
     else:
         says = TopPixels(_integer(text["class"]), tuple(_integer(p) for p in text["top"]), _integer(text["within"]))
     said = text.get("said", {})
-    _require(isinstance(said, dict), "what it says it is")
+    _require(isinstance(said, dict), "'said' is no JSON object")
     claim = Claim(kind, str(text["sha256"]), region, says, said)
-    _require(version == _version(claim), "a box of another version")
+    _require(version == _version(claim), f"its box is not one of version {version}")
     witness = array(parts.pop("witness.npy"), "<f8") if kind == "falsified" else None
     claims = {}
     for node in text["nodes"]:
-        found = {name: array(parts.pop(f"claims/{_integer(node)}/{name}.npy"), t) for name, t in CLAIM_ARRAYS.items()}
-        _require(all(part.shape == (found["flat"].size,) for part in found.values()), "claims of unlike lengths")
-        claims[int(node)] = Claims(**found)
+        arrays = {name: array(parts.pop(f"claims/{_integer(node)}/{name}.npy"), t) for name, t in CLAIM_ARRAYS.items()}
+        _require(all(part.shape == (arrays["flat"].size,) for part in arrays.values()), "claims of unlike lengths")
+        claims[int(node)] = Claims(**arrays)
     trees = []
     for number, (about, signs) in enumerate(text["trees"]):
         signed = tuple(_integer(p) for p in about), tuple(_number(s) for s in signs)
@@ -204,7 +204,7 @@ def _hex(end: float | tuple[float, ...]) -> str | list[str]:
 
 
 def _clip(said: Any, channels: int) -> Clip:
-    """Raises CertificateError for a box that is none, or not one of so many channels."""
+    """A box. Raises CertificateError for a malformed one, or one of another number of channels."""
     if said is None:
         return None
     _require(isinstance(said, list) and len(said) == 2, "a box")
@@ -219,23 +219,25 @@ def _clip(said: Any, channels: int) -> Clip:
 
 
 def _tree(parts: dict[str, bytes], number: int) -> Tree:
-    found: dict[str, Any] = {}
+    arrays: dict[str, Any] = {}
     for name, dtype in TREE_ARRAYS.items():
         content = parts.pop(f"trees/{number}/{name}.npy", None)
         if content is None:
             _require(name == "shares", f"tree {number} has no {name}")
-            found[name] = None
+            arrays[name] = None
         else:
-            found[name] = array(content, dtype)
-    units, leaves = found["node"].size, len(found["phases"])
-    _require(found["node"].shape == found["flat"].shape == (units,) and found["inputs"].ndim == 1, "a tree's units")
-    _require(all(found[n].shape == (leaves, units) for n in ("phases", "slopes", "mixes", "pushes")), "a tree's leaves")
-    _require(leaves == 1 or (leaves > 1 and units > 0), "a tree's leaves")  # of no units they take no byte in a file
-    _require(not units or -1 <= found["phases"].min() <= found["phases"].max() <= 1, "a phase that is none")
-    _require(not units or 0 <= found["mixes"].min() <= found["mixes"].max() <= 1, "a share of planes outside [0, 1]")
-    if found["shares"] is not None:
-        _require(found["shares"].shape == (units, found["inputs"].size + units), "a tree's planes")
-    return Tree(**found)
+            arrays[name] = array(content, dtype)
+    units, leaves = arrays["node"].size, len(arrays["phases"])
+    _require(arrays["node"].shape == arrays["flat"].shape == (units,) and arrays["inputs"].ndim == 1, "a tree's units")
+    _require(
+        all(arrays[n].shape == (leaves, units) for n in ("phases", "slopes", "mixes", "pushes")), "a tree's leaves"
+    )
+    _require(leaves == 1 or (leaves > 1 and units > 0), "a tree's leaves")  # over no units they take no bytes
+    _require(not units or -1 <= arrays["phases"].min() <= arrays["phases"].max() <= 1, "a phase other than -1, 0 and 1")
+    _require(not units or 0 <= arrays["mixes"].min() <= arrays["mixes"].max() <= 1, "a share of planes outside [0, 1]")
+    if arrays["shares"] is not None:
+        _require(arrays["shares"].shape == (units, arrays["inputs"].size + units), "a tree's planes")
+    return Tree(**arrays)
 
 
 def _require(holds: bool, what: str) -> None:

@@ -26,18 +26,18 @@ from corgi_opt.proof.statement import Objective, Statement
 from corgi_opt.proof.tree import Program, covers
 
 MOST_OPEN = 4096
-"""Atoms that get a bound of their own; who leaves more open needs a certificate with trees."""
+"""Most atoms that get a bound of their own; a certificate that leaves more open needs trees for them."""
 
 MOST_EXACT = 2_000_000
-"""Weights and values of a network that fractions take."""
+"""Most weights and values of a network that is checked in fractions."""
 
 
 @dataclass(frozen=True)
 class Checked:
     """What was proven: ``kind``, and a bound of the margin: from below (certified) or from above (falsified).
 
-    ``said``: what its writer calls the statement (a property, as JSON types). ``corgi_opt.check_certificate`` makes
-    sure of that; this checker proves the statement alone.
+    ``said``: what its writer calls the statement (a property, as JSON types). ``corgi_opt.check_certificate`` checks
+    that as well; this checker proves the statement alone.
     """
 
     kind: str
@@ -64,13 +64,13 @@ def check(certificate: Certificate, network: Network, *, exact: bool = False) ->
         margin = prove(certificate, statement, network, arithmetic)
     except OverflowError as error:  # no fraction is infinite
         raise ProofError(f"its numbers are too large to calculate with ({error})") from error
-    except MemoryError as error:  # what sizes the network itself asks for, on a machine that has less
+    except MemoryError as error:  # the network itself may be too large for this machine
         raise ProofError(f"this machine has too little memory to check it ({error})") from error
     return Checked(claim.kind, margin, time.perf_counter() - start, exact, claim.said)
 
 
 def _require_small(network: Network) -> None:
-    """Raises ProofError for a network that fractions are no way to check."""
+    """Raises ProofError for a network that is too large to be checked in fractions."""
     held = sum(math.prod(node.shape) for node in network.nodes) + network.weight.size
     held += sum(weight.size for node in network.nodes for weight in node.op.weights)
     if held > MOST_EXACT:
@@ -81,7 +81,7 @@ def _require_small(network: Network) -> None:
 
 
 def _require_claim(claim: Claim, network: Network) -> Statement:
-    """What is claimed. Raises ProofError for what is not about this network, or says nothing of it."""
+    """The claimed statement. Raises ProofError for a claim about another network, or one that does not fit this one."""
     region, shape = claim.region, network.nodes[0].shape
     sha256 = network.sha256_of_logits if claim.says.logits else network.sha256
     if claim.sha256 != sha256:
@@ -101,7 +101,7 @@ def _certified(certificate: Certificate, statement: Statement, network: Network,
     for node in range(network.features + 1):
         bounds.reach(node, certificate.claims.get(node))
     if set(certificate.claims) - set(range(network.features + 1)):
-        raise ProofError("it claims bounds of nodes that there are not")
+        raise ProofError("it claims bounds of nodes that do not exist")
     margins = Margins(bounds, statement)
     for proof in certificate.trees:
         margins.add_tree(proof)
@@ -129,11 +129,11 @@ class Margins:
 
     def _bounded(self, terms: Indices, coefs: Array) -> Array:
         """D's lower bounds (Q,) of combinations of parts."""
-        bounds, found = self.bounds, np.full(len(terms), -np.inf)
+        bounds, lower = self.bounds, np.full(len(terms), -np.inf)
         for objectives in self.objective.rows(terms, coefs):
             value = bounds.bound(bounds.network.features, objectives.rows)
-            found[objectives.which] = objectives.lower(value, bounds.arithmetic)
-        return found
+            lower[objectives.which] = objectives.lower(value, bounds.arithmetic)
+        return lower
 
     @property
     def atoms(self) -> Array:
@@ -150,7 +150,7 @@ class Margins:
         return float(self.per_group.min())
 
     def open_atoms(self) -> Indices:
-        """Atoms (Q,) that may matter: not proven, of a group that is not."""
+        """Atoms (Q,) that are not proven, of groups that are not."""
         members = self.statement.members[~(self.per_group > 0)]
         mine = members[members >= 0]
         return np.asarray(np.sort(mine[~(self.atoms[mine] > 0)]))
@@ -163,29 +163,29 @@ class Margins:
             self._own[some] = np.maximum(self._own[some], self._bounded(self.statement.terms[some], coefs))
 
     def add_tree(self, proof: PartTree) -> float:
-        """Takes in what a tree proves, and returns it. Raises ProofError for one that proves nothing."""
+        """Takes in the lower bound that a tree proves, and returns it. Raises ProofError for a malformed tree."""
         terms, signs = np.array([proof.parts], dtype=np.int64), np.array([proof.signs], dtype=np.float64)
         if terms.shape != signs.shape or not terms.size or not np.isfinite(signs).all():
-            raise ProofError(f"a tree about {len(proof.parts)} parts with signs {proof.signs}")
+            raise ProofError(f"a malformed tree: {len(proof.parts)} parts with signs {proof.signs}")
         if (terms < 0).any() or (terms >= len(self.low)).any():
-            raise ProofError("a tree about parts that there are not")
+            raise ProofError("a tree about parts that do not exist")
         atoms = self._same(terms[0], signs[0])
         if not len(atoms) and proof.signs not in ((1,), (-1,)):
-            raise ProofError("a tree about parts that no atom compares so")
+            raise ProofError("a tree about a combination of parts that is no atom")
         if not covers(proof.tree.phases):
-            raise ProofError(f"the leaves of the tree of parts {proof.parts} leave something out")
+            raise ProofError(f"the leaves of the tree of parts {proof.parts} leave some sign pattern out")
         (objectives,) = self.objective.rows(terms, signs)
         program = Program(self.bounds, proof.tree, self.bounds.network.features, objectives.rows)
-        found = float(objectives.lower(program.lower().min(keepdims=True), self.bounds.arithmetic)[0])
-        self._own[atoms] = np.maximum(self._own[atoms], found)
+        proven = float(objectives.lower(program.lower().min(keepdims=True), self.bounds.arithmetic)[0])
+        self._own[atoms] = np.maximum(self._own[atoms], proven)
         if proof.signs == (1,):
-            self.low[terms[0]] = np.maximum(self.low[terms[0]], found)
+            self.low[terms[0]] = np.maximum(self.low[terms[0]], proven)
         elif proof.signs == (-1,):
-            self.high[terms[0]] = np.minimum(self.high[terms[0]], -found)
-        return found
+            self.high[terms[0]] = np.minimum(self.high[terms[0]], -proven)
+        return proven
 
     def _same(self, parts: Indices, signs: Array) -> Indices:
-        """The atoms that are this combination of parts."""
+        """The atoms that are exactly this combination of parts."""
         terms, coefs = self.statement.terms, self.statement.coefs
         if len(parts) != terms.shape[1]:
             return np.zeros(0, dtype=np.int64)
@@ -193,7 +193,7 @@ class Margins:
 
 
 def _values_at(image: Array, statement: Statement, network: Network, arithmetic: Arithmetic) -> tuple[Array, Array]:
-    """Floats that the parts (F,) at one image are between."""
+    """Floats (F,), (F,) that the parts at one image lie between."""
     bounds = Bounds(network, Region(image, 0.0, "inf", None), arithmetic)
     for node in range(network.features + 1):
         bounds.reach(node)
@@ -203,7 +203,7 @@ def _values_at(image: Array, statement: Statement, network: Network, arithmetic:
 
 
 def _require_anchored(statement: Statement, at_center: tuple[Array, Array]) -> None:
-    """Raises ProofError where the statement is not proven to speak of what it is said to."""
+    """Raises ProofError where the statement's anchors are not proven to hold at the centre."""
     if not statement.anchored(*at_center):
         raise ProofError(
             "its anchors are not proven to hold at its image: that the parts it names are the larger ones there"

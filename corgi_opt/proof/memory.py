@@ -1,4 +1,4 @@
-"""How much memory a check may take: what a file lists decides sizes, so they are bounded before anything is made.
+"""How much memory a check may take: the file decides sizes, so they are bounded before anything is allocated.
 
 In all a check keeps to about 1 GiB beside the network itself: the file's content (archive.py), the rows of one tree at
 a time (here), and what a backward pass holds at once (``Arithmetic.at_once``).
@@ -13,8 +13,8 @@ from corgi_opt.errors import ProofError
 MOST_BYTES = 3 * 2**27
 """Largest set of rows of one tree: 384 MiB."""
 
-PIXELS_AT_ONCE = 1_000_000
-"""Entries of a tree's rows that are looked at at once."""
+ENTRIES_AT_ONCE = 1_000_000
+"""Entries of a tree's rows that are processed at once."""
 
 
 def require_room(size: int, what: str) -> None:
@@ -24,7 +24,7 @@ def require_room(size: int, what: str) -> None:
 
 
 def blocks(rows: int, width: int) -> Iterator[slice]:
-    """Parts of a table with so many rows of this width."""
-    size = max(1, PIXELS_AT_ONCE // max(width, 1))
+    """Consecutive slices of so many rows, each of about ENTRIES_AT_ONCE entries at most, ``width`` in a row."""
+    size = max(1, ENTRIES_AT_ONCE // max(width, 1))
     for start in range(0, rows, size):
         yield slice(start, min(start + size, rows))

@@ -1,5 +1,4 @@
-"""The network that a certificate speaks of, as plain arrays: affine operations (operations.py) and ReLU, and nothing of
-torch.
+"""The network of a certificate as plain arrays, without torch: affine operations (operations.py) and ReLU.
 
 Values are maps (C, H, W). Its SHA-256 is over operations, wiring and every weight's bits, not over names.
 """
@@ -8,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -46,11 +44,12 @@ class Network:
 
     @property
     def sha256_of_logits(self) -> str:
-        """Of all that logits come from; :attr:`sha256` is of what CAMs do, and knows no bias."""
+        """The hash of all that logits depend on, the bias included."""
         return hashlib.sha256(self.sha256.encode() + np.ascontiguousarray(self.bias, dtype="<f8").tobytes()).hexdigest()
 
     @property
     def sha256(self) -> str:
+        """The hash of all that CAMs depend on: the bias plays no part in them and is left out."""
         digest = hashlib.sha256()
 
         def say(what: object) -> None:
@@ -79,12 +78,9 @@ class Network:
                 wanted.update(self.nodes[at].inputs)
         return sorted(wanted, reverse=True)
 
-    def consumers(self, node: int) -> Sequence[int]:
-        return [at for at, other in enumerate(self.nodes) if node in other.inputs]
-
 
 def _held(op: Op) -> tuple[list[object], list[Array]]:
-    """All that an operation holds, so that nothing is forgotten: its settings, and its arrays one by one.
+    """All fields of an operation, so that none is left out of the hash: its settings, and its arrays one by one.
 
     Raises TypeError for what is neither.
     """

@@ -1,12 +1,12 @@
-"""The operations of a network, each with the rules that bounds need of it: nothing else in proof/ tells one affine
-operation from another.
+"""The operations of a network, each with the rules that bounds need of it. Nothing else in proof/ tells one affine
+operation from another, except that bounds.py recognises a maximum by its ``Combine``.
 
-Beside the image and ReLU there are two kinds, both of maps (C, H, W):
+Beside the image, ReLU and what no rule is known of there are two kinds, both of maps (C, H, W):
 
 * a *selection*: every value is one of its operands' or zero. Nothing is calculated, so nothing is rounded;
 * a *weighted* sum ``sum_i M_i x_i + b``, whose rounding bounds.py counts from its numbers of terms.
 
-A rule says what is so of M; what rounding may hide of that is said once, in bounds.py.
+A rule is about exact M; the rounding of its result is accounted for once, in bounds.py.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ Pair = tuple[int, int]
 
 
 class Operation:
-    """What it holds is what a network's hash says of it: arrays, one tuple of arrays at most, and numbers, strings and
-    tuples of them; each field is always one of these."""
+    """An operation. Its fields are what the network's hash is of: arrays, at most one tuple of arrays, and numbers,
+    strings and tuples of them. A field never changes from one of these kinds to another."""
 
     @property
     def weights(self) -> tuple[Array, ...]:
@@ -35,7 +35,7 @@ class Operation:
         return ()
 
     def reads(self, size: Pair) -> Pair:
-        """How large a window of an operand is that a window of this size reads."""
+        """The size of the operand's window that a window of this size reads."""
         return size
 
 
@@ -49,21 +49,30 @@ class Relu(Operation):
     """``max(x, 0)``."""
 
 
+@dataclass(frozen=True, eq=False)
+class Curved(Operation):
+    """One that is neither affine nor ReLU, by its name and its numbers: it has its place in the network's hash, and
+    nothing is proven of a network that has one."""
+
+    function: str
+    numbers: tuple[float, ...]
+
+
 class Selection(Operation, ABC):
     """Every value is one of the operands' or zero."""
 
     @abstractmethod
     def image(self, values: Sequence[Numbers], shape: Shape) -> Numbers:
-        """What is selected of the operands' maps, of this shape."""
+        """The selection, a map of this shape, from the operands' maps."""
 
     @abstractmethod
     def adjoint(self, rows: Rows) -> list[Rows]:
-        """The functionals of each operand that functionals of the selection are."""
+        """Functionals of the selection as functionals of each operand."""
 
 
 class Weighted(Operation, ABC):
-    """``sum_i M_i x_i + b``. Every entry of every M_i is zero or one of ``weights``, whatever numbers these are: rules
-    that are given their absolute values are those of ``|M_i|``, given what is above zero in them, of what is so in M_i.
+    """``sum_i M_i x_i + b``. Every entry of every M_i is zero or one of ``weights``. Rules take the weights as an
+    argument: given their absolute values, a rule is that of ``|M_i|``, given their positive parts, that of M_i's.
     """
 
     @property
@@ -99,7 +108,7 @@ class Weighted(Operation, ABC):
             tally.add(rows.coefs * rows.over(bias))
 
 
-Op = Input | Relu | Selection | Weighted
+Op = Input | Relu | Curved | Selection | Weighted
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,7 +176,7 @@ class Conv(Weighted):
     def add_bias(self, rows: Rows, bias: Numbers, tally: Tally) -> None:
         """Sums over positions first: the bias is the same at all of them."""
         tally.add(rows.coefs.sum(axis=(2, 3)) * bias[:, 0, 0])
-        if tally.rounds:  # of the sums over positions
+        if tally.rounds:  # the error of the sums over positions
             size = np.abs(rows.coefs).sum(axis=(2, 3)) @ np.abs(self.bias)
             tally.may_be_off(tally.arithmetic.gamma(math.prod(rows.coefs.shape[2:]) + 2) * size)
 
@@ -190,11 +199,76 @@ class Tap(Selection):
         return np.where(there[None], taken, taken * 0)
 
     def adjoint(self, rows: Rows) -> list[Rows]:
-        """The same coefficients, elsewhere."""
+        """The same coefficients, at the positions that are read."""
         (h, w), (sy, sx) = rows.coefs.shape[2:], self.stride
         below = np.zeros((*rows.coefs.shape[:2], *self.reads((h, w))), dtype=rows.coefs.dtype)
         below[:, :, ::sy, ::sx] = rows.coefs
         return [Rows(below, rows.corners * np.array(self.stride) + np.array(self.offset))]
+
+
+@dataclass(frozen=True, eq=False)
+class Channels(Selection):
+    """``out[c] = in_i[index[i, c]]`` for the operand i whose index is not -1 there, or zero; no channel of an operand
+    twice. ``counts`` (operands,): how many channels each has."""
+
+    index: Array
+    counts: Array
+
+    def image(self, values: Sequence[Numbers], shape: Shape) -> Numbers:
+        out: Numbers = np.zeros(shape, dtype=values[0].dtype) + values[0].flat[0] * 0
+        for x, index in zip(values, self.index, strict=True):
+            out[index >= 0] = x[index[index >= 0]]
+        return out
+
+    def adjoint(self, rows: Rows) -> list[Rows]:
+        below = []
+        for count, index in zip(self.counts, self.index, strict=True):
+            coefs = np.zeros((len(rows), int(count), *rows.coefs.shape[2:]), dtype=rows.coefs.dtype)
+            coefs[:, index[index >= 0]] = rows.coefs[:, index >= 0]
+            below.append(replace(rows, coefs=coefs))
+        return below
+
+
+@dataclass(frozen=True, eq=False)
+class Move(Weighted):
+    """``out[v] = in_i[index[i, v]]`` for the operand i whose index is not -1 there, or zero; v and the indices are flat
+    places of maps. ``index`` (operands, C, H, W), ``shapes`` (operands, 3)."""
+
+    index: Array
+    shapes: Array
+
+    terms = 1
+
+    @property
+    def weights(self) -> tuple[Array, ...]:
+        return (np.ones(1),)
+
+    @property
+    def bias_map(self) -> Array:
+        return np.zeros((1, 1, 1))
+
+    @property
+    def adjoint_terms(self) -> int:
+        return max(1, *(int(np.bincount(one[one >= 0]).max(initial=0)) for one in self.index))
+
+    def reads(self, size: Pair) -> Pair:
+        return int(self.shapes[:, 1].max()), int(self.shapes[:, 2].max())
+
+    def images(self, weights: Sequence[Numbers], values: Sequence[Numbers], shape: Shape) -> list[Numbers]:
+        (one,) = weights
+        return [np.where(at >= 0, x.ravel()[at.clip(0)], 0) * one for x, at in zip(values, self.index, strict=True)]
+
+    def adjoint(self, weights: Sequence[Numbers], rows: Rows) -> list[Rows]:
+        (one,), (_, height, width) = weights, self.index.shape[1:]
+        whole, below, size = rows.laid_out(0, height).laid_out(1, width), [], self.reads((1, 1))
+        lam = whole.coefs.reshape(len(rows), -1) * one
+        for (channels, h, w), at in zip(self.shapes.tolist(), self.index, strict=True):
+            flat, of = np.zeros((channels * h * w, len(rows)), dtype=lam.dtype), at.ravel()
+            np.add.at(flat, of[of >= 0], lam.T[of >= 0])
+            coefs = flat.T.reshape(len(rows), channels, h, w)
+            pads = ((0, 0), (0, 0), (0, size[0] - h), (0, size[1] - w))
+            below.append(Rows(np.pad(coefs, pads), np.zeros_like(rows.corners)))
+        return below
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,4 +1,4 @@
-"""The images a certificate speaks of, and the least value of linear functionals over them.
+"""The images that a certificate is about, and the least value of linear functionals over them.
 
 For ``min lam'd`` over ``||d|| <= eps`` and a box around 0, split lam = p + r: by duality ``lam'd >= -eps ||p||_dual -
 sum |r_i| room_i``, room being that on the side to which r pulls, whatever p is. p is chosen in floats; an L-inf ball
@@ -19,7 +19,7 @@ from corgi_opt.proof.tally import Tally
 Norm = Literal["inf", "2", "1"]
 
 HALVINGS = 60
-
+"""Steps of the search for p."""
 
 Clip = tuple[float, float] | tuple[tuple[float, ...], tuple[float, ...]] | None
 """A box's two ends, each one number or one a channel."""
@@ -48,13 +48,13 @@ class Region:
 
     @property
     def lower(self) -> Array:
-        """No larger than any x of the region."""
+        """A map (C, H, W) no larger than any x of the region."""
         low = np.nextafter(self.center - self.eps, -np.inf) if self.eps > 0 else self.center
         return low if self.ends is None else np.maximum(low, self.ends[0])
 
     @property
     def upper(self) -> Array:
-        """No smaller than any x of the region."""
+        """A map (C, H, W) no smaller than any x of the region."""
         high = np.nextafter(self.center + self.eps, np.inf) if self.eps > 0 else self.center
         return high if self.ends is None else np.minimum(high, self.ends[1])
 

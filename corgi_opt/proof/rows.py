@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from corgi_opt.proof.arithmetic import Numbers
 
 Shape = tuple[int, int, int]
-"""Of a map: (C, H, W)."""
+"""Shape (C, H, W) of a map."""
 
 Corners = NDArray[np.int64]
 
@@ -44,7 +44,7 @@ class Rows:
         return maps if maps.shape[1:] == (1, 1) else self.gather(maps)
 
     def on(self, shape: Shape) -> Rows:
-        """The same where there are neurons: zero off the map, no axis longer than the map's."""
+        """The same functionals where neurons exist: zero off the map, no axis longer than the map's."""
         rows = self
         for axis in (0, 1):
             if rows.coefs.shape[2 + axis] > shape[1 + axis]:
@@ -59,18 +59,18 @@ class Rows:
     def laid_out(self, axis: int, length: int) -> Rows:
         """On windows that hold positions 0 to length-1 along one axis (0 rows, 1 columns)."""
         source = np.arange(length) - self.corners[:, axis, None]
-        found = (source >= 0) & (source < self.coefs.shape[2 + axis])
+        held = (source >= 0) & (source < self.coefs.shape[2 + axis])
         along = np.s_[:, None, :, None] if axis == 0 else np.s_[:, None, None, :]
         index = source.clip(0, self.coefs.shape[2 + axis] - 1)[along]
         corners = self.corners.copy()
         corners[:, axis] = 0
-        return Rows(np.take_along_axis(self.coefs, index, axis=2 + axis) * found[along], corners)
+        return Rows(np.take_along_axis(self.coefs, index, axis=2 + axis) * held[along], corners)
 
     def plus(self, other: Rows, shape: Shape) -> Rows:
         """The sum of two functionals of one node of this shape."""
         apart = other.corners - self.corners
         if (apart != apart[0]).any():
-            # one of them was laid out on the map on its way down (corners move alike otherwise): so are both now
+            # one was laid out on the map on its way down (corners of both move alike otherwise): lay out both
             mine, theirs = (r.laid_out(0, shape[1]).laid_out(1, shape[2]) for r in (self, other))
             return Rows(mine.coefs + theirs.coefs, mine.corners)
         shift = np.minimum(apart[0], 0)

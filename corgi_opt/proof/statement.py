@@ -25,10 +25,10 @@ from corgi_opt.proof.tally import GENEROUS
 Indices = NDArray[np.int64]
 
 MEAN = -1
-"""In place of a pixel: a logit."""
+"""The ``place`` of a logit."""
 
 MOST_ATOMS = 4_000_000
-"""Of one statement."""
+"""Most atoms of one statement."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,8 +36,8 @@ class Statement:
     """F parts: ``heads`` (D, classes), ``head`` (F,), ``place`` (F,), a flat pixel or MEAN. A atoms: ``terms`` (A, T)
     of parts, ``coefs`` (A or 1, T). G groups: ``members`` (G, S) of atoms (-1: none), ``need`` (G,).
 
-    ``anchors`` (B, 2): parts of which the first is larger than the second at the centre: what makes the atoms speak of
-    what they are said to (that these are the brightest pixels).
+    ``anchors`` (B, 2): parts of which the first is larger than the second at the centre. They tie the atoms to what
+    they are said to be about (that these are the brightest pixels).
     """
 
     heads: Array
@@ -50,29 +50,29 @@ class Statement:
     anchors: Indices
 
     def of(self, network: Network) -> Statement:
-        """Itself, of a network that has all it speaks of. Raises ProofError where that is not so."""
+        """The statement itself, once it is known to fit the network. Raises ProofError where it does not."""
         parts, atoms = len(self.head), len(self.terms)
         _, height, width = network.nodes[network.features].shape
         _require(self.heads.ndim == 2 and self.heads.shape[1] == len(network.weight), "another number of classes")
         _require(bool(np.isfinite(self.heads).all() and np.isfinite(self.coefs).all()), "numbers that are not finite")
         _require(self.head.shape == self.place.shape == (parts,), "parts of unlike lengths")
-        _require(_within(self.head, 0, len(self.heads)), "head vectors that there are not")
-        _require(_within(self.place, MEAN, height * width), "pixels that there are not")
+        _require(_within(self.head, 0, len(self.heads)), "head vectors that do not exist")
+        _require(_within(self.place, MEAN, height * width), "pixels that do not exist")
         _require(self.terms.ndim == 2 and 0 < atoms <= MOST_ATOMS, f"no atoms, or more than {MOST_ATOMS:,}")
         _require(self.coefs.shape in ((1, self.terms.shape[1]), self.terms.shape), "coefficients of another shape")
-        _require(_within(self.terms, 0, parts), "parts that there are not")
+        _require(_within(self.terms, 0, parts), "parts that do not exist")
         _require(
             self._at_places_of_their_own(), "an atom of no parts, or of several at one place, which would round unseen"
         )
         _require(self.members.ndim == 2 and len(self.members) > 0, "no groups")
-        _require(_within(self.members, -1, atoms), "atoms that there are not")
+        _require(_within(self.members, -1, atoms), "atoms that do not exist")
         named = self.members[self.members >= 0]
         _require(len(np.unique(named)) == len(named), "an atom in two groups")
         sizes = (self.members >= 0).sum(axis=1)
         _require(self.need.shape == (len(self.members),) and bool((self.need >= 1).all()), "groups that need nothing")
         _require(bool((self.need <= sizes).all()), "groups that need more than they have")
         _require(self.anchors.ndim == 2 and self.anchors.shape[1] == 2, "anchors that are no pairs")
-        _require(_within(self.anchors, 0, parts), "anchors that there are not")
+        _require(_within(self.anchors, 0, parts), "anchors that do not exist")
         return self
 
     def _at_places_of_their_own(self) -> bool:
@@ -85,7 +85,7 @@ class Statement:
 
     @property
     def logits(self) -> bool:
-        """Whether it speaks of the bias."""
+        """Whether any part is a logit, so that the bias matters."""
         return bool((self.place == MEAN).any())
 
     def slack(self, atoms: Array) -> Array:
@@ -95,21 +95,22 @@ class Statement:
         return np.asarray(np.take_along_axis(np.sort(held, axis=1), place[:, None], axis=1)[:, 0])
 
     def least(self, low: Array, high: Array) -> Array:
-        """No more than each atom (A,) can be, for parts between ``low`` and ``high`` (F,); see :meth:`_total`."""
+        """Lower bounds of the atoms (A,) for parts between ``low`` and ``high`` (F,); see :meth:`_total`."""
         return self._total(self.terms, self.coefs, low, high)
 
     def most(self, low: Array, high: Array) -> Array:
-        """No less than each atom (A,) can be."""
+        """Upper bounds of the atoms (A,) for parts between ``low`` and ``high`` (F,)."""
         return -self._total(self.terms, -self.coefs, low, high)
 
     def anchored(self, low: Array, high: Array) -> bool:
-        """Whether all anchors hold for parts between these."""
+        """Whether all anchors hold for parts between ``low`` and ``high`` (F,)."""
         return bool((low[self.anchors[:, 0]] > high[self.anchors[:, 1]]).all())
 
     @staticmethod
     def _total(terms: Indices, coefs: Array, low: Array, high: Array) -> Array:
-        """A difference of two floats has the sign of what it is rounded from, so it stands as it is (ties are decided
-        by it); of longer sums and of products what rounding may hide is taken off."""
+        """Lower bounds (A,) of ``sum of coefs * part``. A rounded difference of two floats has the sign of the exact
+        one, so it stands as it is (ties are decided by it); from longer sums and from products the error is taken off.
+        """
         total, size = np.zeros(len(terms)), np.zeros(len(terms))
         with np.errstate(all="ignore"):
             for term in range(terms.shape[1]):
@@ -126,7 +127,7 @@ class Statement:
 @dataclass(frozen=True, eq=False)
 class TopPixels:
     """Each of the pixels ``top``, the brightest at the centre, is among the ``within`` brightest of the CAM of
-    ``class_idx``. What files of versions 1 and 2 claim."""
+    ``class_idx``. The claim of files of versions 1 and 2."""
 
     class_idx: int
     top: tuple[int, ...]
@@ -135,7 +136,7 @@ class TopPixels:
     logits: ClassVar[bool] = False
 
     def of(self, network: Network) -> Statement:
-        """The same as atoms in groups. Raises ProofError for what the network has not."""
+        """The statement as atoms in groups. Raises ProofError where it does not fit the network."""
         _, height, width = network.nodes[network.features].shape
         pixels, top, classes = height * width, np.array(self.top, dtype=np.int64), len(network.weight)
         if not 0 <= self.class_idx < classes:
@@ -154,7 +155,7 @@ class TopPixels:
         head = np.zeros((1, classes))
         head[0, self.class_idx] = 1.0
         zeros = np.zeros(pixels, dtype=np.int64)
-        anchors = outside[:0] if alone else outside  # alone, the atoms say it themselves
+        anchors = outside[:0] if alone else outside  # alone, the atoms themselves say which pixels are the top
         return Statement(head, zeros, every, pairs, np.array([[1.0, -1.0]]), members, need, anchors).of(network)
 
 
@@ -173,21 +174,21 @@ def _require(holds: bool, what: str) -> None:
 
 
 class Objectives(NamedTuple):
-    """Some of many functionals, their places ``which`` among all: ``rows`` of the last feature map plus ``shift`` (R,),
-    which floats may have wrong by ``doubt`` (R,)."""
+    """Some of many functionals, those numbered ``which`` (R,): ``rows`` of the last feature map plus ``shift`` (R,),
+    which is off by ``doubt`` (R,) at most."""
 
     which: Indices
     rows: Rows
     shift: Numbers
     doubt: Array
 
-    def lower(self, found: Array, arithmetic: Arithmetic) -> Array:
-        """Floats below the functionals, of floats ``found`` (R,) below what their rows say."""
+    def lower(self, bounds: Array, arithmetic: Arithmetic) -> Array:
+        """Lower bounds (R,) of the functionals, from lower bounds ``bounds`` (R,) of their rows."""
         if not (self.shift != 0).any() and not self.doubt.any():
-            return found
-        whole = np.full(len(found), -np.inf)
-        there = np.isfinite(found)
-        whole[there] = arithmetic.down(arithmetic.of(found[there]) + self.shift[there])
+            return bounds
+        whole = np.full(len(bounds), -np.inf)
+        there = np.isfinite(bounds)
+        whole[there] = arithmetic.down(arithmetic.of(bounds[there]) + self.shift[there])
         with np.errstate(invalid="ignore"):
             below = np.nextafter(np.nextafter(whole, -np.inf) - self.doubt, -np.inf)
         return np.where(np.isnan(below), -np.inf, below)
@@ -210,8 +211,8 @@ class Objective:
         self._shift_off = np.asarray(terms * 2 * (np.abs(heads) @ np.abs(network.bias)), dtype=np.float64)
 
     def rows(self, terms: Indices, coefs: Array) -> Iterator[Objectives]:
-        """Of combinations ``terms`` (Q, T), ``coefs`` (Q, T): on the rectangles that span their pixels (the whole map
-        for a logit), together those of like rectangle."""
+        """The combinations of parts ``terms`` (Q, T) with ``coefs`` (Q, T), on the rectangles that span their pixels
+        (the whole map for a logit); those of one size of rectangle come together."""
         place = self.statement.place[terms]
         used, whole = coefs != 0, ((place == MEAN) & (coefs != 0)).any(axis=1)
         ends = [self._ends(at, used, whole, n) for at, n in zip(np.divmod(place, self._width), self._size, strict=True)]
@@ -239,7 +240,7 @@ class Objective:
     ) -> Objectives:
         arithmetic, magnitude = self.bounds.arithmetic, self.bounds.magnitude(self.bounds.network.features)
         pixels, count = self._height * self._width, len(which)
-        found = arithmetic.zeros(count, self._channels, *size)
+        table = arithmetic.zeros(count, self._channels, *size)
         shift, doubt, row = arithmetic.zeros(count), np.zeros(count), np.arange(count)
         by_place = magnitude.reshape(self._channels, -1).T  # (P, C)
         for term in range(terms.shape[1]):
@@ -251,11 +252,11 @@ class Objective:
                 off = off + arithmetic.gamma(8) * np.abs(coefs[:, term, None] * np.asarray(own, dtype=np.float64))
             y, x = np.divmod(np.maximum(place, 0), self._width)
             at = np.flatnonzero(~logit & (coefs[:, term] != 0))
-            found[row[at], :, y[at] - corners[at, 0], x[at] - corners[at, 1]] += own[at]
+            table[row[at], :, y[at] - corners[at, 0], x[at] - corners[at, 1]] += own[at]
             doubt[at] += (off[at] * by_place[np.maximum(place[at], 0)]).sum(axis=1)
             at = np.flatnonzero(logit)
             if len(at):
-                found[at] += (own[at] / arithmetic.of([pixels])[0])[:, :, None, None]
+                table[at] += (own[at] / arithmetic.of([pixels])[0])[:, :, None, None]
                 shift[at] = shift[at] + coef[at] * self._shifts[head[at]]
                 rounded = off[at] + arithmetic.gamma(16) * np.abs(np.asarray(own[at], dtype=np.float64))
                 doubt[at] += (rounded * by_place.mean(axis=0)).sum(axis=1)
@@ -263,11 +264,11 @@ class Objective:
         if not isinstance(arithmetic, Float64):
             doubt = np.zeros(count)
         doubt = np.where(doubt > 0, GENEROUS * doubt * (1 + 1e-9) + 1e-300, 0.0)
-        return Objectives(which, Rows(found, corners), shift, doubt)
+        return Objectives(which, Rows(table, corners), shift, doubt)
 
     def values(self, low: Array, high: Array) -> tuple[Array, Array]:
-        """Floats that the parts (F,) are between, of a last feature map between ``low`` and ``high`` (C, P): at an
-        image, where these are next to each other."""
+        """Floats (F,), (F,) that the parts of a last feature map between ``low`` and ``high`` (C, P) lie between. Meant
+        for an image, where ``low`` and ``high`` are next to each other."""
         arithmetic = self.bounds.arithmetic
         of, weight = arithmetic.of, self._vectors
         size = np.maximum(np.abs(low), np.abs(high))

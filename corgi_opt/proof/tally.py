@@ -1,4 +1,4 @@
-"""Sums whose rounding is bounded: what a lower bound adds up, row by row."""
+"""Sums whose rounding is bounded: the terms of lower bounds, row by row."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import numpy as np
 from corgi_opt.proof.arithmetic import Arithmetic, Array, Float64, Numbers
 
 GENEROUS = 1 + 2.0**-20
-"""By more than the error bounds themselves are rounded."""
+"""A factor that is larger than the rounding of the error bounds themselves."""
 
 
 class Tally:
-    """R sums: ``value``, the sum ``size`` of their terms' magnitudes, and ``error``, what other rounding comes to."""
+    """R sums: ``value``, the sum ``size`` of their terms' magnitudes, and ``error``, a bound of other errors."""
 
     def __init__(self, arithmetic: Arithmetic, rows: int) -> None:
         self.arithmetic, self.rounds = arithmetic, isinstance(arithmetic, Float64)
@@ -35,7 +35,7 @@ class Tally:
 
     @property
     def uncertain(self) -> Numbers:
-        """What the values (R,) may be off by, either way."""
+        """How far the values (R,) may be off, either way."""
         if not self.rounds:
             return self.error
         summed = self.arithmetic.gamma(2 * self.count + 32) * self.size
@@ -46,5 +46,5 @@ class Tally:
         """Floats that are no larger than the sums; -inf where anything overflowed."""
         if not self.rounds:
             return self.arithmetic.down(self.value - self.error)
-        found = np.nextafter(self.value - self.uncertain, -np.inf)
-        return np.where(np.isfinite(found), found, -np.inf)
+        below = np.nextafter(self.value - self.uncertain, -np.inf)
+        return np.where(np.isfinite(below), below, -np.inf)

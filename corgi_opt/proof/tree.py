@@ -55,8 +55,8 @@ def _entries(rows: Rows, shape: Shape) -> tuple[Indices, Indices, Numbers]:
 
 @dataclass(frozen=True, eq=False)
 class _Into:
-    """Functionals over the variables as they are found: coefficients of units (R, U), constants (R,), what these may be
-    off by (R,), and notes of coefficients over the image."""
+    """Functionals over the variables while they are made: coefficients of units (R, U), constants (R,), how far these
+    may be off (R,), and notes of coefficients over the image."""
 
     units: Numbers
     constants: Numbers
@@ -110,9 +110,9 @@ def covers(phases: NDArray[np.int8]) -> bool:
 
 
 class Program:
-    """The rows of a tree's units and of a functional, over ``[x, relu]``: calculated anew, with what rounding hides.
+    """The rows of a tree's units and of a functional, over ``[x, relu]``: computed anew, with bounds of their errors.
 
-    Raises ProofError for a tree that is none, or that lists more units than there may be memory for.
+    Raises ProofError for a malformed tree, or one with more units than the memory of a check allows.
     """
 
     @np.errstate(all="ignore")  # what overflows ends as a bound of -inf
@@ -149,7 +149,7 @@ class Program:
         self._sizes = [self._sized(m) for m in (self.rows, self.objective, self.planes) if m is not None]
 
     def _assemble(self, into: _Into) -> None:
-        """Makes the rows over ``[x, relu]`` of what was found."""
+        """Makes the rows over ``[x, relu]`` from functionals and notes."""
         places = [np.unique(note.flat) for note in into.notes]
         self.image = np.unique(np.concatenate([np.zeros(0, dtype=np.int64), *places]))
         self.inputs = len(self.image)
@@ -168,7 +168,7 @@ class Program:
         require_room(self._bytes, f"a tree of {self.units:,} units")
 
     def _sized(self, rows: Numbers) -> Numbers:
-        """``|rows| @ magnitude`` (R,), a few rows at a time; asked for where numbers are rounded only."""
+        """``|rows| @ magnitude`` (R,), a few rows at a time; empty in exact arithmetic, which needs none."""
         if not isinstance(self.arithmetic, Float64):
             return self.arithmetic.zeros(0)
         parts = [np.abs(rows[some]) @ self.magnitude for some in blocks(len(rows), rows.shape[1])]
@@ -204,7 +204,7 @@ class Program:
             raise ProofError("a tree's inputs are out of order, or not of the image")
 
     def _take_down(self, node: int, rows: Rows, first: int, into: _Into) -> None:
-        """Functionals of a node over the variables, from row ``first`` on."""
+        """Writes functionals of a node over the variables into rows ``first`` and following."""
         size = max(1, self.arithmetic.at_once // self.bounds.largest(node, rows))
         for start in range(0, len(rows), size):
             part = rows.part(start, size)
@@ -219,8 +219,8 @@ class Program:
             into.off_by[here] = self.arithmetic.up(tally.uncertain)
 
     def _gate(self, into: Numbers, at: int, rows: Rows, tally: Tally) -> Rows:
-        """Active units pass coefficients on, inactive ones drop them, those of the tree have them noted. Others that
-        are open count as whichever of on and off is nearer, and may be off by what that takes."""
+        """Active units pass coefficients on, inactive ones drop them, those of the tree have them noted. Other open
+        units count as on or off, whichever is nearer, and the difference goes to the tally's error."""
         (source,) = self.bounds.network.nodes[at].inputs
         low, high = self.bounds.lower[source], self.bounds.upper[source]
         unit = self._column.get(at, np.full(low.size, -1, dtype=np.int64))
@@ -304,7 +304,7 @@ class Program:
         return np.where((low > high).any(axis=1), np.inf, tally.lower)  # a sign that a unit cannot have
 
     def _rounding(self, tally: Tally, mu: Numbers, part: Numbers, rest: Numbers) -> None:
-        """What coefficients that were computed may differ by from those that mu and p ask for."""
+        """Adds how far the computed coefficients may move the bound from that of the exact ones at mu and p."""
         if not tally.rounds:
             return
         terms = 4 * self.units + 8  # products, and additions of blocks
@@ -319,7 +319,7 @@ class Program:
 
 
 def _greatest(program: Program, rows: Numbers, constants: Numbers, slack: Array) -> Array:
-    """The most (U,) that ``rows @ v + constants`` may be over the box of the variables, no less."""
+    """Upper bounds (U,) of ``rows @ v + constants + slack`` over the box of the variables."""
     of = program.arithmetic.of
     tally = Tally(program.arithmetic, len(rows))
     tally.add(-rows * np.where(rows > 0, of(program.most), of(program.least)))

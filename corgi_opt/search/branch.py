@@ -2,10 +2,10 @@
 
 Nodes are bounded many at once by D(mu) (encode/phases.py), in float32; one is closed only by its bound in float64. A
 node is split by one of the units that mislead its bound most (|lambda| times the error of the relaxed unit at the image
-that the bound believes in) and were worth most where they were tried before (pseudo-costs, Benichou et al. 1971),
+where the bound is attained) and were worth most where they were tried before (pseudo-costs, Benichou et al. 1971),
 whichever of a few does most for the weaker child (strong branching, Applegate et al. 1995). Where no open unit misleads
-it, what is left is a linear program, and is solved as one: a multiplier of a phase may need more than a few steps of
-ascent. What its solver says proves nothing: its multipliers do, by a bound that takes rounding off.
+the bound, the node is a linear program and is solved as one: a multiplier of a phase may need more than a few steps of
+ascent. The solver's word proves nothing; its multipliers do, by a bound less its rounding errors.
 """
 
 from __future__ import annotations
@@ -52,14 +52,14 @@ FEW = 3
 TOO_CLOSE = "too close to zero for float arithmetic"
 NOT_A_NUMBER = "the search's float32 arithmetic overflows"
 UNSOLVED = "a leaf's linear program is not solved well enough to prove anything"
-"""Why an answer may be no answer."""
+"""Reasons why a search ends undecided."""
 
 CLOSE = 1e-6
-"""How far a leaf's proven bound and its value may be apart, in units of the output's largest coefficient, where
-solvers work to 1e-9 of that."""
+"""A leaf's proven bound and the lowest value met are close where they differ by no more, in units of the output's
+largest coefficient (solvers work to 1e-9 of that)."""
 
 PENALTIES = (10.0, 1e3, 1e5)
-"""Of a phase that is not kept, in a leaf's linear program; the next is tried where the last one was paid."""
+"""Penalties of violating a phase in a leaf's linear program; the next is tried where the optimum pays the last."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,30 +99,30 @@ def branch(
     planes = hull_planes(program, threshold + CLEARLY, deadline)
     ledger = Ledger(program, planes) if keep_leaves else None
     second = _Tree(program, planes, threshold, solver, device, ledger).search(deadline, math.inf)
-    upper, image = min(((s.upper, s.image) for s in (first, second)), key=lambda found: found[0])
+    upper, image = min(((s.upper, s.image) for s in (first, second)), key=lambda pair: pair[0])
     nodes, leaves = first.nodes + second.nodes, first.leaves + second.leaves
     return Searched(max(first.lower, second.lower), upper, image, nodes, leaves, second.reason, second.tree)
 
 
 def met(program: Program, value: float, threshold: float) -> bool:
-    """Whether an image of this ``value`` is at the threshold, or so near that no bound below it can be above that."""
+    """Whether an image of this ``value`` is at or below the threshold, up to the residue that bounds are lowered by."""
     return value - float(program.residue[0]) <= threshold
 
 
 class PseudoCosts:
-    """What it was worth so far to split by each of the units: the mean share that it closed of a node's gap."""
+    """What splits by each of the units were worth so far: the mean share of a node's gap that they closed."""
 
     def __init__(self, units: int, device: torch.device) -> None:
         self._sum, self._count = torch.zeros(units, device=device), torch.zeros(units, device=device)
 
     def learn(self, units: Tensor, share: Tensor) -> None:
-        """That splits by ``units`` (T,) closed ``share`` (T,)."""
+        """Takes in that splits by ``units`` (T,) closed ``share`` (T,) of their nodes' gaps."""
         self._sum.index_add_(0, units, share.to(self._sum.dtype))
         self._count.index_add_(0, units, torch.ones_like(units, dtype=self._count.dtype))
 
     @property
     def mean(self) -> Tensor:
-        """(U,); where little is known of a unit, it counts as it does for others."""
+        """The mean shares (U,); a unit with few trials is drawn to the mean of all units."""
         if not bool(self._count.any()):
             return torch.ones_like(self._sum)
         return (self._sum + FEW * self._sum.sum() / self._count.sum()) / (self._count + FEW)
@@ -139,8 +139,8 @@ def children(
     count, tried = likely.units.shape
     every = nodes[torch.arange(count, device=value.device).repeat(tried)]
     units, lam = likely.units.T.flatten(), likely.lam.T.flatten()
-    found = bounds.descend(every.split(units, lam)).view(2, tried, count)
-    gain = (found.clamp(max=threshold) - value).clamp(min=0)
+    values = bounds.descend(every.split(units, lam)).view(2, tried, count)
+    gain = (values.clamp(max=threshold) - value).clamp(min=0)
     worth = gain.amin(dim=0) + 0.1 * gain.amax(dim=0)
     costs.learn(units, (worth / (threshold - value).clamp(min=SETTLED)).flatten())
     settled = every.phases.gather(0, units[None]).view(tried, count) != 0
@@ -180,7 +180,7 @@ class _Tree:
             both = children(self.bounds, nodes, value, likely, self.threshold, self.costs)
             self._bound(both, value.repeat(2), STEPS, deadline)
         lower = min(self._lowest_open(root), self.closed)
-        if lower == math.inf:  # not every node can be empty
+        if lower == math.inf:  # all nodes empty, which cannot be true: nothing is claimed
             lower = -math.inf
         tree = None if self.ledger is None or not lower > self.threshold else self.ledger.leaves()
         return Searched(lower, self.upper, self.image, self.nodes, self.leaves, self.reason, tree)
@@ -230,7 +230,7 @@ class _Tree:
         return closed
 
     def _meet(self, images: Tensor) -> None:
-        """Looks at the output's values at images (n, N)."""
+        """Evaluates the output at images (n, N) and keeps the lowest value."""
         goal = torch.zeros(images.shape[1], dtype=torch.long, device=images.device)
         best = self.bounds.values(images, goal).argmin()
         image = self.exact.inside(images[:, best, None].double())
@@ -255,10 +255,10 @@ class _Tree:
                 ended = f"a leaf's linear program ended {solution.report.raw_status}"
                 self.reason = "time limit" if deadline.over else ended
                 return 0
-            found = solution.x
-            if found[inputs + units : inputs + 2 * units].max(initial=0.0) <= 1e-7:
+            x = solution.x
+            if x[inputs + units : inputs + 2 * units].max(initial=0.0) <= 1e-7:
                 break
-        point = torch.from_numpy(found[: inputs + units])[:, None].to(self.exact.device)
+        point = torch.from_numpy(x[: inputs + units])[:, None].to(self.exact.device)
         self._meet(point[:inputs].float())
         error = (point[inputs:] - self.exact.before(point).relu()).abs()[:, 0].cpu().numpy() * (phases == 0)
         if not self.met and not error.max(initial=0.0) > 1e-9:
@@ -266,8 +266,8 @@ class _Tree:
         return int(error.argmax()) if units else 0
 
     def _proven(self, problem: Problem, solution: Solution) -> float:
-        """What the multipliers of a leaf's linear program prove of its phases, rounding and residue taken off; infinity
-        where no image has them."""
+        """The bound that the multipliers of a leaf's linear program prove under its phases, less rounding and residue;
+        infinity where no image has these phases."""
         if solution.row_dual is None:
             return -math.inf
         # images that have these phases pay no penalty

@@ -1,18 +1,19 @@
-"""Which eps an exact method is asked about next, and for how long, to close a bracket.
+"""Which eps an exact method is asked about next, and for how long, to close the bracket of a radius.
 
-An exact method may take any time at an eps, and the more the nearer it is to the true radius. A probe therefore has few
-seconds. One that they do not decide splits the bracket: what is certified is pushed up to it from below. After two such
-in a row the seconds double, and the lowest eps that stayed undecided is asked about again. So half of all that is spent
-goes into the last few probes, and none waits for one that is hopeless.
+An exact method may take any time at an eps, and more the nearer that is to the true radius. A probe therefore has few
+seconds. An eps that stays undecided splits the bracket, and the search goes on below it. After two such probes in a row
+the seconds double, and the lowest undecided eps is asked about again. So half of all seconds go into the last few
+probes, and no probe waits for a hopeless one.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
+from corgi_opt.search.crossing import middle
+
 NEAR, BACK = 0.9, 4.0
-"""How many rtol below a counterexample a search begins; how many times as far it goes after each failure."""
+"""How many rtol below a counterexample a search begins; the factor of that distance after each failure."""
 
 PATIENCE = 2
 """Undecided probes in a row before the seconds double."""
@@ -28,7 +29,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class Doubt:
-    """An eps that stayed undecided after so many seconds, and why; ``final``: it would with any number of them."""
+    """An eps that stayed undecided after so many seconds, and why; ``final``: more seconds would not help."""
 
     eps: float
     seconds: float
@@ -51,25 +52,25 @@ class Closing:
         inside = self._inside(low, high)
         if high <= low * (1 + self._rtol):
             return None
-        end = min((d.eps for d in inside if d.final), default=high)  # nothing above is ever certified
+        end = min((d.eps for d in inside if d.final), default=high)  # nothing above it will be certified
         waiting = [d for d in inside if d.eps < end]
         if waiting:
             return self._patient(low, end, waiting)
         if end > low * (1 + self._rtol / 4):
             near = end / (1 + self._step) if self._near else 0.0
-            return Probe(max(near, _middle(low, end)), self._seconds)
+            return Probe(max(near, middle(low, end)), self._seconds)
         last = max((d.eps for d in inside), default=high)
-        # what can not be certified may be broken
-        return Probe(_middle(last, high), self._seconds) if high > last * (1 + self._rtol / 4) else None
+        # what cannot be certified may still be broken
+        return Probe(middle(last, high), self._seconds) if high > last * (1 + self._rtol / 4) else None
 
     def _patient(self, low: float, end: float, waiting: list[Doubt]) -> Probe:
-        """Below doubts that more seconds may settle."""
+        """The next probe where more seconds may settle some doubts: below them, or at one of them again."""
         first = min((d.eps for d in waiting if d.seconds >= self._seconds), default=end)
         if self._in_a_row >= PATIENCE or first <= low * (1 + self._rtol):
             self._seconds, self._in_a_row, first = 2 * self._seconds, 0, end
-        # one that was asked about keeps the pairs that were proven there
+        # an eps that was asked about keeps the atoms that were proven there
         again = min((d.eps for d in waiting if d.seconds < self._seconds and d.eps < first), default=None)
-        return Probe(_middle(low, first) if again is None else again, self._seconds)
+        return Probe(middle(low, first) if again is None else again, self._seconds)
 
     @property
     def stuck(self) -> bool:
@@ -80,7 +81,7 @@ class Closing:
         self._step, self._in_a_row, self._decided = NEAR * self._rtol, 0, True
 
     def broken(self) -> None:
-        """The probe found a counterexample, so the nearest one known before it is not all there is."""
+        """The probe gave a counterexample nearer than all before: the next probe begins farther below it."""
         self._step, self._decided = BACK * self._step, True
 
     def undecided(self, probe: Probe, why: str, final: bool) -> None:
@@ -88,12 +89,8 @@ class Closing:
         self._step, self._in_a_row = BACK * self._step, self._in_a_row + 1
 
     def why(self, low: float, high: float) -> str:
-        """Why the bracket is not closed: its lowest doubt, or nothing."""
+        """Why the bracket is not closed: the reason of its lowest doubt, or an empty string."""
         return min(self._inside(low, high), key=lambda d: d.eps).why if self._inside(low, high) else ""
 
     def _inside(self, low: float, high: float) -> list[Doubt]:
         return [d for d in self._doubts.values() if low < d.eps < high]
-
-
-def _middle(low: float, high: float) -> float:
-    return math.sqrt(low * high) if low > 0 else high / 4

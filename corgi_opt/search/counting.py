@@ -112,8 +112,8 @@ class CountSolver:
         return CountAnswer(-math.inf, image, atoms[0], binaries, nodes, reason)
 
     def _upper(self, atoms: Sequence[int], relaxed: Relaxed) -> Vector:
-        """Proven upper bounds of some atoms."""
+        """Proven upper bounds (Q,) of some atoms."""
         net = self.question.net.to(torch.float64, relaxed.regions.eps.device)
         case = torch.zeros(len(atoms), dtype=torch.long)
-        found = atom_bounds(net, self.question.groups, relaxed.bound, torch.tensor(list(atoms)), case, sign=-1.0)
-        return np.asarray(-found.cpu().numpy())
+        lower = atom_bounds(net, self.question.groups, relaxed.bound, torch.tensor(list(atoms)), case, sign=-1.0)
+        return np.asarray(-lower.cpu().numpy())

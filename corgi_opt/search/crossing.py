@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 
 class Point(NamedTuple):
-    """An eps and a margin there; -inf where nobody knows it."""
+    """An eps and the margin there; -inf where it is unknown."""
 
     eps: float
     margin: float
@@ -20,9 +20,9 @@ class Point(NamedTuple):
 class Crossing:
     """Narrows ``low`` (margin > 0) and ``high`` (margin <= 0, or unknown) to within rtol of each other.
 
-    Whoever searches asks for an eps (:meth:`ask`) and says what the margin is there (:meth:`tell`), or that it is not
-    to be had in time (:meth:`forgo`). He may stop at any time: ``low`` is the largest eps that holds so far. ``first``:
-    the eps to begin with.
+    The caller asks for an eps (:meth:`ask`) and tells the margin there (:meth:`tell`), or that it would take too long
+    (:meth:`forgo`). It may stop at any time: ``low`` is the largest eps that holds so far. ``first``: the eps to begin
+    with.
     """
 
     def __init__(self, low: Point, high: Point, rtol: float, first: float | None = None) -> None:
@@ -43,28 +43,29 @@ class Crossing:
 
     @property
     def stopped(self) -> bool:
-        """Whether it is closed only from above by an eps that costs too much."""
+        """Whether what closes it from above is an eps whose margin was forgone."""
         return self.closed and self.forgone and self.high.margin == -math.inf
 
     def ask(self) -> float:
         """The next eps: strictly between the ends, but for the first."""
         if self._first is not None:
             return self._first
-        middle = _middle(self.low.eps, self.high.eps)
+        between = middle(self.low.eps, self.high.eps)
         if self.forgone and self.high.margin == -math.inf:
-            return max(self.high.eps / 4, middle)
+            return max(self.high.eps / 4, between)
         if self.high.margin == -math.inf and self.low.eps > 0:
-            return min(2 * self.low.eps, middle)  # nothing is known of what is far above, and it costs most there
+            return min(2 * self.low.eps, between)  # far above nothing is known, and a margin costs most
         root = self._root() if self._halved else None
         if root is None:
-            return middle
+            return between
         # beyond the root, seen from the end that moved last: the other end is to move as well
         at = root * (1 + self.rtol / 3) if self._rising else root / (1 + self.rtol / 3)
         least, most = self.low.eps * (1 + 0.9 * self.rtol), self.high.eps / (1 + 0.9 * self.rtol)
-        return min(max(at, least), most) if least < most else middle
+        return min(max(at, least), most) if least < most else between
 
     def tell(self, eps: float, margin: float) -> None:
-        """Margins need not fall everywhere: what counts is the largest eps that holds, and the next that does not."""
+        """Takes in the margin at ``eps``. Margins need not fall everywhere: kept are the largest eps that holds and the
+        next above it that does not."""
         before, rising = (self.low.eps, self.high.eps), margin > 0
         if rising:
             self.low = max(self.low, Point(eps, margin), key=lambda p: p.eps)
@@ -94,12 +95,13 @@ def secant_root(low: Point, high: Point) -> float | None:
     return low.eps + (high.eps - low.eps) * low.margin / drop
 
 
-def _middle(low: float, high: float) -> float:
+def middle(low: float, high: float) -> float:
+    """The middle of a bracket on a logarithmic scale; a quarter of ``high`` where ``low`` is 0."""
     return math.sqrt(low * high) if low > 0 else high / 4
 
 
 def _halved(before: tuple[float, float], after: tuple[float, float]) -> bool:
-    """Whether a bracket's width is half of what it was, or on a logarithmic scale, which an end at 0 has none of."""
+    """Whether a bracket's width has halved, as it is or on a logarithmic scale (which an end at 0 has none of)."""
     if after[1] - after[0] <= (before[1] - before[0]) / 2:
         return True
     return before[0] > 0 and math.log(after[1] / after[0]) <= math.log(before[1] / before[0]) / 2

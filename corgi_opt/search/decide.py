@@ -21,16 +21,16 @@ from corgi_opt.search.leaves import Leaves
 Encoding = Callable[[Program], Problem]
 
 TOLERANCE = 1e-8
-"""To which solvers are trusted to keep a row, a bound or an integer: ten times what HiGHS is asked for."""
+"""How far a solver's point may violate a row, a bound or integrality: ten times what HiGHS is asked for."""
 
 
 @dataclass(frozen=True, eq=False)
 class Decided:
     """Proven ``lower`` <= the minimum of a program's first output <= ``upper``, its value at ``variables`` ([t, ...]).
 
-    In the output's own unit. ``lower`` is proven, on ``proof``'s level; ``error``: what ``upper`` may be off by;
-    ``reason``: why its side is not known. ``tree``: the leaves that prove ``lower``, where they were kept.
-    ``loose``: how much lower that is than the relaxation itself, for what encodings do to it.
+    In the output's own unit. ``lower`` is proven, on ``proof``'s level; ``error``: how far ``upper`` may be off;
+    ``reason``: why it is not decided, or empty. ``tree``: the leaves that prove ``lower``, where they were kept.
+    ``loose``: how much lower ``lower`` may be than the relaxation's optimum, as encodings widen intervals.
     """
 
     lower: float
@@ -45,18 +45,18 @@ class Decided:
 
 
 class Decider(Protocol):
-    """Bounds the minimum of a program's first output, at least until it is known to be above ``decide_at``, or not."""
+    """Bounds the minimum of a program's first output, at least until it is known whether it is above ``decide_at``."""
 
     def __call__(self, program: Program, decide_at: float, deadline: Deadline) -> Decided: ...
 
 
 @dataclass(frozen=True, eq=False)
 class SolvedProgram:
-    """By an encoding, ``triangle`` (an LP, a lower bound only) or ``big_m`` (exact), and a backend.
+    """Decides by an encoding, ``triangle`` (an LP, a lower bound only) or ``big_m`` (exact), and a backend.
 
-    All outputs but the first are kept from being negative, up to ``slack`` times what tolerances may hide (below zero:
-    they have to be positive). An LP's ``lower`` is what its multipliers prove, whoever found them; a MILP's rests on
-    the backend's word, and is less ``error``.
+    All outputs but the first are kept >= ``-slack`` times their tolerance (so a negative ``slack`` asks for clearly
+    positive ones). An LP's ``lower`` is what its multipliers prove, wherever they come from; a MILP's is the backend's
+    bound less ``error``.
     """
 
     encoding: Encoding
@@ -92,8 +92,8 @@ class SolvedProgram:
 
 @dataclass(frozen=True, eq=False)
 class Branched:
-    """By branch and bound. ``solver`` solves the linear programs of leaves; ``spare``: how far above a threshold bounds
-    have to be (what another machine's arithmetic may make of the same tree)."""
+    """Decides by branch and bound. ``solver`` solves the linear programs of leaves; ``spare``: how far above the
+    threshold bounds have to be, so that the checker, whose arithmetic differs, proves the same tree."""
 
     solver: Backend
     device: torch.device
@@ -103,25 +103,26 @@ class Branched:
     def __call__(self, program: Program, decide_at: float, deadline: Deadline) -> Decided:
         scale = float(program.scales[0])
         threshold = -_down(-(decide_at + self.spare) / scale)
-        found = branch(program, threshold, self.solver, self.device, deadline, self.keep_leaves)
+        searched = branch(program, threshold, self.solver, self.device, deadline, self.keep_leaves)
         return Decided(
-            lower=_down(found.lower * scale),
-            upper=found.upper * scale,
-            variables=found.image,
+            lower=_down(searched.lower * scale),
+            upper=searched.upper * scale,
+            variables=searched.image,
             error=self.spare + scale * float(program.errors(0.0)[0]),
-            nodes=found.nodes,
+            nodes=searched.nodes,
             proof="float64",
-            reason=found.reason,
-            tree=found.tree,
+            reason=searched.reason,
+            tree=searched.tree,
         )
 
 
 def _down(value: float) -> float:
-    """A float below what two roundings made this of."""
+    """A float below the exact value that two roundings took to this."""
     return math.nextafter(math.nextafter(value, -math.inf), -math.inf)
 
 
 def why_undecided(solution: Solution) -> str:
+    """Why a solver's run decided nothing; empty where it did."""
     if solution.status in (Status.OPTIMAL, Status.DECIDED):
         return ""
     if solution.status is Status.LIMIT:

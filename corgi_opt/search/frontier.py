@@ -10,7 +10,7 @@ from torch import Tensor
 from corgi_opt.encode.phases import Nodes
 
 MOST_BYTES = 2_000_000_000
-"""Memory for open nodes; from half of it on the nodes nearest to being closed go first, so that no more are opened."""
+"""Memory for open nodes; from half of it on, nodes nearest to being closed are taken first, so that few are added."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +43,7 @@ class Frontier:
         return self._count
 
     def put(self, nodes: Nodes, value: Tensor, likely: Likely) -> None:
-        """N more, with their bounds ``value`` (N,), finite."""
+        """Adds N nodes with their bounds ``value`` (N,), which are finite."""
         missing = self._count + len(nodes) - len(self._value)
         if missing > 0:
             self._grow(max(missing, len(self._value), 256))
@@ -55,7 +55,7 @@ class Frontier:
         self._count += len(nodes)
 
     def take(self, most: int) -> tuple[Nodes, Tensor, Likely]:
-        """Up to ``most`` nodes, which leave, with their bounds: those with the lowest."""
+        """Removes and returns up to ``most`` nodes with their bounds: those with the lowest, while memory allows."""
         if self._count * self._slot_bytes > MOST_BYTES / 2:
             slots = torch.where(self._value.isinf(), -torch.inf, self._value).topk(min(most, self._count)).indices
         else:

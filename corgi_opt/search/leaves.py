@@ -1,4 +1,4 @@
-"""What a branch and bound closed, and by which multipliers: the leaves of its tree, for a certificate."""
+"""The leaves of a branch and bound tree, with the multipliers that closed them, for a certificate."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from corgi_opt.encode.phases import Nodes
 from corgi_opt.encode.program import Program
 
 MOST_LEAVES_BYTES = 1_000_000_000
-"""Memory for the leaves of one tree; beyond it they are forgotten, and there will be no certificate."""
+"""Memory for the leaves of one tree; beyond it they are dropped, and no certificate can be made."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,13 +41,13 @@ class Ledger:
     _bytes: int = 0
 
     def closed(self, nodes: Nodes) -> None:
-        """These were closed by D at their multipliers."""
+        """Records nodes that D closed at their multipliers."""
         phases = nodes.phases.T.cpu().numpy()
         slopes, pulls, mixes = (m.T.cpu().numpy() for m in nodes.multipliers)
         self._add(phases, slopes, mixes, pulls.astype(np.float64) * phases)
 
     def closed_by(self, phases: NDArray[np.int8], mu: Vector) -> None:
-        """A pattern (U,) was closed by a linear program, whose multipliers say mu (U,)."""
+        """Records a phase pattern (U,) that a linear program closed, whose multipliers say mu (U,)."""
         program = self.program
         lam = program.outputs[[0]].toarray()[0] + program.rows.T @ mu
         here = lam[program.inputs :]
@@ -64,7 +64,7 @@ class Ledger:
             self._parts.clear()
 
     def leaves(self) -> Leaves | None:
-        """All of them; None where they grew too many."""
+        """All leaves; None where there are none, or too many were closed."""
         if self._bytes > MOST_LEAVES_BYTES or not self._parts:
             return None
         phases, slopes, mixes, pushes = (np.concatenate(part) for part in zip(*self._parts, strict=True))

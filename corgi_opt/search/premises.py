@@ -1,8 +1,8 @@
 """The premises of a question as expressions: whole where the network is small, else in part.
 
 Logits are affine in all features, so they couple every pixel of the map. Where that is too much for a MILP, only the
-pixels of the atoms in question stay variable and the rest counts with its proven largest share: fewer images are
-excluded than do miss a premise, which is sound.
+pixels of the atoms in question stay variable, and the rest of a premise is replaced by its proven upper bound: some
+images that violate a premise are kept then, which is sound.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from corgi_opt.encode.expressions import Expression, Expressions
 from corgi_opt.encode.parts import expressed
 from corgi_opt.problem.question import Question
 
-IN_PART = "the class is kept in part only"
-"""Why an answer may be no answer."""
+IN_PART = "the kept class is encoded in part only, so the MILP's image may have another class"
+"""Reason of an answer whose image may violate a premise, as premises were relaxed."""
 
 MOST_UNITS = 300
 """Most unstable ReLUs of the whole network that are encoded for the sake of the premises."""
@@ -29,7 +29,7 @@ MOST_UNITS = 300
 
 @dataclass(frozen=True, eq=False)
 class Premises:
-    """What must not be negative, one expression each, or upper bounds of it; ``exact`` says which."""
+    """One expression for each premise, to be kept >= 0: the premise itself (``exact``) or an upper bound of it."""
 
     expressions: list[Expression]
     exact: bool
@@ -38,17 +38,17 @@ class Premises:
 def premises(
     question: Question, expressions: Expressions, relaxed: Relaxed, atoms: Sequence[int], deadline: Deadline
 ) -> Premises:
-    """For a question that has premises, beside these of its atoms. Raises TimeoutError."""
+    """The premises of a question that has some, for a program of these atoms. Raises TimeoutError."""
     held, net = question.premises, question.net
     assert held is not None
     unstable = sum(int(expressions.bounded.intervals[n].unstable.sum()) for n in net.graph.preactivations)
     if unstable <= MOST_UNITS:
         return Premises(expressed(net, held.parts, expressions, held.terms, held.coefs, deadline), True)
-    found: dict[int, Expression] = {}
+    bounds: dict[int, Expression] = {}
     for objective in objectives(net, held.parts, held.terms, held.coefs, torch.zeros_like(held.terms[:, 0])):
         made = _in_part(question, expressions, relaxed, objective, atoms, deadline)
-        found.update(zip(objective.which.tolist(), made, strict=True))
-    return Premises([found[at] for at in range(len(held))], False)
+        bounds.update(zip(objective.which.tolist(), made, strict=True))
+    return Premises([bounds[at] for at in range(len(held))], False)
 
 
 def _in_part(
@@ -59,7 +59,7 @@ def _in_part(
     atoms: Sequence[int],
     deadline: Deadline,
 ) -> list[Expression]:
-    """Upper bounds: exact at the pixels of these atoms, the rest at its proven largest."""
+    """Upper bounds of premises: exact at the pixels of these atoms, plus a proven upper bound of the rest."""
     net, groups, rows = question.net, question.groups, objective.rows
     marked = torch.zeros(1, len(groups), dtype=torch.bool)
     marked[0, list(atoms)] = True

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from importlib.metadata import version
 from typing import Any
@@ -23,26 +23,37 @@ from corgi_opt.network.cam import CamNetwork, from_torch
 from corgi_opt.problem.results import Radius, Verdict
 from corgi_opt.study.ask import Ask
 from corgi_opt.study.models import ModelSource, SourcedModel
+from corgi_opt.study.own import bring_in, known_here
 
 PACKAGES = ("corgi_opt", "torch", "highspy", "numpy")
 
 
 def answer(task: Mapping[str, Any]) -> dict[str, Any]:
     """The columns of the cell's row that only its answer can fill. Raises nothing that one cell alone can cause."""
-    try:
-        device = str(resolve_device(task["device"]))
-        found = {"state": "done", **_answered(task), "device": device}
-    except CorgiError as error:
-        found = {"state": "failed", "reason": f"{type(error).__name__}: {error}"}
-    except Exception:
-        found = {"state": "failed", "reason": traceback.format_exc(limit=-5)}
-    return found | {
+    return _or_failed(_answered, task) | {
         "host": platform.node(),
         "versions": ", ".join([f"python {platform.python_version()}", *(f"{p} {version(p)}" for p in PACKAGES)]),
     }
 
 
+def reply(task: Mapping[str, Any]) -> dict[str, Any]:
+    """What a process of the study says to a task: a cell's answer, or what it knows of what cells use (``uses``)."""
+    return _or_failed(known_here, task) if "uses" in task else answer(task)
+
+
+def _or_failed(do: Callable[[Mapping[str, Any]], dict[str, Any]], task: Mapping[str, Any]) -> dict[str, Any]:
+    """What comes of a task, an error included."""
+    try:
+        return do(task)
+    except CorgiError as error:
+        return {"state": "failed", "reason": f"{type(error).__name__}: {error}"}
+    except Exception:
+        return {"state": "failed", "reason": traceback.format_exc(limit=-5)}
+
+
 def _answered(task: Mapping[str, Any]) -> dict[str, Any]:
+    bring_in(task)
+    device = str(resolve_device(task["device"]))
     ask = Ask.from_plain(task["ask"])
     x = image_of(task["image"])
     name, build, weights, sha256 = (task["model"][key] for key in ("name", "build", "weights", "sha256"))
@@ -60,20 +71,20 @@ def _answered(task: Mapping[str, Any]) -> dict[str, Any]:
         "device": task["device"],
         "progress": False,
     }
-    about: dict[str, Any] = {"class_idx": class_idx}
     relaxed: dict[str, Any] = {"within": ask.within, "keep_class": ask.keep_class}
     start = time.monotonic()  # building the network is shared by many cells
     try:
         if ask.kind == "radius":
-            found = _of_radius(radius(net, x, rtol=ask.rtol, **relaxed, **common), ask.rtol)
+            columns = _of_radius(radius(net, x, rtol=ask.rtol, **relaxed, **common), ask.rtol)
         elif ask.kind == "verify":
-            found = _of_verdict(verify(net, x, eps=_eps(ask), **relaxed, **common))
+            columns = _of_verdict(verify(net, x, eps=_eps(ask), **relaxed, **common))
         else:
             del common["seed"]  # that search draws nothing
-            found = _of_verdict(tight_margin(net, x, eps=_eps(ask), rtol=ask.rtol, **relaxed, **common))
+            columns = _of_verdict(tight_margin(net, x, eps=_eps(ask), rtol=ask.rtol, **relaxed, **common))
     except TieError as tie:
-        found = {"status": "tied", "reason": str(tie)}
-    return about | found | {"seconds": time.monotonic() - start}
+        columns = {"status": "tied", "reason": str(tie)}
+    seconds = time.monotonic() - start
+    return {"state": "done", "class_idx": class_idx, **columns, "seconds": seconds, "device": device}
 
 
 def _eps(ask: Ask) -> float:
@@ -83,8 +94,8 @@ def _eps(ask: Ask) -> float:
 
 @lru_cache(maxsize=4)
 def _network(model: SourcedModel, shape: tuple[int, ...]) -> CamNetwork:
-    """Built once for the cells that follow one another."""
-    # whatever a model's file sets as torch's defaults
+    """The network for images of this shape, built once for cells that follow one another."""
+    # dtype and device are said, since a model's file may set other defaults of torch
     return from_torch(model.built(), torch.zeros(shape, dtype=torch.float32, device="cpu"))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
@@ -16,6 +17,7 @@ from corgi_opt.methods import check_method
 from corgi_opt.problem.clip import Box, as_list, checked_clip, clip_from_text
 from corgi_opt.problem.properties import TopK
 from corgi_opt.problem.region import Norm, canonical_norm
+from corgi_opt.study.own import Role, UnknownNameError, hint, is_known
 
 Kind = Literal["radius", "verify", "margin"]
 KINDS = ("radius", "verify", "margin")
@@ -29,8 +31,8 @@ class Ask:
     """One question. ``kind``: ``"radius"`` (:func:`corgi_opt.radius`), ``"verify"`` (the sign of the margin at ``eps``)
     or ``"margin"`` (the best bound that the method gives on the margin at ``eps``; :func:`corgi_opt.compare`).
 
-    Every field but ``eps`` (None for a radius) is what the function of that kind takes. Raises InputError for what it
-    would refuse without a look at the network.
+    Every field but ``eps`` (None for a radius) is what the function of that kind takes. Raises InputError for what that
+    function refuses before it looks at the network.
     """
 
     kind: Kind
@@ -67,7 +69,7 @@ class Ask:
             "time_limit": float(self.time_limit),
             "seed": integer("seed", self.seed, 0, 2**63 - 1),
         }
-        # a top-k set stands in k and within, whoever said it how; other properties as what they are made from again
+        # a top-k set is kept as k and within, however it was said; another property as the dict that makes it again
         what = chosen_property(self.property, self.k, self.within)
         if isinstance(what, TopK):
             filled |= {"k": what.k, "within": what.within, "property": None}
@@ -77,13 +79,22 @@ class Ask:
             object.__setattr__(self, name, value)
 
     def plain(self) -> dict[str, Any]:
-        """As JSON types; of what plays no part in a question of this kind, the default."""
-        found = asdict(self)
+        """The fields as JSON types. One that plays no part in a question of this kind has its default."""
+        values = asdict(self)
         if self.kind == "verify":
-            found["rtol"] = Ask.rtol
+            values["rtol"] = Ask.rtol
         if self.property is None:
-            del found["property"]  # as in the keys of cells that knew of none
-        return found | {"clip": None if self.clip is None else [as_list(end) for end in self.clip]}
+            del values["property"]  # keys of cells are older than this field
+        return values | {"clip": None if self.clip is None else [as_list(end) for end in self.clip]}
+
+    def names(self) -> list[tuple[Role, str]]:
+        """The method, the property and the solver that it names: somebody has registered each."""
+        names: list[tuple[Role, str]] = [("method", self.method)]
+        if self.property is not None:
+            names.append(("property", self.property["name"]))
+        if self.solver is not None:
+            names.append(("solver", self.solver))
+        return names
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> Ask:
@@ -91,12 +102,13 @@ class Ask:
 
 
 SPREAD = ("property", "k", "within", "eps", "method", "norm", "class_idx", "seed")
-"""What may be a list in a plan; the questions are all combinations."""
+"""The fields that may be lists in a plan, which asks all combinations."""
 
 
 @dataclass(frozen=True)
 class Grid:
-    """The questions of one entry of a plan. ``label``: whether each is about the class the image is labelled with."""
+    """The questions of one entry of a plan. ``label``: each is about the class that the image is labelled with.
+    ``models`` and ``images``: names of those that they are about; None: all."""
 
     asks: tuple[Ask, ...]
     label: bool
@@ -105,7 +117,10 @@ class Grid:
 
     @classmethod
     def of(cls, entry: Mapping[str, Any], where: str) -> Grid:
-        """From one ``[[questions]]`` table, defaults of the plan included. Raises InputError."""
+        """From one ``[[questions]]`` table, defaults of the plan included. Raises InputError.
+
+        That is an UnknownNameError for a property, method or solver that nobody has registered here.
+        """
         entry = dict(entry)
         models, images = (_names(entry.pop(name, None), f"{where}: {name}") for name in ("models", "images"))
         known = {f.name for f in fields(Ask)}
@@ -128,6 +143,9 @@ class Grid:
                 entry["clip"] = clip_from_text(entry["clip"])
             return cls(tuple(Ask(**one) for one in _spread(entry)), label, models, images)
         except InputError as error:
+            role = _unknown(entry)
+            if role is not None:
+                raise UnknownNameError(f"{where}: {error}. {hint(role)}") from error
             raise InputError(f"{where}: {error}") from error
 
     def takes(self, model: str, images: str) -> bool:
@@ -135,7 +153,7 @@ class Grid:
 
 
 def _spread(entry: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """All combinations of what is a list; of a ``within`` below its k there is none."""
+    """All combinations of what is a list, but those whose ``within`` is below their k."""
     axes = {name: _listed(entry[name]) for name in SPREAD if name in entry}
     rest = {name: value for name, value in entry.items() if name not in axes}
     for values in itertools.product(*axes.values()):
@@ -154,10 +172,33 @@ def _listed(value: Any) -> Sequence[Any]:
     return (value,)
 
 
+def _unknown(entry: Mapping[str, Any]) -> Role | None:
+    """Whether it is a method, a property or a solver that an entry names and nobody has registered here."""
+    roles: tuple[Role, ...] = ("method", "property", "solver")
+    for role in roles:
+        said = entry.get(role)
+        for name in said if isinstance(said, list | tuple) else (said,):
+            if role == "property":
+                name = _property_name(name)
+            if isinstance(name, str) and not is_known(role, name):
+                return role
+    return None
+
+
+def _property_name(said: Any) -> Any:
+    """The name in a property as a plan writes it: a name, a table, or either as JSON; None in a property itself."""
+    if isinstance(said, str) and said.lstrip().startswith("{"):
+        try:
+            said = json.loads(said)
+        except ValueError:
+            return None
+    return said.get("name") if isinstance(said, Mapping) else said
+
+
 def _names(value: Any, where: str) -> tuple[str, ...] | None:
     if value is None:
         return None
-    found = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list | tuple) else ()
-    if not found or not all(isinstance(name, str) for name in found):
+    names = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list | tuple) else ()
+    if not names or not all(isinstance(name, str) for name in names):
         raise InputError(f"{where} must be a name or a list of names, got {value!r}")
-    return found
+    return names

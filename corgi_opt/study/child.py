@@ -1,6 +1,7 @@
-"""The process that answers cells: one JSON line in, one out. ``python -m corgi_opt.study.child``.
+"""The process that answers cells: one JSON line in, one out. ``python -m corgi_opt.study.child PATHS``.
 
-It may hang, run out of memory or die with its cell: whoever started it (study/worker.py) sees to that.
+``PATHS`` is JSON: where the process that started it finds modules. It may hang, run out of memory or die with its cell:
+whoever started it (study/worker.py) sees to that.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ def main() -> None:
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # whatever a user's model prints does not go between the replies
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-    from corgi_opt.study.answer import answer
+    sys.path += [path for path in json.loads(sys.argv[1]) if path not in sys.path]
+    from corgi_opt.study.answer import reply
 
     print(json.dumps({"ready": os.getpid()}), file=replies, flush=True)
     for line in sys.stdin:
-        print(json.dumps(answer(json.loads(line))), file=replies, flush=True)
+        print(json.dumps(reply(json.loads(line))), file=replies, flush=True)
 
 
 def _end_with(parent: int) -> None:

@@ -5,19 +5,21 @@ from __future__ import annotations
 import json
 import logging
 import multiprocessing
-from collections.abc import Iterator, Mapping
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from corgi_opt._checks import integer, not_negative
 from corgi_opt._progress import counting
-from corgi_opt.errors import InputError, Interrupted, MissingPackageError, StudyError
+from corgi_opt.errors import InputError, Interrupted, MissingPackageError, StudyError, UnsupportedOpError
 from corgi_opt.problem.clip import outermost, own_channels
 from corgi_opt.study.answer import said_image
+from corgi_opt.study.own import Import, Role, being_imported, hint, layers_left_out
 from corgi_opt.study.plan import Cell, Plan
 from corgi_opt.study.store import Progress, Row, Store, now
-from corgi_opt.study.worker import end_children, run_cell
+from corgi_opt.study.worker import START_SECONDS, end_children, run_cell
 
 AHEAD = 3
 """Cells that are given to the scheduler for each thread of a worker: one to do, and some that wait beside it."""
@@ -30,7 +32,7 @@ GUARD = (
     "Each of a study's processes reads the script that starts it: put what starts it under "
     '`if __name__ == "__main__":`'
 )
-"""What whoever starts a study from a script has to know."""
+"""What to do in a script that starts a study."""
 
 
 def run(
@@ -48,16 +50,20 @@ def run(
     """Answers every cell of a plan that ``folder`` has no answer for, each as it comes, and returns how far it is.
 
     ``workers``: processes on this machine (default: one a core), each with one thread; or ``scheduler``
-    (``"tcp://HOST:PORT"``), an existing dask cluster whose workers find the plan's models under the same paths.
-    ``memory_limit`` of one cell (``"4 GiB"``; default: the worker's share). A cell may take ``grace`` seconds longer
-    than its own time limit before its process is ended. ``retry_failed``: also those that failed, timed out or crashed
-    before. A script starts it under ``if __name__ == "__main__":``: each process on this machine reads the script.
+    (``"tcp://HOST:PORT"``), an existing dask cluster whose workers find the plan's models and imports under the same
+    paths. ``memory_limit`` of one cell (``"4 GiB"``; default: the worker's share). A cell may take ``grace`` seconds
+    longer than its own time limit before its process is ended. ``retry_failed``: also those that failed, timed out or
+    crashed before. A script starts it under ``if __name__ == "__main__":``: each process on this machine reads the
+    script.
 
     Stop it whenever you like; the next run goes on from there. Ctrl-C raises Interrupted (``partial``: the progress).
-    Raises InputError, StoreError, StudyError; MissingPackageError without dask.
+    Raises InputError, StoreError, StudyError; MissingPackageError without dask. A property, method or solver that the
+    workers do not know is a StudyError before any cell is answered.
     """
     if getattr(multiprocessing.current_process(), "_inheriting", False):  # reads its parent's script
         raise StudyError(f"a worker's process came upon the start of a study in the script that it reads. {GUARD}")
+    if being_imported() is not None:
+        raise StudyError(f"{being_imported()}, which a plan imports, starts a study itself. {GUARD}")
     if workers is not None and scheduler is not None:
         raise InputError("give either workers (on this machine) or a scheduler (of an existing cluster)")
     if workers is not None:
@@ -68,30 +74,71 @@ def run(
         known = store.states()
         left = [c for key, c in cells.items() if key not in known or (retry_failed and known[key] != "done")]
         if left:
-            store.began(plan.name, plan.said)
             done = len(cells) - len(left)
+            tasks = ((cell, task_of(cell, limit, grace, device, plan.imports)) for cell in left)
             with _client(workers, scheduler) as client, counting(progress, plan.name, len(cells), done) as count:
                 try:
-                    for cell, found in _answers(client, left, limit, grace, device):
-                        store.put(row_of(cell, found))
+                    require_known(client, left, plan.imports, limit)
+                    store.began(plan.name, plan.said)
+                    for cell, columns in _answers(client, tasks):
+                        store.put(row_of(cell, {**columns, **_layers_hint(columns, plan.imports)}))
                         count(1)
                 except KeyboardInterrupt as stop:
                     raise Interrupted(store.progress(cells)) from stop
         return store.progress(cells)
 
 
-def _answers(
-    client: Any, cells: list[Cell], memory_limit: float, grace: float, device: str
-) -> Iterator[tuple[Cell, Mapping[str, Any]]]:
-    """Cells with what came out, in the order in which they are done. Raises StudyError."""
+def require_known(client: Any, cells: Iterable[Cell], imports: Sequence[Import], memory_limit: float) -> None:
+    """Asks a worker whether it knows what cells use of one's own, as it is in this process. Raises StudyError."""
+    owns = {(part.role, part.name): part for cell in cells for part in cell.own}
+    solvers: set[tuple[Role, str]] = {("solver", c.ask.solver) for c in cells if c.ask.solver is not None}
+    uses = sorted(owns.keys() | solvers)
+    if not uses and not imports:
+        return
+    task = {"imports": _said(imports), "uses": uses, "memory_limit": memory_limit, "hard_limit": START_SECONDS}
+    future = client.submit(run_cell, task, key=f"imports-{uuid.uuid4().hex}", pure=False)
+    try:
+        reply = future.result()
+    except Exception as error:
+        reply = _lost(error)
+    if "known" not in reply:
+        raise StudyError(f"a worker cannot import what the plan names as imports: {reply['reason']}")
+    for (role, name), there in zip(uses, reply["known"], strict=True):
+        here = owns.get((role, name))
+        if there is None:
+            homes = () if here is None else here.homes
+            advice = "" if homes else " Register it in a file of its own, and start this process anew."
+            raise StudyError(
+                f"{role} {name!r} is registered in this process and not in those that answer cells.{advice} "
+                f"{hint(role, homes)}"
+            )
+        if there != ("" if here is None else here.sha256):
+            raise StudyError(
+                f"{role} {name!r} is another one in the processes that answer cells than in this process: have it from "
+                "the plan's imports only"
+            )
+
+
+def _layers_hint(columns: Mapping[str, Any], imports: Sequence[Import]) -> dict[str, Any]:
+    """The reason of a cell that failed at an operation, where this process knows layers that those of cells do not."""
+    reason = str(columns.get("reason"))
+    names = layers_left_out(imports) if reason.startswith(UnsupportedOpError.__name__) else ()
+    if not names:
+        return {}
+    known = f"This process knows {', '.join(names)}, which none of the plan's imports registers."
+    return {"reason": f"{reason} {known} {hint('layer')}"}
+
+
+def _answers(client: Any, tasks: Iterable[tuple[Cell, Mapping[str, Any]]]) -> Iterator[tuple[Cell, Mapping[str, Any]]]:
+    """Cells with the columns of their answers, in the order in which they are done. Raises StudyError."""
     from distributed import as_completed
 
-    waiting, running = iter(cells), {}
+    waiting, running = iter(tasks), dict[str, Cell]()
     done = as_completed(loop=client.loop)
 
     def give(count: int) -> None:
-        for _, cell in zip(range(count), waiting, strict=False):
-            future = client.submit(run_cell, task_of(cell, memory_limit, grace, device), key=_key(cell), pure=False)
+        for _, (cell, task) in zip(range(count), waiting, strict=False):
+            future = client.submit(run_cell, task, key=_key(cell), pure=False)
             running[future.key] = cell
             done.add(future)
 
@@ -109,22 +156,30 @@ def _answers(
 
 
 def _key(cell: Cell) -> str:
-    """A name that dask's own pages show well."""
+    """The task's name at dask, whose pages show it up to the dash."""
     return f"cell-{cell.key}"
 
 
 def _lost(error: BaseException) -> dict[str, Any]:
-    """A cell whose worker died again and again, although the cell runs in a process of its own."""
+    """The columns of a cell that dask gave up: its worker died again and again, although the cell runs in a process of
+    its own."""
     from distributed.scheduler import KilledWorker
 
     state = "crashed" if isinstance(error, KilledWorker) else "failed"
     return {"state": state, "reason": f"{type(error).__name__}: {error}"}
 
 
-def task_of(cell: Cell, memory_limit: float, grace: float, device: str) -> dict[str, Any]:
+def _said(imports: Iterable[Import]) -> list[list[str]]:
+    return [[name.name, name.sha256] for name in imports]
+
+
+def task_of(
+    cell: Cell, memory_limit: float, grace: float, device: str, imports: Iterable[Import] = ()
+) -> dict[str, Any]:
     """What a worker is told, as JSON types. ``memory_limit`` 0: the worker's share."""
     source = cell.model.source
     return {
+        "imports": _said(imports),
         "model": {
             "name": cell.model.name,
             "build": source.build,
@@ -139,7 +194,8 @@ def task_of(cell: Cell, memory_limit: float, grace: float, device: str) -> dict[
     }
 
 
-def row_of(cell: Cell, found: Mapping[str, Any]) -> Row:
+def row_of(cell: Cell, columns: Mapping[str, Any]) -> Row:
+    """A cell's row. ``columns``: what came out of the cell, by name. They win over what was asked (``class_idx``)."""
     ask = cell.ask
     low, high = outermost(ask.clip)
     return Row(
@@ -167,7 +223,7 @@ def row_of(cell: Cell, found: Mapping[str, Any]) -> Row:
             "seed": ask.seed,
             "clip": json.dumps(ask.plain()["clip"]) if own_channels(ask.clip) else None,
             "finished": now(),
-            **found,
+            **columns,
         }
     )
 
@@ -217,15 +273,15 @@ def _client(workers: int | None, scheduler: str | None) -> Iterator[Any]:
 
 
 def _bytes(limit: str | float | None) -> float:
-    """0 for None. Raises InputError."""
+    """A memory limit in bytes; 0 for None. Raises InputError."""
     if limit is None:
         return 0.0
     from dask.utils import parse_bytes
 
     try:
-        found = float(parse_bytes(limit))
+        size = float(parse_bytes(limit))
     except (ValueError, TypeError) as error:
         raise InputError(f"memory_limit must be bytes or like '4 GiB', got {limit!r}") from error
-    if not found > 0:
+    if not size > 0:
         raise InputError(f"memory_limit must be positive, got {limit!r}")
-    return found
+    return size

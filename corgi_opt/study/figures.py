@@ -16,7 +16,7 @@ from corgi_opt.methods import TABLE, weakest_first
 SIZE = (6.4, 4.0)
 
 MOST_MARKERS = 12
-"""Along one line."""
+"""The most markers along one line."""
 
 
 def all_figures(frame: Any) -> Iterator[tuple[str, str, Any]]:
@@ -52,13 +52,13 @@ def _methods(frame: Any) -> list[str]:
 
 
 def _radii(frame: Any) -> Any:
-    """Radii of properties that are defined; of top-k sets those in which the set itself stays."""
+    """Radii where nothing is tied at the image; of top-k sets those in which the set itself stays (within = k)."""
     whole = (frame["within"] == frame["k"]) | frame["property"].notna()
     return frame[(frame["kind"] == "radius") & whole & (frame["status"] != "tied")]
 
 
 def _per_question(frame: Any) -> Any:
-    """What identifies a question whatever the method."""
+    """A name of each row's question that is the same for every method."""
     what = frame["k"].astype(str) + frame["property"].fillna("").astype(str)
     return frame["model_sha256"] + frame["image_sha256"] + what + frame["norm"]
 
@@ -157,7 +157,7 @@ def radius_by_k(frame: Any) -> Any:
 
 
 def radius_by_gap(frame: Any) -> Any:
-    """Certified eps against the gap between pixels k and k+1 of the CAM (the paper's second figure)."""
+    """Certified eps against the margin at the image; of a top-k set, the gap below it (the paper's second figure)."""
     radii = _radii(frame)
     radii = radii[(radii["gap"] > 0) & (radii["lower"] > 0)]
     if len(radii) < 3:
@@ -176,7 +176,7 @@ def radius_by_gap(frame: Any) -> Any:
         label="falsified",
     )
     ax.set(
-        xscale="log", yscale="log", xlabel="CAM of pixel k less that of pixel k+1", ylabel="eps (units of the input)"
+        xscale="log", yscale="log", xlabel="margin at the image (units of the CAM)", ylabel="eps (units of the input)"
     )
     ax.legend(frameon=False)
     return figure

@@ -13,8 +13,9 @@ import torch
 from torch import nn
 
 from corgi_opt.data.keras import is_keras_file
-from corgi_opt.data.sources import load_model
+from corgi_opt.data.sources import load_model, onnx_name
 from corgi_opt.errors import InputError
+from corgi_opt.study.own import run_once
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class ModelSource:
 
     @classmethod
     def of(cls, entry: Any, folder: Path, where: str) -> ModelSource:
-        """Raises InputError."""
+        """From an entry of a plan in ``folder``; ``where``: its place, for messages. Raises InputError."""
         if isinstance(entry, nn.Module):
             raise InputError(
                 f"{where}: workers build the network themselves, so a plan names what builds it ('file.py:function' or "
@@ -37,20 +38,23 @@ class ModelSource:
         known = isinstance(entry, Mapping) and not set(entry) - {"build", "weights"}
         if not known or not isinstance(entry.get("build"), str):
             raise InputError(
-                f"{where} needs build = 'digits', 'model.keras', 'file.py:function' ..., and may have weights; got "
-                f"{entry!r}"
+                f"{where} needs build = 'digits', 'model.onnx', 'model.keras', 'file.py:function' ..., and may have "
+                f"weights; got {entry!r}"
             )
         build, weights = entry["build"], entry.get("weights")
         file, _, function = build.rpartition(":")
-        if is_keras_file(build):
+        onnx = onnx_name(build)
+        if onnx is not None:
+            build = str((folder / onnx[0]).resolve()) + (f":{onnx[1]}" if onnx[1] else "")
+        elif is_keras_file(build):
             build = str((folder / build).resolve())
         elif file.endswith(".py"):
             build = f"{(folder / file).resolve()}:{function}"
         return cls(build, None if weights is None else str((folder / weights).resolve()))
 
     def built(self) -> nn.Module:
-        """Raises InputError."""
-        return load_model(self.build, None if self.weights is None else Path(self.weights))
+        """Builds the network. Raises InputError."""
+        return load_model(run_once(self.build), None if self.weights is None else Path(self.weights))
 
     def sourced(self, name: str) -> SourcedModel:
         """Builds it once, for its hash. Raises InputError."""
@@ -76,8 +80,8 @@ class SourcedModel:
 
 
 def model_sha256(module: nn.Module) -> str:
-    """Of what the network is: its structure, the plain attributes of its modules, weights and buffers, and the source
-    of every class that is not torch's own.
+    """The hash of what the network is: its structure, the plain attributes of its modules, weights and buffers, and the
+    source of every class that is not torch's own.
 
     Where the file that builds it stands, and what else is in there, plays no part; what the code takes from elsewhere
     (a global constant, a function of another module) is not seen.

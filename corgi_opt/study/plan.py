@@ -3,6 +3,7 @@
 ::
 
     name = "digits"
+    imports = ["my_properties.py"]        # optional: what registers properties, methods ... of one's own
     time_limit = 60                       # any key of a question may stand here, as its default
 
     [models.digits]
@@ -43,8 +44,9 @@ from corgi_opt.data.sources import find_function, load_image
 from corgi_opt.errors import InputError
 from corgi_opt.study.ask import Ask, Grid
 from corgi_opt.study.models import ModelSource, SourcedModel
+from corgi_opt.study.own import Import, Own, imports_of, own_layers, own_of, run_once
 
-PLAN_KEYS = ("name", "models", "images", "questions")
+PLAN_KEYS = ("name", "imports", "models", "images", "questions")
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,50 +62,48 @@ class StudyImage:
 
 @dataclass(frozen=True, eq=False)
 class Cell:
-    """One question about one image and one network. ``key``: a hash of the contents of the three."""
+    """One question about one image and one network. ``key``: a hash of the contents of the three, and of ``own``: what
+    they take from outside corgi_opt."""
 
     model: SourcedModel
     image: StudyImage
     ask: Ask
     key: str
+    own: tuple[Own, ...] = ()
 
     @classmethod
-    def of(cls, model: SourcedModel, image: StudyImage, ask: Ask) -> Cell:
-        said = json.dumps([model.sha256, image.sha256, ask.plain()], sort_keys=True)
-        return cls(model, image, ask, hashlib.sha256(said.encode()).hexdigest()[:32])
+    def of(cls, model: SourcedModel, image: StudyImage, ask: Ask, own: tuple[Own, ...] = ()) -> Cell:
+        contents: list[Any] = [model.sha256, image.sha256, ask.plain()]
+        if own:  # a cell without has the key that it always had
+            contents.append([[part.role, part.name, part.sha256] for part in own])
+        said = json.dumps(contents, sort_keys=True)
+        return cls(model, image, ask, hashlib.sha256(said.encode()).hexdigest()[:32], own)
 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """``models`` and ``images`` by name; ``said``: the plan as it was written, for the record."""
+    """``models`` and ``images`` by name; ``said``: the plan as it was written, for the record; ``imports``: what every
+    process of the study imports before anything else."""
 
     name: str
     models: Mapping[str, ModelSource]
     images: Mapping[str, Sequence[StudyImage]]
     grids: tuple[Grid, ...]
     said: str
+    imports: tuple[Import, ...] = ()
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:
-        """A ``.toml`` file, or ``file.py:function`` that returns what :meth:`of` takes. Raises InputError."""
-        text = str(path)
-        if not text.endswith(".toml"):
-            made = find_function("a plan", text, "a .toml file, ")()
-            return made if isinstance(made, Plan) else cls.of(made, Path(text.rpartition(":")[0]).parent)
-        path = Path(path)
-        try:
-            said = path.read_text(encoding="utf-8")
-            return cls.of(tomllib.loads(said), path.parent, said)
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"no plan can be read from {text!r}: {error}") from error
-        except tomllib.TOMLDecodeError as error:
-            raise InputError(f"{text} is not TOML: {error}") from error
+        """A ``.toml`` file, or ``file.py:function`` that returns what :meth:`of` takes. Raises what that raises."""
+        made, folder, said = _written(str(path))
+        return made if isinstance(made, Plan) else cls.of(made, folder, said)
 
     @classmethod
     def of(cls, plan: Mapping[str, Any], folder: str | Path = ".", said: str | None = None) -> Plan:
         """From a mapping laid out as the TOML file is; images may also be tensors (N, C, H, W).
 
-        ``folder``: what paths are relative to. Raises InputError, with the place in the plan.
+        ``folder``: what paths are relative to. Its ``imports`` are imported here, first of all. Raises InputError, with
+        the place in the plan, which is a StudyError too for a property, method or solver that nobody registered.
         """
         if not isinstance(plan, Mapping):
             raise InputError(f"a plan is a mapping, got {type(plan).__name__}")
@@ -111,6 +111,7 @@ class Plan:
         name = plan.get("name")
         if not isinstance(name, str) or not name:
             raise InputError("a plan needs a name")
+        imports = imports_of(plan.get("imports", ()), folder)  # first: questions may name what they register
         defaults = {key: value for key, value in plan.items() if key not in PLAN_KEYS}
         models = {key: ModelSource.of(entry, folder, f"models.{key}") for key, entry in _tables(plan, "models").items()}
         images = {
@@ -129,38 +130,77 @@ class Plan:
                 unknown = [key for key in chosen or () if key not in known]
                 if unknown:
                     raise InputError(f"questions {place}: the plan has no {what}.{unknown[0]}")
-        return cls(name, models, images, tuple(grids), repr(plan) if said is None else said)
+        return cls(name, models, images, tuple(grids), repr(plan) if said is None else said, imports)
 
     def cells(self) -> list[Cell]:
         """Every cell once, network by network and image by image.
 
         Builds each network, for its hash. Raises InputError, also where a question needs a label that an image lacks.
         """
-        found: dict[str, Cell] = {}
+        cells: dict[str, Cell] = {}
+        layers = own_layers(self.imports)
+        owns = [[(ask, (*layers, *_own_parts(ask))) for ask in grid.asks] for grid in self.grids]
         for model_name, source in self.models.items():
             model = source.sourced(model_name)
             for group, images in self.images.items():
-                asks = [(grid.label, ask) for grid in self.grids if grid.takes(model_name, group) for ask in grid.asks]
+                taken = [
+                    (grid.label, ask, own)
+                    for grid, asks in zip(self.grids, owns, strict=True)
+                    if grid.takes(model_name, group)
+                    for ask, own in asks
+                ]
                 for image in images:
-                    for label, ask in asks:
-                        cell = Cell.of(model, image, _labelled(ask, image) if label else ask)
-                        found.setdefault(cell.key, cell)
-        if not found:
+                    for label, ask, own in taken:
+                        cell = Cell.of(model, image, _labelled(ask, image) if label else ask, own)
+                        cells.setdefault(cell.key, cell)
+        if not cells:
             raise InputError("the plan has no cell: no question is about any of its models and images")
-        return list(found.values())
+        return list(cells.values())
+
+
+def import_for(path: str | Path) -> None:
+    """Imports what a plan (as :meth:`Plan.load` takes it) names as ``imports``, and builds nothing else of it.
+
+    A TOML file that is gone names nothing. Raises what :meth:`Plan.load` raises.
+    """
+    if str(path).endswith(".toml") and not Path(path).exists():
+        return
+    made, folder, _ = _written(str(path))
+    if isinstance(made, Mapping):
+        imports_of(made.get("imports", ()), folder)
+
+
+def _written(name: str) -> tuple[Any, Path, str | None]:
+    """What a plan's file or function holds, the folder that its paths are relative to, and a file's text."""
+    if not name.endswith(".toml"):
+        return find_function("a plan", run_once(name), "a .toml file, ")(), Path(name.rpartition(":")[0]).parent, None
+    path = Path(name)
+    try:
+        said = path.read_text(encoding="utf-8")
+        return tomllib.loads(said), path.parent, said
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"no plan can be read from {name!r}: {error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{name} is not TOML: {error}") from error
+
+
+def _own_parts(ask: Ask) -> tuple[Own, ...]:
+    """What a question names that is not corgi_opt's. Raises UnknownNameError."""
+    return tuple(part for part in (own_of(role, name) for role, name in ask.names()) if part is not None)
 
 
 def _labelled(ask: Ask, image: StudyImage) -> Ask:
+    """The question about the class that the image is labelled with. Raises InputError."""
     if image.label is None:
         raise InputError(f"class_idx = 'label', but image {image.name} came without a label")
     return replace(ask, class_idx=image.label)
 
 
 def _tables(plan: Mapping[str, Any], what: str) -> Mapping[str, Any]:
-    found = plan.get(what)
-    if not isinstance(found, Mapping) or not found:
+    entries = plan.get(what)
+    if not isinstance(entries, Mapping) or not entries:
         raise InputError(f"a plan needs at least one [{what}.NAME]")
-    return found
+    return entries
 
 
 def _images(entry: Any, group: str, folder: Path, where: str) -> list[StudyImage]:
@@ -191,15 +231,15 @@ def _sourced(
 
         images, labels = load_digits()
         _, test = digits_split()
-        found: Any = (images[test], labels[test])
+        content: Any = (images[test], labels[test])
     elif isinstance(source, str) and ":" in source and Path(source).suffix.lower() != ".npy":
-        found = find_function("source", _placed(source, folder))()
+        content = find_function("source", run_once(_placed(source, folder)))()
     elif isinstance(source, str) or (isinstance(source, list | tuple) and all(isinstance(s, str) for s in source)):
         paths = _files([source] if isinstance(source, str) else source, folder)
         return [p.name for p in paths], [load_image(str(p), size, bundled=False) for p in paths], None
     else:
-        found = source
-    given, given_labels = found if isinstance(found, tuple) and len(found) == 2 else (found, None)
+        content = source
+    given, given_labels = content if isinstance(content, tuple) and len(content) == 2 else (content, None)
     if not isinstance(given, Tensor) or given.ndim != 4 or not len(given):
         what = f"shape {tuple(given.shape)}" if isinstance(given, Tensor) else type(given).__name__
         raise InputError(f"images must be a tensor (N, C, H, W), or that and N labels; got {what}")
@@ -211,10 +251,10 @@ def _sourced(
 def _files(patterns: Sequence[str], folder: Path) -> list[Path]:
     paths: list[Path] = []
     for pattern in patterns:
-        found = sorted(folder.glob(pattern)) if not Path(pattern).is_absolute() else [Path(pattern)]
-        if not found:
+        matches = sorted(folder.glob(pattern)) if not Path(pattern).is_absolute() else [Path(pattern)]
+        if not matches:
             raise InputError(f"no file is {pattern!r} in {folder}")
-        paths += found
+        paths += matches
     return paths
 
 
@@ -225,6 +265,7 @@ def _placed(name: str, folder: Path) -> str:
 
 
 def _taken(take: Any, count: int) -> list[int]:
+    """The indices that ``take`` chooses of ``count`` images. Raises InputError."""
     if take is None:
         return list(range(count))
     if isinstance(take, str):
@@ -250,5 +291,5 @@ def _taken(take: Any, count: int) -> list[int]:
 
 
 def image_sha256(x: Tensor) -> str:
-    """Of an image (1, C, H, W) float64: its shape and values."""
+    """The hash of an image's (1, C, H, W) float64 shape and values."""
     return hashlib.sha256(str(tuple(x.shape)).encode() + x.contiguous().numpy().tobytes()).hexdigest()

@@ -16,6 +16,7 @@ from corgi_opt.errors import MissingPackageError, StoreError
 from corgi_opt.methods import TABLE
 from corgi_opt.problem.clip import intervals_in_words
 from corgi_opt.study.figures import all_figures
+from corgi_opt.study.own import Role, UnknownNameError, hint, is_known
 from corgi_opt.study.store import Store, now, property_of
 
 DPI = 150
@@ -26,7 +27,7 @@ MOST_LISTED = 50
 
 @dataclass(frozen=True)
 class Report:
-    """``page``: the HTML file; ``figures``: PNG and PDF files; ``rows``: cells it is about."""
+    """``page``: the HTML file; ``figures``: PNG and PDF files; ``rows``: how many cells they are about."""
 
     page: Path
     figures: tuple[Path, ...]
@@ -36,7 +37,9 @@ class Report:
 def write_report(folder: str | Path) -> Report:
     """Writes ``report.html`` and ``figures/*.png, *.pdf`` into a study's folder, from what its store holds by now.
 
-    Raises StoreError where there is no answer yet, MissingPackageError without jinja2.
+    Methods, properties and figures of one's own have to be registered by then; to load the study's plan imports what it
+    names for that. Raises StoreError where there is no answer yet, UnknownNameError (a StudyError) for a method or
+    property that nobody registered here, MissingPackageError without jinja2.
     """
     try:
         import jinja2
@@ -47,6 +50,7 @@ def write_report(folder: str | Path) -> Report:
         frame, name = store.to_frame(), store.name or folder.resolve().name
     if frame.empty:
         raise StoreError(f"the study in {str(folder)!r} has no answer yet")
+    _require_known(frame)
     shown, files = _drawn(frame, folder / "figures")
     source = resources.files("corgi_opt.study").joinpath("report.html.j2").read_text(encoding="utf-8")
     page = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(source)
@@ -56,8 +60,23 @@ def write_report(folder: str | Path) -> Report:
     return Report(path, tuple(files), len(frame))
 
 
+def _require_known(frame: Any) -> None:
+    """Raises UnknownNameError."""
+    properties = {json.loads(said)["name"] for said in set(frame["property"].dropna())}
+    names: list[tuple[Role, str]] = [
+        *(("method", name) for name in sorted(set(frame["method"]))),
+        *(("property", name) for name in sorted(properties)),
+    ]
+    for role, name in names:
+        if not is_known(role, name):
+            raise UnknownNameError(
+                f"the study has answers about the {role} {name!r}, which is not registered here. Import what registers "
+                f"it, or load a plan that does. {hint(role)}"
+            )
+
+
 def _drawn(frame: Any, folder: Path) -> tuple[list[dict[str, str]], list[Path]]:
-    """The figures as the page shows them, and as files."""
+    """Draws the figures: as the page shows them, and their files in the folder."""
     shown, files = [], []
     folder.mkdir(exist_ok=True)
     for name, caption, figure in all_figures(frame):
@@ -70,7 +89,7 @@ def _drawn(frame: Any, folder: Path) -> tuple[list[dict[str, str]], list[Path]]:
 
 
 def tables(frame: Any) -> dict[str, Any]:
-    """What the page's tables say, ready to print."""
+    """The names and rows of the page's tables, ready to print. ``frame``: :meth:`Store.to_frame`."""
     done = frame[frame["state"] == "done"]
     radii = done[(done["kind"] == "radius") & (done["status"] != "tied")]
     others = done[done["kind"] != "radius"]
@@ -96,19 +115,21 @@ def tables(frame: Any) -> dict[str, Any]:
     }
 
 
-def _box(own: str | None, low: float, high: float) -> str:
-    if isinstance(own, str):  # a column of nothing but NULL holds NaN
-        return intervals_in_words(json.loads(own))
+def _box(channels: str | None, low: float, high: float) -> str:
+    """The columns ``clip``, ``clip_low`` and ``clip_high`` in words."""
+    if isinstance(channels, str):  # a column of nothing but NULL holds NaN
+        return intervals_in_words(json.loads(channels))
     return "none" if np.isnan(low) else intervals_in_words((low, high))
 
 
 def _groups(frame: Any, *axes: str) -> Iterable[tuple[Any, Any]]:
+    """The answers by these columns and by method, each with what they have in common; weaker methods come first."""
     if frame.empty:
         return []
     what = [property_of(*row).short for row in zip(frame["k"], frame["within"], frame["property"], strict=True)]
     counted = frame[["k", "within"]].fillna(0).astype(int)  # what is no top-k set comes first
-    found = frame.assign(asked=what, **counted).groupby([*axes, "method"], dropna=False)
-    return sorted(found, key=lambda item: (*item[0][:-1], list(TABLE).index(item[0][-1])))
+    groups = frame.assign(asked=what, **counted).groupby([*axes, "method"], dropna=False)
+    return sorted(groups, key=lambda item: (*item[0][:-1], list(TABLE).index(item[0][-1])))
 
 
 def _radius_rows(radii: Any) -> Iterable[dict[str, str]]:

@@ -19,10 +19,12 @@ from corgi_opt.errors import InputError, MissingPackageError, StoreError
 from corgi_opt.problem.properties import Property, TopK, property_from
 
 State = Literal["done", "failed", "timeout", "crashed"]
-"""An answer (unknown is one); an error was raised; its hard time limit passed; it took its process with it."""
+"""There is an answer (``unknown`` is one); an error was raised; the cell took longer than its time limit and the grace;
+it took its process with it, or used more memory than it may."""
 
 SCHEMA = 3
-"""1 had no column ``clip``, 2 none ``property``: such files can be read, and are given them when they are written."""
+"""Files of schema 1 have no column ``clip``, those of 1 and 2 no ``property``. They can be read, and writing upgrades
+them."""
 
 SINCE = {"clip": 2, "property": 3}
 """The schema that a column came with."""
@@ -86,13 +88,13 @@ COLUMNS = tuple(f.name for f in fields(Row))
 
 
 def property_of(k: Any, within: Any, said: Any) -> Property:
-    """What a row asked for, from its columns."""
+    """The property that a row is about, from its columns ``k``, ``within`` and ``property``."""
     return property_from(said) if isinstance(said, str) else TopK(int(k), int(within))
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a plan is: its cells by state, and how many are left to do."""
+    """How far a plan is: how many cells it has, how many are left to do, and how many are in each state."""
 
     cells: int
     left: int
@@ -132,12 +134,12 @@ class Store:
                 f"another process is running the study in {str(folder)!r}; wait for it or end it"
             ) from error
         try:
-            with _speaking(folder):
+            with _store_errors(folder):
                 connection = sqlite3.connect(folder / FILE, isolation_level=None)
                 connection.execute("PRAGMA journal_mode = WAL")
                 connection.execute("PRAGMA synchronous = FULL")
                 store = cls(folder, connection, lock)
-                store._made()
+                store._create_or_upgrade()
                 return store
         except BaseException:
             lock.release()
@@ -149,13 +151,13 @@ class Store:
         folder = Path(folder)
         if not (folder / FILE).is_file():
             raise StoreError(f"there are no results in {str(folder)!r}; run the study first")
-        with _speaking(folder):
+        with _store_errors(folder):
             connection = sqlite3.connect(f"{(folder / FILE).resolve().as_uri()}?mode=ro", uri=True)
             store = cls(folder, connection, None)
             store._check_version()
             return store
 
-    def _made(self) -> None:
+    def _create_or_upgrade(self) -> None:
         (version,) = self._connection.execute("PRAGMA user_version").fetchone()
         (tables,) = self._connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
         if version == 0 and tables == 0:
@@ -187,14 +189,14 @@ class Store:
 
     @property
     def name(self) -> str:
-        """Of the plan that was run last."""
-        found = self._connection.execute("SELECT name FROM runs ORDER BY rowid DESC LIMIT 1").fetchone()
-        return "" if found is None else str(found[0])
+        """The name of the plan that was run last; empty where none was."""
+        last = self._connection.execute("SELECT name FROM runs ORDER BY rowid DESC LIMIT 1").fetchone()
+        return "" if last is None else str(last[0])
 
     def put(self, row: Row) -> None:
         """Keeps one answer, in place of an earlier one; on disk when this returns. Raises StoreError."""
         marks = ", ".join("?" * len(COLUMNS))
-        with _speaking(self._folder):
+        with _store_errors(self._folder):
             self._connection.execute(f"INSERT OR REPLACE INTO cells VALUES ({marks})", astuple(row))
 
     def states(self) -> dict[str, str]:
@@ -202,9 +204,9 @@ class Store:
         return dict(self._connection.execute("SELECT key, state FROM cells"))
 
     def rows(self) -> list[Row]:
-        """In the order in which they came."""
-        found = self._connection.execute(f"SELECT {self._columns} FROM cells ORDER BY rowid")
-        named = (dict(zip(COLUMNS, values, strict=True)) for values in found)
+        """All rows, in the order in which they were put."""
+        tuples = self._connection.execute(f"SELECT {self._columns} FROM cells ORDER BY rowid")
+        named = (dict(zip(COLUMNS, values, strict=True)) for values in tuples)
         return [Row(**{**row, "keep_class": bool(row["keep_class"])}) for row in named]
 
     def to_frame(self) -> Any:
@@ -257,6 +259,7 @@ class Store:
 
 
 def _type(annotation: str) -> str:
+    """SQLite's type of a column."""
     for word, name in (("float", "REAL"), ("int", "INTEGER"), ("bool", "INTEGER")):
         if annotation.startswith(word):
             return name
@@ -268,8 +271,8 @@ def now() -> str:
 
 
 @contextmanager
-def _speaking(folder: Path) -> Iterator[None]:
-    """sqlite's errors as ours, with the file."""
+def _store_errors(folder: Path) -> Iterator[None]:
+    """Turns sqlite's errors into a StoreError that names the file."""
     try:
         yield
     except sqlite3.DatabaseError as error:

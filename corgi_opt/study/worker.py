@@ -15,37 +15,37 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
 TRIES = 3
-"""A cell whose process died is tried so often before it is the cell's fault: anybody may kill a process."""
+"""How often a cell is tried whose process dies. Anybody may kill a process; so many deaths are the cell's fault."""
 
 START_SECONDS = 300.0
-"""For the imports of the process, on a busy machine."""
+"""How long a process may take to start: it imports torch, on a machine that may be busy."""
 
 LOOK_SECONDS = 0.05
-"""Between two looks at the process's memory."""
+"""The time between two looks at the process's memory."""
 
 _children: dict[int, Child] = {}
-"""By thread of the worker."""
+"""The process of each thread of the worker."""
 
 
 def run_cell(task: Mapping[str, Any]) -> dict[str, Any]:
-    """Answers a cell on a dask worker; one process for each of its threads, kept for the next cell.
+    """Answers a task on a dask worker, in a process of the thread's own that is kept for the next task.
 
-    Returns the columns of the row that the answer fills, whatever happens to the process.
+    Returns the columns of the row that the answer fills, whatever happens to the process. A task may also ask for what
+    :func:`corgi_opt.study.own.known_here` says.
     """
-    limit = task["memory_limit"] or _share_of_memory()
-    return run_guarded(task, limit)
+    return run_guarded(task, task["memory_limit"] or _share_of_memory())
 
 
 def run_guarded(task: Mapping[str, Any], memory_limit: float) -> dict[str, Any]:
-    """The same anywhere; ``memory_limit`` in bytes."""
+    """The same on a dask worker or elsewhere. ``memory_limit`` in bytes."""
     why, peak = "", 0.0
     for _ in range(TRIES):
-        child = _child()
+        child = _child(task.get("imports", []))
         try:
             reply = child.ask(json.dumps(task), task["hard_limit"], memory_limit)
         except ChildLostError as lost:
@@ -59,12 +59,13 @@ def run_guarded(task: Mapping[str, Any], memory_limit: float) -> dict[str, Any]:
     return {"state": "crashed", "reason": f"its process died {TRIES} times: {why}", "peak_mb": peak}
 
 
-def _child() -> Child:
+def _child(imports: Sequence[Sequence[str]]) -> Child:
+    """This thread's process. One that serves a plan with other imports is ended: what those register stays in it."""
     me = threading.get_ident()
-    if me in _children and not _children[me].alive:
+    if me in _children and not (_children[me].alive and _children[me].imports == imports):
         _forget()
     if me not in _children:
-        _children[me] = Child()
+        _children[me] = Child(imports)
     return _children[me]
 
 
@@ -82,7 +83,7 @@ def end_children() -> None:
 
 
 def _share_of_memory() -> float:
-    """What dask allows this worker, or the machine has, for one of its threads."""
+    """The bytes that a thread of this worker may use: its share of what dask allows the worker, or the machine has."""
     import psutil
     from distributed import get_worker
 
@@ -92,7 +93,7 @@ def _share_of_memory() -> float:
 
 
 class ChildLostError(Exception):
-    """The process is gone, or had to go. ``state``: of the cell, where that is decided; None: try again."""
+    """The process died or was ended. ``state``: the cell's, where that is decided; None: the cell is tried again."""
 
     def __init__(self, why: str, state: str | None, seconds: float) -> None:
         super().__init__(why)
@@ -100,14 +101,15 @@ class ChildLostError(Exception):
 
 
 class Child:
-    """One process of study/child.py. ``peak``: its largest resident memory during the last cell, in MB, sampled."""
+    """One process of study/child.py, for plans with the same ``imports``. ``peak``: its largest resident memory during
+    the last cell, in MB, sampled."""
 
-    def __init__(self) -> None:
-        self.peak = 0.0
+    def __init__(self, imports: Sequence[Sequence[str]]) -> None:
+        self.imports, self.peak = imports, 0.0
         self._words = tempfile.TemporaryFile()  # noqa: SIM115  lives as long as the process
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "corgi_opt.study.child"],
+            [sys.executable, "-m", "corgi_opt.study.child", json.dumps(sys.path)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._words,

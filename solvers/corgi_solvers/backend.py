@@ -26,7 +26,7 @@ class Backend(Protocol):
     capabilities: ClassVar[Capabilities]
 
     def available(self) -> bool:
-        """Whether the solver is installed; found out without importing it."""
+        """Whether the solver is installed; looked up without importing it."""
         ...
 
     def require(self) -> None:

@@ -133,11 +133,11 @@ def _tightened(balls: Sequence[NormBall], lower: Vector, upper: Vector) -> tuple
 
 def _frozen_columns(columns: npt.ArrayLike) -> npt.NDArray[np.int64]:
     """A read-only copy of shape (p,), p >= 1: distinct column numbers."""
-    found = np.array(columns)
-    if found.ndim != 1 or found.size == 0 or not np.issubdtype(found.dtype, np.integer):
-        raise ProblemError(f"columns has shape {found.shape} and dtype {found.dtype}; it must be (p,) integers, p >= 1")
-    if found.min() < 0 or np.unique(found).size != found.size:
+    given = np.array(columns)
+    if given.ndim != 1 or given.size == 0 or not np.issubdtype(given.dtype, np.integer):
+        raise ProblemError(f"columns has shape {given.shape} and dtype {given.dtype}; it must be (p,) integers, p >= 1")
+    if given.min() < 0 or np.unique(given).size != given.size:
         raise ProblemError("columns has a negative or repeated number; each column of a ball is named once")
-    found = found.astype(np.int64)
-    found.setflags(write=False)
-    return found
+    given = given.astype(np.int64)
+    given.setflags(write=False)
+    return given

@@ -174,10 +174,10 @@ def _binary_solution(path: Path, rows: int, columns: int) -> tuple[Vector, Vecto
 
 
 def _version(words: str) -> str:
-    found = re.search(r"^Version:\s*(\S+)", words, re.MULTILINE)
-    return found.group(1) if found else ""
+    match = re.search(r"^Version:\s*(\S+)", words, re.MULTILINE)
+    return match.group(1) if match else ""
 
 
 def _count(name: str, words: str) -> int:
-    found = re.findall(rf"^{name}:\s*(\d+)", words, re.MULTILINE)
-    return int(found[-1]) if found else 0
+    counts = re.findall(rf"^{name}:\s*(\d+)", words, re.MULTILINE)
+    return int(counts[-1]) if counts else 0

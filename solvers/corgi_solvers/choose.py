@@ -30,7 +30,7 @@ BACKENDS: dict[str, Callable[[], Backend]] = {
 
 
 def names() -> tuple[str, ...]:
-    """Every name that ``backend`` takes; whether the solver is installed is the backend's to say."""
+    """Every name that ``backend`` takes, whether its solver is installed or not."""
     return tuple(BACKENDS)
 
 

@@ -1,7 +1,7 @@
 """From what a solver says to a Solution that can be relied on: everything checkable is checked, the rest distrusted.
 
-HiGHS is read by its own module, field by field. Here is the common ground of the backends whose solvers speak
-through somebody else's interface.
+The checks of arguments and problems serve every backend. Claims are for those whose solvers speak through somebody
+else's interface; HiGHS's own answer is read field by field in ``highs_run``.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 
 from corgi_solvers.arrays import Vector
 from corgi_solvers.errors import ProblemError
@@ -121,13 +122,18 @@ def require_arguments(time_limit: float, decide_at: float | None) -> None:
             raise ProblemError(f"{name} is NaN")
 
 
+def first_entry(problem: Problem, wrong: npt.NDArray[np.bool_]) -> str:
+    """``A[i, j] is v`` for the first of the stored entries of A that ``wrong`` (nnz,) marks."""
+    k = int(wrong.argmax())
+    row, column = int(np.searchsorted(problem.A.indptr, k, side="right")) - 1, problem.A.indices[k]
+    return f"A[{row}, {column}] is {problem.A.data[k]:g}"
+
+
 def require_plain_numbers(problem: Problem, solver: str) -> None:
     """Raises ProblemError where ``solver`` would silently take a number of ``problem`` for zero or infinite."""
     small = np.abs(problem.A.data) <= SMALLEST_ENTRY
     if small.any():
-        k = int(small.argmax())
-        row, col = int(np.searchsorted(problem.A.indptr, k, side="right")) - 1, problem.A.indices[k]
-        raise ProblemError(f"A[{row}, {col}] is {problem.A.data[k]:g}; {solver} may drop it: clear it first")
+        raise ProblemError(f"{first_entry(problem, small)}; {solver} may drop it: clear it first")
     named = {name: getattr(problem, name) for name in ("c", "row_lower", "row_upper", "col_lower", "col_upper")}
     for name, values in (named | {"the entries of A": problem.A.data}).items():
         large = (np.abs(values) >= INFINITY) & np.isfinite(values)

@@ -79,7 +79,7 @@ class Cvxpy:
             raise ProblemError(f"there is no solver {self.solver!r} behind CVXPY here; there are {', '.join(SETTINGS)}")
 
     def available(self) -> bool:
-        """Whether CVXPY and the solver are installed, found out without importing either."""
+        """Whether CVXPY and the solver are installed; looked up without importing either."""
         return installed("cvxpy") and installed(self.solver)
 
     def require(self) -> None:
@@ -100,9 +100,8 @@ class Cvxpy:
         """Minimise ``problem`` within ``time_limit`` seconds of the solver's own time.
 
         These solvers cannot be stopped early, so ``decide_at`` is ignored: every run goes to its end. The bound is
-        ``dual_objective`` of the row duals, at a limit too. OPTIMAL needs a feasible
-        point that the bound meets; INFEASIBLE needs multipliers that prove it, else it is ERROR. Ctrl-C raises
-        KeyboardInterrupt within 2 s.
+        ``dual_objective`` of the row duals, at a limit too. OPTIMAL needs a feasible point that the bound meets;
+        INFEASIBLE needs multipliers that prove it, else it is ERROR. Ctrl-C raises KeyboardInterrupt within 2 s.
 
         Raises ProblemError if ``time_limit`` or ``decide_at`` is NaN, or ``problem`` has integer columns, nonzero
         |a_ij| <= 1e-12 or finite numbers of 1e20 and more. BackendMissingError without CVXPY or the solver.

@@ -25,22 +25,20 @@ from types import ModuleType
 from typing import ClassVar
 
 import numpy as np
-import numpy.typing as npt
 
 from corgi_solvers.backend import Capabilities
+from corgi_solvers.claims import SMALLEST_ENTRY, first_entry, require_arguments, require_plain_numbers
 from corgi_solvers.errors import BackendMissingError, ProblemError
 from corgi_solvers.highs_run import HighsRun, OptionValue
 from corgi_solvers.installed import installed
 from corgi_solvers.interrupt import run_interruptibly
 from corgi_solvers.problem import Problem
-from corgi_solvers.solution import Solution, Status
+from corgi_solvers.solution import Solution
 
 MINIMUM_VERSION = (1, 15, 1)  # 1.14.0 returns wrong MIP optima
 PIP = "pip install -U 'highspy>=1.15.1'"
 
-SMALLEST_ENTRY = 1e-12  # HiGHS drops |a_ij| up to this, the least value its option takes
 LARGEST_ENTRY = 1e15  # HiGHS refuses |a_ij| from here on
-INFINITY = 1e20  # HiGHS takes bounds and costs of this size for infinite
 
 
 @dataclass(frozen=True)
@@ -75,7 +73,7 @@ class Highs:
 
     @staticmethod
     def available() -> bool:
-        """Whether highspy is installed; found out without importing it."""
+        """Whether highspy is installed; looked up without importing it."""
         return installed("highspy")
 
     @staticmethod
@@ -106,9 +104,7 @@ class Highs:
         costs of 1e20 and more; also on |a_ij| >= 1e15. BackendMissingError without highspy >= 1.15.1. SolverError
         if HiGHS refuses the problem for another reason.
         """
-        _require_number("time_limit", time_limit)
-        if decide_at is not None:
-            _require_number("decide_at", decide_at)
+        require_arguments(time_limit, decide_at)
         _require_faithful(problem)
         highspy = _load_highspy()
         deadline = time.perf_counter() + time_limit
@@ -120,59 +116,12 @@ class Highs:
 
         return run_interruptibly(work, cancel)
 
-    def minimise_each(
-        self,
-        problem: Problem,
-        objectives: npt.ArrayLike,
-        *,
-        time_limit: float = math.inf,
-    ) -> list[Solution]:
-        """Minimise ``objectives[k]'x + problem.offset`` over the rows of the LP ``problem``, for each k.
-
-        ``objectives``: (q, n). The simplex starts each objective from the last one's optimal basis; an objective
-        on which that ends in ERROR is repeated from scratch. ``time_limit`` is in seconds for all of them
-        together: those it leaves untouched come back with status LIMIT and bound -inf. Returns q solutions.
-
-        Raises what ``solve`` raises, and ProblemError if ``problem`` is a MIP (take ``problem.relaxed()``) or
-        ``objectives`` has a wrong shape or entries that are not finite.
-        """
-        _require_number("time_limit", time_limit)
-        if problem.is_mip:
-            raise ProblemError("minimise_each is for LPs, this problem has integer columns: pass problem.relaxed()")
-        costs = np.asarray(objectives, dtype=np.float64)
-        if costs.ndim != 2 or costs.shape[1] != problem.n:
-            raise ProblemError(f"objectives has shape {costs.shape}; the problem asks for (q, {problem.n})")
-        if not np.isfinite(costs).all():
-            raise ProblemError(f"objectives{_first(~np.isfinite(costs))} is not finite")
-        _require_below_infinity("objectives", costs)
-        _require_faithful(problem)
-        highspy = _load_highspy()
-        deadline = time.perf_counter() + time_limit
-        cancel = threading.Event()
-
-        def work() -> list[Solution]:
-            solutions: list[Solution] = []
-            with HighsRun(highspy, self._options(problem), problem, cancel) as run:
-                for c in costs:
-                    if cancel.is_set():
-                        break
-                    if time.perf_counter() < deadline:  # else there is nothing to prepare: the rest is LIMIT
-                        run.change_objective(problem.with_objective(c, problem.offset))
-                    solution = run.minimise(deadline)
-                    if solution.status is Status.ERROR:
-                        run.forget_basis()
-                        solution = run.minimise(deadline)
-                    solutions.append(solution)
-            return solutions
-
-        return run_interruptibly(work, cancel)
-
     def _options(self, problem: Problem) -> dict[str, OptionValue]:
         options: dict[str, OptionValue] = {
             "output_flag": False,
             "random_seed": 0,
             "threads": self.threads,
-            "small_matrix_value": SMALLEST_ENTRY,
+            "small_matrix_value": SMALLEST_ENTRY,  # the least that HiGHS takes
             "primal_feasibility_tolerance": self.feasibility_tolerance,
             "dual_feasibility_tolerance": self.feasibility_tolerance,
             "mip_feasibility_tolerance": self.feasibility_tolerance,
@@ -187,44 +136,20 @@ def _load_highspy() -> ModuleType:
         raise BackendMissingError("highspy", "is not installed", PIP)
     import highspy
 
-    found = (highspy.HIGHS_VERSION_MAJOR, highspy.HIGHS_VERSION_MINOR, highspy.HIGHS_VERSION_PATCH)
-    if found < MINIMUM_VERSION:
-        raise BackendMissingError("highspy", f"{'.'.join(map(str, found))} is too old", PIP)
+    version = (highspy.HIGHS_VERSION_MAJOR, highspy.HIGHS_VERSION_MINOR, highspy.HIGHS_VERSION_PATCH)
+    if version < MINIMUM_VERSION:
+        raise BackendMissingError("highspy", f"{'.'.join(map(str, version))} is too old", PIP)
     module: ModuleType = highspy
     return module
 
 
-def _require_number(name: str, value: float) -> None:
-    if math.isnan(value):
-        raise ProblemError(f"{name} is NaN")
-
-
 def _require_faithful(problem: Problem) -> None:
-    """Refuse what HiGHS would silently change into another problem (or, for large entries, refuse itself)."""
+    """Raises ProblemError for what HiGHS would silently change into another problem, or refuse itself."""
     if problem.is_soc:
         raise ProblemError("HiGHS takes no balls (second-order cones): use the backend cvxpy:clarabel")
-    size = np.abs(problem.A.data)
-    for wrong, fate in (
-        (size <= SMALLEST_ENTRY, f"drops entries up to {SMALLEST_ENTRY:g}: clear it first"),
-        (size >= LARGEST_ENTRY, f"refuses entries from {LARGEST_ENTRY:g} on: scale the row first"),
-    ):
-        if wrong.any():
-            k = int(wrong.argmax())
-            row, col = int(np.searchsorted(problem.A.indptr, k, side="right")) - 1, problem.A.indices[k]
-            raise ProblemError(f"A[{row}, {col}] is {problem.A.data[k]:g}; HiGHS {fate}")
-    for name in ("c", "row_lower", "row_upper", "col_lower", "col_upper"):
-        _require_below_infinity(name, getattr(problem, name))
-
-
-def _require_below_infinity(name: str, values: npt.NDArray[np.float64]) -> None:
-    """Refuse finite entries that HiGHS takes for infinite."""
-    wrong = (np.abs(values) >= INFINITY) & np.isfinite(values)
-    if wrong.any():
-        where = _first(wrong)
-        value = values[tuple(where)]
-        raise ProblemError(f"{name}{where} is {value:g}; HiGHS takes sizes from {INFINITY:g} on for infinite")
-
-
-def _first(wrong: npt.NDArray[np.bool_]) -> list[int]:
-    """Index of the first True, one number per axis."""
-    return [int(i) for i in np.argwhere(wrong)[0]]
+    large = np.abs(problem.A.data) >= LARGEST_ENTRY
+    if large.any():
+        raise ProblemError(
+            f"{first_entry(problem, large)}; HiGHS refuses entries from {LARGEST_ENTRY:g} on: scale the row first"
+        )
+    require_plain_numbers(problem, "HiGHS")

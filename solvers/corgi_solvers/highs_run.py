@@ -63,17 +63,6 @@ class HighsRun:
         # The scheduler belongs to this thread. Left to the thread's own teardown it can deadlock on Windows.
         self._highspy.Highs.resetGlobalScheduler(True)
 
-    def change_objective(self, problem: Problem) -> None:
-        """Take over the costs of ``problem``, which must agree with the loaded one in everything else."""
-        if problem.n:
-            columns = np.arange(problem.n, dtype=np.int32)
-            self._check("changeColsCost", self._handle.changeColsCost(problem.n, columns, problem.c))
-        self._problem = problem
-
-    def forget_basis(self) -> None:
-        """Let the next run start from scratch."""
-        self._check("clearSolver", self._handle.clearSolver())
-
     def minimise(self, deadline: float, decide_at: float | None = None) -> Solution:
         """Solve what is loaded until ``deadline``, a value of ``time.perf_counter``; see ``Highs.solve``."""
         start = time.perf_counter()
@@ -87,6 +76,13 @@ class HighsRun:
         if raw == "kUnboundedOrInfeasible" or (raw == "kInfeasible" and not self._problem.is_boxed):
             raw = self._unbounded_or_infeasible(deadline)
         return self._read(raw, decide_at, start)
+
+    def _change_objective(self, problem: Problem) -> None:
+        """Take over the costs of ``problem``, which must agree with the loaded one in everything else."""
+        if problem.n:
+            columns = np.arange(problem.n, dtype=np.int32)
+            self._check("changeColsCost", self._handle.changeColsCost(problem.n, columns, problem.c))
+        self._problem = problem
 
     def _pass_model(self) -> None:
         p, A = self._problem, self._problem.A
@@ -135,9 +131,9 @@ class HighsRun:
     def _unbounded_or_infeasible(self, deadline: float) -> str:
         """Tell the two apart: a feasible one has an optimum once its objective is taken away."""
         loaded = self._problem
-        self.change_objective(loaded.with_objective(np.zeros(loaded.n), loaded.offset))
+        self._change_objective(loaded.with_objective(np.zeros(loaded.n), loaded.offset))
         raw = self._run(deadline, None)
-        self.change_objective(loaded)
+        self._change_objective(loaded)
         return {"kOptimal": "kUnbounded", "kInfeasible": "kInfeasible"}.get(raw, "kUnboundedOrInfeasible")
 
     def _read(self, raw: str, decide_at: float | None, start: float) -> Solution:
@@ -224,7 +220,7 @@ class _Watch:
         self._problem = problem
         self._cancel = cancel
         self._decide_at = decide_at
-        self._found = False
+        self._met = False
 
     def on_simplex(self, event: Any) -> None:
         event.data_in.user_interrupt = self._cancel.is_set()
@@ -232,12 +228,12 @@ class _Watch:
     def on_improving_solution(self, event: Any) -> None:
         """Evaluate the incumbent here, as the Solution will be: HiGHS's rounding of its value does not decide."""
         if self._decide_at is not None and self._problem.objective(event.data_out.mip_solution) <= self._decide_at:
-            self._found = True
-        event.data_in.user_interrupt = self._cancel.is_set() or self._found
+            self._met = True
+        event.data_in.user_interrupt = self._cancel.is_set() or self._met
 
     def on_mip(self, event: Any) -> None:
         proven = self._decide_at is not None and event.data_out.mip_dual_bound > self._decide_at
-        event.data_in.user_interrupt = self._cancel.is_set() or self._found or proven
+        event.data_in.user_interrupt = self._cancel.is_set() or self._met or proven
 
 
 def _mip_bound(info: Any) -> float:

@@ -1,4 +1,4 @@
-"""Whether a package is there, and new enough; found out without importing it."""
+"""Whether a package is installed, and new enough; looked up without importing it."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def installed(package: str) -> bool:
 
 def older(package: str, least: tuple[int, ...]) -> bool:
     """Whether the installed ``package`` says that it is older than ``least``; one that does not say is taken as new."""
-    found = re.match(r"\d+(\.\d+)*", _version(package))
-    return found is not None and tuple(map(int, found.group().split("."))) < least
+    match = re.match(r"\d+(\.\d+)*", _version(package))
+    return match is not None and tuple(map(int, match.group().split("."))) < least
 
 
 @functools.cache

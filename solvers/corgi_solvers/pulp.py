@@ -44,16 +44,16 @@ SOLVERS = {  # name -> (the package with the solver, its pip command)
     "gurobi": ("gurobipy", "pip install gurobipy"),
     "cplex": ("cplex", "pip install cplex"),
 }
-"""Those whose raw status is understood. PuLP knows more; their word could not be told from PuLP's guess."""
+"""The solvers whose raw status is understood. For the others that PuLP knows there is only PuLP's status, see above."""
 
 _ONE = np.ones(1)
 SMALLEST = Problem(_ONE, 0.0, np.ones((1, 1)), _ONE, 2 * _ONE, 0 * _ONE, 3 * _ONE, np.ones(1, dtype=bool))
-"""What a solver that is there can solve, whatever its licence allows: min x, 1 <= x <= 2, x in 0..3."""
+"""A MIP within any licence's limits, min x, 1 <= x <= 2, x in 0..3: a solver that cannot solve it does not work."""
 
 PROBE_SECONDS = 60.0
 
 _worked: set[str] = set()
-"""Solvers that were found to work in this process."""
+"""Solvers that solved ``SMALLEST`` in this process."""
 
 START_SECONDS = 10.0  # how much longer than its time limit a child may take, to start, load and write its answer
 
@@ -85,7 +85,7 @@ class Pulp:
             raise ProblemError(f"MIP gaps must be >= 0, not {self.mip_rel_gap} and {self.mip_abs_gap}")
 
     def available(self) -> bool:
-        """Whether PuLP and the package that holds the solver are installed, found out without importing either.
+        """Whether PuLP and the package that holds the solver are installed; looked up without importing either.
 
         A missing executable or licence shows in ``require``.
         """
@@ -101,7 +101,7 @@ class Pulp:
         if self.solver in _worked:
             return
         claim = self._run(SMALLEST, PROBE_SECONDS, time.perf_counter())
-        if claim.status not in (Status.OPTIMAL, Status.LIMIT):  # too slow to tell is no fault
+        if claim.status not in (Status.OPTIMAL, Status.LIMIT):  # a slow solver is not broken
             package = "cbc" if self.solver == "cbc" else SOLVERS[self.solver][0]
             raise BackendBrokenError(package, claim.raw_status)
         _worked.add(self.solver)

@@ -50,7 +50,7 @@ def safe_bound(problem: Problem, y: npt.ArrayLike) -> float:
 
     "Never" is meant exactly: the minimum over the reals of the problem whose numbers are these floats, for any
     ``y`` at all. How close it gets depends on ``y``: an optimal one leaves rounding errors, some 1e-14 of the sizes
-    involved. Multipliers for the balls are found here. -inf, which claims nothing, where ``y`` or anything on the
+    involved. The multipliers of the balls are chosen here. -inf, which claims nothing, where ``y`` or anything on the
     way is not finite, and where a column without bound has a reduced cost that rounding could hide.
 
     If there is no feasible point, every number is a right answer. Raises ProblemError if ``y`` has the wrong shape.

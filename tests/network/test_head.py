@@ -7,13 +7,12 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
-from nets import Plain, image, seeded
+from nets import Plain, bias_of, image, seeded
 from torch import Tensor, nn
 
 import corgi_opt as co
 from corgi_opt.network import cam, head
 from corgi_opt.network.head import find_head
-from corgi_opt.network.ops import Conv2d
 
 X = image(1, 6, 6)
 
@@ -29,7 +28,7 @@ class Headed(Plain):
         return self.tail(self, self.body(x))
 
 
-def by_hand(model: nn.Module, weight: Tensor, x: Tensor) -> Tensor:
+def by_hand(model: Plain, weight: Tensor, x: Tensor) -> Tensor:
     """CAMs (classes, H, W) of float64 features and a matrix (classes, C)."""
     return torch.einsum("kc,chw->khw", weight.double(), model.double().body(x.double())[0])
 
@@ -51,8 +50,6 @@ def test_a_grouped_head_reads_the_channels_of_its_own(groups):
 NO_HEADS = {
     "an average of a part": lambda m, y: m.head(F.avg_pool2d(y, 6, stride=13, padding=3).flatten(1)),
     "an average of the inside": lambda m, y: m.head(F.avg_pool2d(y, 5, stride=7).flatten(1)),
-    "a divisor of one's own": lambda m, y: m.head(F.avg_pool2d(y, 6, divisor_override=7).flatten(1)),
-    "a sum for a mean": lambda m, y: m.head(36 * y.mean((2, 3))),
     "a maximum": lambda m, y: m.head(F.max_pool2d(y, 6).flatten(1)),
     "a ReLU on the average": lambda m, y: m.head(F.relu(y.mean((2, 3)) - 0.1)),
     "a second path": lambda m, y: m.head(y.mean((2, 3))) + m.head(F.max_pool2d(y, 6).flatten(1)),
@@ -77,20 +74,18 @@ def test_what_is_no_head_is_refused(name):
 @pytest.mark.parametrize("change", ["weight", "swapped", "pixels", "features", "bias"])
 def test_a_head_that_is_taken_for_another_is_never_a_net(monkeypatch, change):
     """Whatever finds the head, and however it errs: the model itself does not agree."""
-    model = seeded(Headed, tail=lambda m, y: m.head(y.mean((2, 3))))
+    model = seeded(Headed, tail=lambda m, y: m.head(y.sum((2, 3))))
 
-    def misled(graph):
-        features, weight = find_head(graph)
-        if change == "weight":
-            return features, weight * torch.linspace(1, 1.001, 4, dtype=torch.float64)
-        if change == "swapped":
-            return features, weight[:, [1, 0, 2, 3]]
-        if change == "pixels":
-            return features, 2 * weight
-        if change == "bias":
-            return features, weight[:, :1]
-        before = graph[features].inputs[0]
-        return before, weight
+    def misled(graph, *given):
+        right = find_head(graph, *given)
+        changes = {
+            "weight": {"weight": right.weight * torch.linspace(1, 1.001, 4, dtype=torch.float64)},
+            "swapped": {"weight": right.weight[:, [1, 0, 2, 3]]},
+            "pixels": {"weight": 2 * right.weight},
+            "bias": {"bias": right.bias + 1e-6},
+            "features": {"features": graph[right.features].inputs[0]},
+        }
+        return dataclasses.replace(right, **changes[change])
 
     monkeypatch.setattr(cam, "find_head", misled)
     with pytest.raises((co.NoCamHeadError, co.ParityError)):
@@ -98,13 +93,88 @@ def test_a_head_that_is_taken_for_another_is_never_a_net(monkeypatch, change):
 
 
 def test_the_finder_does_not_prove_and_the_proof_does_not_find(monkeypatch):
-    """With a finder that accepts any convolution as a global average, the model's own derivative refuses the head."""
-    monkeypatch.setattr(head, "_is_global_mean", lambda graph, name: isinstance(graph[name].op, Conv2d))
-    for name in ("an average of a part", "a divisor of one's own", "a weighted average"):
+    """With a finder that takes any slopes for uniform ones, the model's own derivative refuses the head."""
+    monkeypatch.setattr(head, "_is_uniform", lambda *_: True)
+    for name in ("an average of a part", "an average of the inside", "a weighted average"):
         model = seeded(Headed, tail=NO_HEADS[name])
         model.register_buffer("depthwise", torch.linspace(0, 1, 144).view(4, 1, 6, 6) / 18)
         with pytest.raises(co.NoCamHeadError, match="no CAM head: the class scores"):
             co.from_torch(model, X)
+
+
+SPELT = {
+    "mean": (lambda m, y: m.head(y.mean((2, 3))), 1.0),
+    "a divisor of one's own": (lambda m, y: m.head(F.avg_pool2d(y, 6, divisor_override=7).flatten(1)), 36 / 7),
+    "a sum": (lambda m, y: m.head(y.sum((2, 3))), 36.0),
+    "a sum that is divided": (lambda m, y: m.head(y.sum((2, 3)) / 36), 1.0),
+    "a mean that is multiplied": (lambda m, y: m.head(36 * y.mean((2, 3))), 36.0),
+    "a mean over a view": (lambda m, y: m.head(y.view(1, 4, -1).mean(-1)), 1.0),
+    "a mean of flattened pixels": (lambda m, y: m.head(y.flatten(2).mean(2)), 1.0),
+    "two means": (lambda m, y: m.head(y.mean(3).mean(2)), 1.0),
+    "two means the other way": (lambda m, y: m.head(y.mean(2).sum(2) / 6), 1.0),
+    "channels last": (lambda m, y: m.head(y.permute(0, 2, 3, 1).mean((1, 2))), 1.0),
+    "an adaptive pool": (lambda m, y: m.head(F.adaptive_avg_pool2d(y, 1).flatten(1)), 1.0),
+    "a full-size pool": (lambda m, y: m.head(F.avg_pool2d(y, 6).squeeze(3).squeeze(2)), 1.0),
+    "halves of the map": (lambda m, y: m.head(y[..., :3].mean((2, 3)) + y[..., 3:].mean((2, 3))), 2.0),
+    "after the linear layer": (lambda m, y: m.head(y.permute(0, 2, 3, 1)).mean((1, 2)), None),
+    "a 1x1 convolution": (lambda m, y: F.conv2d(y.mean((2, 3), True), m.head.weight[..., None, None]).flatten(1), 1.0),
+    "a matrix": (lambda m, y: y.mean((2, 3)) @ m.head.weight.T, 1.0),
+    "softmax": (lambda m, y: m.head(y.mean((2, 3))).softmax(1), 1.0),
+    "log_softmax": (lambda m, y: F.log_softmax(m.head(y.mean((2, 3))), dim=-1), 1.0),
+    "a sigmoid": (lambda m, y: torch.sigmoid(input=m.head(y.mean((2, 3)))), 1.0),
+    "a softmax in no place": (lambda m, y: nn.Softmax(1)(m.head(y.mean((2, 3)))), 1.0),
+}
+
+
+@pytest.mark.parametrize("name", SPELT)
+def test_a_head_is_what_it_computes(name):
+    tail, times = SPELT[name]
+    model = seeded(Headed, tail=tail)
+    net = co.from_torch(model, X)
+    assert co.check_model(model, X) == ()
+    for k in range(3):
+        expected = by_hand(model, model.head.weight, X)[k].detach() * (times or 1.0)
+        if times is None:  # the map of class scores itself is the last one
+            expected = expected + model.head.bias[k].detach()
+        torch.testing.assert_close(net.cam(X, k), expected, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(net.model_cam(X, k), expected, rtol=1e-9, atol=1e-12)
+    assert bool(net.notes) == (("softmax" in name) or ("sigmoid" in name))
+    r = co.radius(net, X, k=2, class_idx=1, rtol=0.1, time_limit=30)
+    assert 0 < r.lower < r.upper
+
+
+def test_linear_layers_without_anything_between_are_one():
+    first, norm, last = nn.Linear(4, 5, bias=False), nn.BatchNorm1d(5), nn.Linear(5, 3)
+    layer = nn.Sequential(first, norm, nn.Dropout(), last)
+    model = seeded(Headed, tail=lambda m, y: m.layer(y.mean((2, 3))), layer=layer)
+    with torch.no_grad():
+        assert norm.running_mean is not None and norm.running_var is not None
+        norm.running_mean.copy_(torch.linspace(-1, 1, 5))
+        norm.running_var.copy_(torch.linspace(0.5, 2, 5))
+        norm.weight.copy_(torch.linspace(-2, 1, 5))
+    net = co.from_torch(model, X)
+    assert norm.running_var is not None
+    scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
+    weight = last.weight.double() @ (scale[:, None] * first.weight.double())
+    for k in range(3):
+        torch.testing.assert_close(net.cam(X, k), by_hand(model, weight, X)[k].detach(), rtol=1e-9, atol=1e-9)
+
+
+def test_another_layer_may_be_the_one_whose_map_is_meant():
+    """The average pool before the global average: its operand and its result are maps of which scores are linear."""
+    model = seeded(Headed, tail=lambda m, y: m.head(m.layer(y).mean((2, 3))), layer=nn.AvgPool2d(2))
+    body = model.double().body(X.double())[0].detach()
+    weight = model.head.weight[1].detach()
+    last = co.from_torch(model, X)
+    assert last.map_shape == (3, 3)
+    for target in ("body", model.body, "body.3", model.body[3]):
+        net = co.from_torch(model, X, target_layer=target)
+        torch.testing.assert_close(net.cam(X, 1), torch.einsum("c,chw->hw", weight, body), rtol=1e-9, atol=1e-12)
+    assert torch.equal(co.from_torch(model, X, target_layer="layer").cam(X, 1), last.cam(X, 1))
+    with pytest.raises(co.InputError, match="the last ones are"):
+        co.from_torch(model, X, target_layer="bodies")
+    with pytest.raises(co.NoCamHeadError, match="Leave target_layer out"):
+        co.from_torch(model, X, target_layer="body.1")
 
 
 BESIDE = {
@@ -139,7 +209,7 @@ def test_the_map_behind_a_relu_that_is_always_on_when_it_is_read():
     """At all images that the reading is checked on, the maps before and behind it are the same."""
     model = seeded(Headed, tail=lambda m, y: m.head(y.mean((2, 3))))
     with torch.no_grad():
-        model.body[2].bias.fill_(50.0)
+        bias_of(model.body[2]).fill_(50.0)
     net = co.from_torch(model, X)
     far = torch.full((1, 1, 6, 6), 1e3).double() * torch.linspace(-1, 1, 36).view(1, 1, 6, 6)
     expected = by_hand(model, model.head.weight, far)

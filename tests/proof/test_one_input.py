@@ -32,7 +32,9 @@ def ends(region: Region) -> tuple[Fraction, Fraction]:
     center, eps = Fraction(float(region.center[0, 0, 0])), Fraction(region.eps)
     low, high = center - eps, center + eps
     if region.clip is not None:
-        low, high = max(low, Fraction(region.clip[0])), min(high, Fraction(region.clip[1]))
+        least, most = region.clip
+        assert isinstance(least, float) and isinstance(most, float)  # one interval for all channels
+        low, high = max(low, Fraction(least)), min(high, Fraction(most))
     return low, high
 
 
@@ -273,5 +275,5 @@ def test_claims_are_believed_only_as_far_as_they_are_proven():
     assert refused > 300
     for flat in ([-1], [len(drawn.biases[0])], [0, 0]):
         none = np.full(len(flat), np.inf)
-        with pytest.raises(ProofError, match="there are not"):
+        with pytest.raises(ProofError, match="do not exist"):
             bounds.reach(1, Claims(np.array(flat, dtype=np.int64), -none, none))

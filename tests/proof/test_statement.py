@@ -58,24 +58,24 @@ def test_what_is_malformed_is_refused():
         ({"coefs": good.coefs * np.nan}, "not finite"),
         ({"head": good.head[:4]}, "unlike lengths"),
         ({"head": good.head + 1}, "head vectors"),
-        ({"place": good.place + 1}, "pixels that there are not"),
-        ({"place": good.place - 1}, "pixels that there are not"),
+        ({"place": good.place + 1}, "pixels that do not exist"),
+        ({"place": good.place - 1}, "pixels that do not exist"),
         ({"terms": good.terms[:0], "coefs": good.coefs[:1]}, "no atoms"),
         ({"terms": np.zeros((MOST_ATOMS + 1, 1), dtype=np.int64), "coefs": good.coefs[:1, :1]}, "no atoms, or more"),
         ({"coefs": good.coefs[:3]}, "another shape"),
-        ({"terms": good.terms + 3}, "parts that there are not"),
+        ({"terms": good.terms + 3}, "parts that do not exist"),
         ({"terms": np.array([[0, 0], [1, 2], [3, 3], [4, 0]])}, "one place"),
         ({"coefs": np.abs(good.coefs) + 1}, "one place"),
         ({"coefs": good.coefs * np.array([[1.0], [0.0], [1.0], [1.0]])}, "an atom of no parts"),
         ({"terms": good.terms[:, :0], "coefs": good.coefs[:, :0]}, "an atom of no parts"),
         ({"members": good.members[:0], "need": good.need[:0]}, "no groups"),
-        ({"members": good.members + 2}, "atoms that there are not"),
+        ({"members": good.members + 2}, "atoms that do not exist"),
         ({"members": np.array([[0, 1, 2], [2, -1, -1]])}, "in two groups"),
         ({"need": np.array([0, 1])}, "need nothing"),
         ({"need": np.array([2, 2])}, "more than they have"),
         ({"need": good.need[:1]}, "need nothing"),
         ({"anchors": np.array([0, 1])}, "no pairs"),
-        ({"anchors": np.array([[0, 9]])}, "anchors that there are not"),
+        ({"anchors": np.array([[0, 9]])}, "anchors that do not exist"),
     ):
         with pytest.raises(ProofError, match=why):
             replace(good, **changes).of(network())
@@ -112,6 +112,7 @@ def test_parts_at_an_image_are_what_the_network_says_there(seed, exact):
         *(s[2].reshape(CHANNELS, -1) for s in (bounds.lower, bounds.upper))
     )
     conv = net.nodes[1].op
+    assert isinstance(conv, Conv)
     padded = np.pad(image[0], 1)
     features = np.zeros((CHANNELS, SIDE, SIDE))
     for y in range(SIDE):

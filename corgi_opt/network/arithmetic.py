@@ -1,0 +1,191 @@
+"""Builders of sums, products with constants and of two maps, and sums and means over axes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from corgi_opt.network import lowering
+from corgi_opt.network.builders import check_floating, covers, label
+from corgi_opt.network.curves import Sigmoid, Silu, Square
+from corgi_opt.network.ops import Combine, Conv2d
+from corgi_opt.network.pieces import slices_of
+from corgi_opt.network.smooth import Product, Smooth
+from corgi_opt.network.translation import NotCoveredError, Translation, Value, shape_of
+
+
+@covers("type_as.default", "to.other")
+def _same(t: Translation, fx: Any, *, x: Any, other: Any = None) -> str | Tensor:
+    check_floating(fx.meta["val"].dtype)
+    return t.numbers(x)
+
+
+@covers("_to_copy.default", "to.dtype", "to.dtype_layout", "to.device")
+def _cast(t: Translation, fx: Any, *, x: Any, dtype: Any = None) -> Tensor:
+    check_floating(dtype)
+    return t.numbers(x)
+
+
+@covers("dropout.default", "feature_dropout.default", "alpha_dropout.default", "feature_alpha_dropout.default")
+def _dropout(t: Translation, fx: Any, *, x: Any, p: Any, train: Any) -> Tensor:
+    if train and p:
+        raise NotCoveredError(
+            "It drops values in eval mode too, at random: pass training=self.training to F.dropout, or use nn.Dropout."
+        )
+    return t.numbers(x)
+
+
+def _sum(t: Translation, fx: Any, x: Any, y: Any, scale: float) -> str:
+    """``x + scale * y``; one of them may be a constant."""
+    if t.is_map(x) and t.is_map(y):
+        coefs = (lowering.scalar(1.0), lowering.scalar(scale))
+        return t.add(fx, str(fx.name), Combine(coefs), tuple(t.broadcast(fx, x, y)))
+    first = t.is_map(x)
+    (operand,) = t.broadcast(fx, x if first else y)
+    shift = _constant(t, y if first else x, fx, operand) * (scale if first else 1.0)
+    return t.add(fx, str(fx.name), Combine((lowering.scalar(1.0 if first else scale),), shift), (operand,))
+
+
+@covers("add.Tensor", "add.Scalar")
+def _add(t: Translation, fx: Any, *, x: Any, other: Any, alpha: Any) -> str:
+    return _sum(t, fx, x, other, float(alpha))
+
+
+@covers("sub.Tensor", "sub.Scalar")
+def _sub(t: Translation, fx: Any, *, x: Any, other: Any, alpha: Any) -> str:
+    return _sum(t, fx, x, other, -float(alpha))
+
+
+@covers("rsub.Tensor", "rsub.Scalar")
+def _rsub(t: Translation, fx: Any, *, x: Any, other: Any, alpha: Any) -> str:
+    """``other - alpha * x``, which is how torch spells a constant minus a map."""
+    return _sum(t, fx, other, x, -float(alpha))
+
+
+@covers("neg.default")
+def _neg(t: Translation, fx: Any, *, x: Any) -> str:
+    return t.add(fx, str(fx.name), Combine((lowering.scalar(-1.0),)), (t.value(x),))
+
+
+@covers("mul.Tensor", "mul.Scalar")
+def _mul(t: Translation, fx: Any, *, x: Any, other: Any) -> str:
+    if t.is_map(x) and t.is_map(other):
+        return product(t, fx, str(fx.name), *t.broadcast(fx, x, other))
+    x, factor = (x, other) if t.is_map(x) else (other, x)
+    (operand,) = t.broadcast(fx, x)
+    return t.add(fx, str(fx.name), Combine((_constant(t, factor, fx, operand),)), (operand,))
+
+
+def product(t: Translation, fx: Any, name: str, x: str, y: str) -> str:
+    """Of two nodes of one shape; of a node with itself a square, with its own sigmoid SiLU, which are tighter."""
+    for one, other in ((x, y), (y, x)):
+        gate = t.builder.nodes[other]
+        if isinstance(gate.op, Smooth) and gate.op.function == Sigmoid() and gate.inputs == (one,):
+            return t.add(fx, name, Smooth(Silu()), (one,))
+    return t.add(fx, name, Smooth(Square()), (x,)) if x == y else t.add(fx, name, Product(), (x, y))
+
+
+@covers("div.Tensor", "div.Scalar", "div.Tensor_mode", "div.Scalar_mode")
+def _div(t: Translation, fx: Any, *, x: Any, other: Any, rounding_mode: Any = None) -> str:
+    if rounding_mode is not None:
+        raise NotCoveredError(f"rounding_mode={rounding_mode!r} rounds, which is not piecewise linear; leave it out.")
+    if t.is_map(other):
+        raise NotCoveredError("A quotient by a feature map is not piecewise linear.")
+    (operand,) = t.broadcast(fx, x)
+    return t.add(fx, str(fx.name), Combine((1.0 / _constant(t, other, fx, operand),)), (operand,))
+
+
+@covers("addcmul.default")
+def _addcmul(t: Translation, fx: Any, *, x: Any, tensor1: Any, tensor2: Any, value: Any) -> str:
+    """``x + value * tensor1 * tensor2``."""
+    if not t.is_map(x) or not (t.is_map(tensor1) or t.is_map(tensor2)):
+        raise NotCoveredError("Only the sum of a map and a map times something is known; write x + value * y.")
+    if t.is_map(tensor1) and t.is_map(tensor2):
+        first, *factors = t.broadcast(fx, x, tensor1, tensor2)
+        both = product(t, fx, f"{fx.name}.product", factors[0], factors[1])
+        coefs = (lowering.scalar(1.0), lowering.scalar(float(value)))
+        return t.add(fx, str(fx.name), Combine(coefs), (first, both))
+    y, factor = (tensor1, tensor2) if t.is_map(tensor1) else (tensor2, tensor1)
+    nodes = t.broadcast(fx, x, y)
+    coefs = (lowering.scalar(1.0), float(value) * _constant(t, factor, fx, nodes[1]))
+    return t.add(fx, str(fx.name), Combine(coefs), tuple(nodes))
+
+
+def _constant(t: Translation, arg: Any, fx: Any, operand: str) -> Tensor:
+    """A constant broadcast to the result of a call, as a coefficient over the node that stands for its operand."""
+    value = t.constant(arg)
+    if value is None:
+        raise NotCoveredError("It needs a constant operand.")
+    return lowering.scalar(float(value)) if value.numel() == 1 else t.placed(value.expand(shape_of(fx)), operand)
+
+
+# --- over axes -------------------------------------------------------------------------------------------------------
+
+MOST_TERMS = 256
+"""Most slices that are added one by one."""
+
+
+@covers("mean.dim", "mean.default")
+def _mean(t: Translation, fx: Any, *, x: Any, dtype: Any, dim: Any = None, keepdim: Any = False) -> Value:
+    """``keepdim`` shows in the shape of the result alone."""
+    check_floating(dtype)
+    return _summed(t, fx, x, dim, mean=True)
+
+
+@covers("sum.dim_IntList", "sum.default")
+def _sum_over(t: Translation, fx: Any, *, x: Any, dtype: Any, dim: Any = None, keepdim: Any = False) -> Value:
+    check_floating(dtype)
+    return _summed(t, fx, x, dim, mean=False)
+
+
+def _summed(t: Translation, fx: Any, x: Any, dim: Any, mean: bool) -> Value:
+    slices, size = slices_of(t.numbers(x), dim), shape_of(fx)
+    share = 1.0 / len(slices) if mean else 1.0
+    whole = _planes(t, fx, slices, share)
+    if whole is not None:
+        return Value(whole.reshape(size))
+    numbers = t.numbers(x)
+    if numbers.ndim in (3, 4):
+        rank = numbers.ndim
+        dims = {d % rank for d in ([dim] if isinstance(dim, int) else list(dim or range(1, rank)))}
+        operand = t.map(x)
+        axes = {d if rank == 4 else {1: 1, 2: 3}[d] for d in dims}
+        return Value(t.entries(_over_axes(t, fx, operand, axes, share)).reshape(size))
+    if len(slices) > MOST_TERMS:
+        raise NotCoveredError(
+            f"It adds {len(slices)} slices of a tensor of {numbers.ndim} axes; at most {MOST_TERMS} are."
+        )
+    coefs, nodes = tuple(lowering.scalar(share) for _ in slices), tuple(t.map_of(one) for one in slices)
+    return Value(t.entries(t.add(fx, label(fx), Combine(coefs), nodes)).reshape(size))
+
+
+def _planes(t: Translation, fx: Any, slices: Tensor, share: float) -> Tensor | None:
+    """The numbers of sums that are each over the whole plane of a channel of a node; None where some are not."""
+    planes = [t.plane_of(sums) for sums in slices.flatten(1).T]  # what each entry of the result is the sum of
+    made = [plane for plane in planes if plane is not None]
+    names = list(dict.fromkeys(name for name, _ in made))
+    if len(made) < len(planes) or len({t.builder.nodes[name].shape[1:] for name in names}) != 1:
+        return None
+    operand, channels = names[0], [channel for _, channel in made]
+    if len(names) > 1:  # of several nodes: of the map that they make together
+        operand = t.map_of(torch.stack([t.entries(name)[channel] for name, channel in made])[None])
+        channels = list(range(len(made)))
+    count, height, width = t.builder.nodes[operand].shape
+    weight = torch.full((count, 1, height, width), share, dtype=torch.float64)
+    node = t.add(fx, label(fx), Conv2d(weight, None, groups=count), (operand,), (count, 1, 1))
+    return t.entries(node).flatten()[channels]
+
+
+def _over_axes(t: Translation, fx: Any, operand: str, axes: set[int], share: float) -> str:
+    """A map summed over some of its axes (1 channels, 2 rows, 3 columns): a convolution with equal weights."""
+    channels, height, width = t.builder.nodes[operand].shape
+    kernel = (height if 2 in axes else 1, width if 3 in axes else 1)
+    across = 1 in axes
+    weight = torch.full((1, channels, *kernel) if across else (channels, 1, *kernel), share, dtype=torch.float64)
+    shape = (1 if across else channels, 1 if 2 in axes else height, 1 if 3 in axes else width)
+    name = t.add(fx, label(fx), Conv2d(weight, None, groups=1 if across else channels), (operand,), shape)
+    if not across:
+        t.halves.add(name)
+    return name

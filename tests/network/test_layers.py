@@ -1,0 +1,49 @@
+"""Convolutions, norms, pools and linear layers are read with all of their arguments."""
+
+from __future__ import annotations
+
+import pytest
+import torch.nn.functional as F
+from reading import ramp, require_read
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda y: F.avg_pool2d(y, 3, 2, 1, count_include_pad=False),
+        lambda y: F.avg_pool2d(y, (2, 3), divisor_override=5),
+        lambda y: F.avg_pool2d(y, 2, ceil_mode=True),  # 6 / 2: nothing overhangs
+        lambda y: F.max_pool2d(y, (3, 2), (2, 1), (1, 0), ceil_mode=True),
+        lambda y: F.max_pool2d(y, 2, dilation=2),
+        lambda y: F.avg_pool2d(y, 3, 2, ceil_mode=True),
+        lambda y: F.avg_pool2d(y, (3, 4), (2, 3), (1, 1), ceil_mode=True, count_include_pad=False),
+        lambda y: F.avg_pool2d(y, 5, 3, 2, ceil_mode=True, divisor_override=7),
+        lambda y: F.max_pool2d(y, 2, return_indices=True)[0],
+        lambda y: F.adaptive_avg_pool2d(y, (3, 2)),
+        lambda y: F.adaptive_avg_pool2d(y, (4, 5)),
+        lambda y: F.adaptive_max_pool2d(y, (3, 1)),
+        lambda y: F.adaptive_max_pool2d(y, (4, 5)),
+        lambda y: F.interpolate(y, scale_factor=2, mode="bilinear"),
+        lambda y: F.interpolate(y, size=(11, 4), mode="bilinear", align_corners=True),
+        lambda y: F.interpolate(y, scale_factor=1.7, mode="bilinear", recompute_scale_factor=False),
+        lambda y: F.conv_transpose2d(y, ramp(y, 2, 3, 3, 3))[:, :2],
+        lambda y: F.conv_transpose2d(y, ramp(y, 2, 2, 3, 3), ramp(y, 2), 2, 1, 1),
+        lambda y: F.conv_transpose2d(y, ramp(y, 2, 1, 3, 4), None, (2, 3), (1, 4), 0, 2, (2, 1)),
+        lambda y: F.conv2d(y, ramp(y, 2, 2, 2, 4), padding="same"),
+        lambda y: F.conv2d(y, ramp(y, 2, 1, 4, 3), padding="same", dilation=(1, 2), groups=2),
+        lambda y: F.linear(y.permute(0, 2, 3, 1), ramp(y, 2, 2), ramp(y, 2)).relu().permute(0, 3, 1, 2),
+        lambda y: (y.flatten(2).transpose(1, 2) @ ramp(y, 2, 2)).transpose(1, 2).view_as(y),
+        lambda y: F.linear(y.transpose(2, 3).flatten(1), ramp(y, 72, 72)).view(1, 2, 6, 6),
+        lambda y: F.conv1d(y.flatten(2), ramp(y, 2, 2, 3), padding=1).unflatten(2, (6, 6)),
+        lambda y: F.max_pool1d(y.flatten(2), 3, 2, 1)[..., None],
+        lambda y: F.batch_norm(y.flatten(2), ramp(y, 2), ramp(y, 2) + 3, training=False).relu().view(1, 2, 6, 6),
+        lambda y: (
+            F.batch_norm(y.permute(0, 2, 3, 1).flatten(1, 2).transpose(1, 2), ramp(y, 2), ramp(y, 2) + 3)
+            .relu()
+            .unflatten(2, (6, 6))
+        ),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Using padding='same'")  # torch's own, of the caller's model
+def test_it_is_read_with_its_arguments(change):
+    require_read(change)
