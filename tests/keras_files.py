@@ -238,6 +238,7 @@ SLOTS = {
     "Permute": "permute",
     "Add": "add",
     "Subtract": "subtract",
+    "Multiply": "multiply",
     "Average": "average",
     "Maximum": "maximum",
     "Minimum": "minimum",

@@ -190,7 +190,13 @@ def _affine(kind: str, config: dict[str, Any], w: dict[str, Array], x: Array) ->
     return y + w["bias"] if "bias" in w else y
 
 
-MERGES: dict[str, Callable[..., Any]] = {"Add": np.sum, "Average": np.mean, "Maximum": np.max, "Minimum": np.min}
+MERGES: dict[str, Callable[..., Any]] = {
+    "Add": np.sum,
+    "Multiply": np.prod,
+    "Average": np.mean,
+    "Maximum": np.max,
+    "Minimum": np.min,
+}
 
 AFFINE = (
     "Conv1D",

@@ -232,7 +232,7 @@ class Normalize(nn.Module):
 class Merge(nn.Module):
     """One map of several, value by value."""
 
-    def __init__(self, kind: Literal["Add", "Subtract", "Average", "Maximum", "Minimum"]) -> None:
+    def __init__(self, kind: Literal["Add", "Subtract", "Multiply", "Average", "Maximum", "Minimum"]) -> None:
         super().__init__()
         self.kind = kind
 
@@ -243,6 +243,8 @@ class Merge(nn.Module):
                 y = y + x
             elif self.kind == "Subtract":
                 y = y - x
+            elif self.kind == "Multiply":
+                y = y * x
             else:
                 y = torch.maximum(y, x) if self.kind == "Maximum" else torch.minimum(y, x)
         return y / (1 + len(others)) if self.kind == "Average" else y

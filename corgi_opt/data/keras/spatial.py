@@ -186,9 +186,10 @@ def _closed(layer: Layer, flow: Flow) -> tuple[int, ...]:
 
 
 def merge(layer: Layer, flows: Sequence[Flow]) -> Built:
-    """Add, Subtract, Average, Maximum, Minimum of several of one shape; an axis of one pixel may stand for more."""
+    """Add, Subtract, Multiply, Average, Maximum, Minimum of several of one shape; an axis of one pixel may stand for
+    more."""
     kind = layer.kind
-    assert kind in ("Add", "Subtract", "Average", "Maximum", "Minimum")
+    assert kind in ("Add", "Subtract", "Multiply", "Average", "Maximum", "Minimum")
     if len(flows) < 2 or (kind == "Subtract" and len(flows) > 2):
         raise layer.damaged(f"it merges {len(flows)} maps")
     if len({len(f.size) for f in flows}) > 1 or not all(
@@ -229,10 +230,8 @@ def _orders(flows: Sequence[Flow]) -> NDArray[np.intp] | None:
     return np.concatenate([start + order for start, order in zip(starts, own, strict=False)])
 
 
-def product(layer: Layer, flows: Sequence[Flow]) -> Built:
-    raise layer.unsupported(
-        "", "A product of two feature maps is not piecewise linear; only sums of maps have an exact form."
-    )
+def dot(layer: Layer, flows: Sequence[Flow]) -> Built:
+    raise layer.unsupported("", "Products are read value by value only (Multiply), and not summed over an axis.")
 
 
 def code(layer: Layer, flows: Sequence[Flow]) -> Built:

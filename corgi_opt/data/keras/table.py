@@ -42,9 +42,9 @@ BUILDERS: Mapping[str, Builder] = {
     "Flatten": spatial.flatten,
     "Reshape": spatial.reshape,
     "Permute": spatial.permute,
-    **dict.fromkeys(("Add", "Subtract", "Average", "Maximum", "Minimum"), spatial.merge),
+    **dict.fromkeys(("Add", "Subtract", "Multiply", "Average", "Maximum", "Minimum"), spatial.merge),
     "Concatenate": spatial.concatenate,
-    **dict.fromkeys(("Multiply", "Dot"), spatial.product),
+    "Dot": spatial.dot,
     "Lambda": spatial.code,
 }
 

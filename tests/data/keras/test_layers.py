@@ -196,7 +196,7 @@ def test_an_activation_may_be_a_layer(as_object):
     assert_computes(built(opened(written, 3))[0], net)
 
 
-@pytest.mark.parametrize("kind", ["Add", "Subtract", "Average", "Maximum", "Minimum"])
+@pytest.mark.parametrize("kind", ["Add", "Subtract", "Multiply", "Average", "Maximum", "Minimum"])
 def test_merging(kind):
     branches = [conv(f"c{i}", 3, 4, 1, 2, ("in",), activation="relu" if i else "linear") for i in range(3)]
     two = plain(kind, "m", ("c0", "c1"))

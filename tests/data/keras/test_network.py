@@ -196,112 +196,84 @@ def headed(shape: tuple[int, int, int], *units: Unit) -> Net:
     return sequential(shape, *units, *HEAD)
 
 
+def joined(merge: Unit, channels: int) -> Net:
+    """Two convolutions of so many channels, merged."""
+    branches = [conv(name, 2, channels, 3, 2, ("in",), activation="relu") for name in ("a", "b")]
+    head = [u.reading(r) for u, r in zip(HEAD, (merge.name, "gap"), strict=True)]
+    return functional((6, 7, 2), *branches, merge.reading("a", "b"), *head)
+
+
+SIX = conv("c", 2, 4, activation="relu")
+SMALL = conv("c", 2, 4, 2, activation="relu")
+NETWORKS = {
+    "max same": headed(
+        (6, 7, 2),
+        conv("c", 2, 4, padding="same", activation="relu"),
+        pooling("MaxPooling2D", "p", 3, strides=[2, 2], padding="same"),
+    ),
+    "max even": headed((6, 7, 2), SIX, pooling("MaxPooling2D", "p", 2, strides=[1, 1], padding="same")),
+    "average same": headed((6, 7, 2), SIX, pooling("AveragePooling2D", "p", 2, strides=[1, 1], padding="same")),
+    "separable": headed(
+        (6, 7, 2), separable("c", 2, 4, padding="same", activation="relu"), pooling("AveragePooling2D", "p", 2)
+    ),
+    "depthwise": headed((6, 7, 2), depthwise("c", 2, 2, padding="same"), plain("LeakyReLU", "l", alpha=0.125)),
+    "stride": headed((9, 9, 2), conv("c", 2, 4, padding="same", strides=[2, 2], activation="relu")),
+    "even stride": headed((6, 8, 2), conv("c", 2, 4, padding="same", strides=[2, 2], activation="relu")),
+    "relu6": headed((6, 8, 2), depthwise("c", 2, 2, padding="same", strides=[2, 2]), plain("ReLU", "r", max_value=6.0)),
+    "even": headed((6, 7, 2), conv("c", 2, 4, 2, padding="same"), plain("ReLU", "r", max_value=0.5)),
+    "rescaling": headed((6, 7, 2), plain("Rescaling", "s", scale=[2.0, 0.5], offset=0.25), SIX),
+    "prelu": headed(
+        (6, 7, 2),
+        conv("c", 2, 4),
+        Unit("PReLU", "p", {"shared_axes": [1, 2]}, {"alpha": np.full((1, 1, 4), 0.25, "f4")}),
+    ),
+    "keepdims": sequential(
+        (6, 7, 2),
+        SIX,
+        plain("GlobalAveragePooling2D", "gap", keepdims=True),
+        plain("Flatten", "f"),
+        dense("d", 4, 3),
+    ),
+    "padding": headed((6, 7, 2), plain("ZeroPadding2D", "z", padding=[[0, 1], [1, 2]]), SIX),
+    "cropping": headed((6, 7, 2), SIX, plain("Cropping2D", "z", cropping=[[0, 1], [1, 2]])),
+    "nearest": headed((3, 4, 2), SMALL, plain("UpSampling2D", "u", size=[2, 2], interpolation="nearest")),
+    "bilinear": headed((3, 4, 2), SMALL, plain("UpSampling2D", "u", size=[2, 2], interpolation="bilinear")),
+    "transposed": headed((3, 4, 2), transposed("t", 2, 4, strides=[2, 2], padding="same", activation="relu")),
+    "concatenate": joined(plain("Concatenate", "m", axis=-1), 2),
+    "maximum": joined(plain("Maximum", "m"), 4),
+    "multiply": joined(plain("Multiply", "m"), 4),
+    "squeezed": functional(
+        (6, 7, 2),
+        SIX.reading("in"),
+        plain("GlobalAveragePooling2D", "mean", ("c",)),
+        plain("Reshape", "pixel", ("mean",), target_shape=[1, 1, 4]),
+        conv("gate", 4, 4, 1, 2, ("pixel",), activation="sigmoid"),
+        plain("Multiply", "m", ("c", "gate")),
+        *(u.reading(r) for u, r in zip(HEAD, ("m", "gap"), strict=True)),
+    ),
+    "no dense": sequential((6, 7, 2), SIX, conv("scores", 4, 3), plain("GlobalAveragePooling2D", "gap")),
+}
+"""Layers whose network takes more than one operation; each layer by itself is compared in test_layers.py."""
+
+
 @pytest.mark.parametrize(
-    "net",
-    [
-        headed(
-            (6, 7, 2),
-            conv("c", 2, 4, padding="same", activation="relu"),
-            pooling("MaxPooling2D", "p", 3, strides=[2, 2], padding="same"),
-        ),
-        headed((6, 7, 2), separable("c", 2, 4, padding="same", activation="relu"), pooling("AveragePooling2D", "p", 2)),
-        headed((6, 7, 2), depthwise("c", 2, 2, padding="same"), plain("LeakyReLU", "l", alpha=0.125)),
-        headed((9, 9, 2), conv("c", 2, 4, padding="same", strides=[2, 2], activation="relu")),
-        headed((6, 7, 2), plain("Rescaling", "s", scale=[2.0, 0.5], offset=0.25), conv("c", 2, 4, activation="relu")),
-        headed(
-            (6, 7, 2),
-            conv("c", 2, 4),
-            Unit("PReLU", "p", {"shared_axes": [1, 2]}, {"alpha": np.full((1, 1, 4), 0.25, "f4")}),
-        ),
-        sequential(
-            (6, 7, 2),
-            conv("c", 2, 4, activation="relu"),
-            plain("GlobalAveragePooling2D", "gap", keepdims=True),
-            plain("Flatten", "f"),
-            dense("d", 4, 3),
-        ),
-    ],
-    ids=["max same", "separable", "depthwise", "stride", "rescaling", "prelu", "keepdims"],
+    "name",
+    mostly_slow(NETWORKS, always=("max same", "separable", "stride", "rescaling", "keepdims", "squeezed", "no dense")),
 )
-def test_networks_that_are_read(tmp_path, net):
+def test_networks_that_are_read(tmp_path, name):
+    net = NETWORKS[name]
     made = co.from_keras(write(net, tmp_path / "m", "keras2.h5"))
     x = image_of(net)
     np.testing.assert_allclose(made.model_logits(as_torch(x)), net.forward(x), rtol=1e-9, atol=1e-9)
     np.testing.assert_allclose(made.logits(as_torch(x)), net.forward(x), rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize(
-    "net",
-    [
-        headed((6, 8, 2), conv("c", 2, 4, padding="same", strides=[2, 2], activation="relu")),
-        headed((6, 8, 2), depthwise("c", 2, 2, padding="same", strides=[2, 2]), plain("ReLU", "r", max_value=6.0)),
-        headed((6, 7, 2), conv("c", 2, 4, 2, padding="same"), plain("ReLU", "r", max_value=0.5)),
-        headed((6, 7, 2), plain("ZeroPadding2D", "z", padding=[[0, 1], [1, 2]]), conv("c", 2, 4, activation="relu")),
-        headed((6, 7, 2), conv("c", 2, 4, activation="relu"), plain("Cropping2D", "z", cropping=[[0, 1], [1, 2]])),
-        headed(
-            (3, 4, 2),
-            conv("c", 2, 4, 2, activation="relu"),
-            plain("UpSampling2D", "u", size=[2, 2], interpolation="nearest"),
-        ),
-        headed(
-            (3, 4, 2),
-            conv("c", 2, 4, 2, activation="relu"),
-            plain("UpSampling2D", "u", size=[2, 2], interpolation="bilinear"),
-        ),
-        headed((3, 4, 2), transposed("t", 2, 4, strides=[2, 2], padding="same", activation="relu")),
-        headed(
-            (6, 7, 2),
-            conv("c", 2, 4, activation="relu"),
-            pooling("AveragePooling2D", "p", 2, strides=[1, 1], padding="same"),
-        ),
-        headed(
-            (6, 7, 2),
-            conv("c", 2, 4, activation="relu"),
-            pooling("MaxPooling2D", "p", 2, strides=[1, 1], padding="same"),
-        ),
-        functional(
-            (6, 7, 2),
-            conv("a", 2, 2, 3, 2, ("in",), activation="relu"),
-            conv("b", 2, 2, 3, 2, ("in",), activation="relu"),
-            plain("Concatenate", "m", ("a", "b"), axis=-1),
-            *(u.reading(r) for u, r in zip(HEAD, ("m", "gap"), strict=True)),
-        ),
-        functional(
-            (6, 7, 2),
-            conv("a", 2, 4, 3, 2, ("in",)),
-            conv("b", 2, 4, 3, 2, ("in",)),
-            plain("Maximum", "m", ("a", "b")),
-            *(u.reading(r) for u, r in zip(HEAD, ("m", "gap"), strict=True)),
-        ),
-        sequential(
-            (6, 7, 2),
-            conv("c", 2, 4, activation="relu"),
-            conv("scores", 4, 3),
-            plain("GlobalAveragePooling2D", "gap"),
-            plain("Activation", "a", activation="softmax"),
-        ),
-    ],
-    ids=[
-        "stride",
-        "relu6",
-        "even",
-        "padding",
-        "cropping",
-        "nearest",
-        "bilinear",
-        "transposed",
-        "average same",
-        "max even",
-        "concatenate",
-        "maximum",
-        "no dense",
-    ],
-)
-def test_networks_of_wider_operations(tmp_path, net):
-    made = co.from_keras(write(net, tmp_path / "m", "keras2.h5"))
-    bare = Net(net.shape, net.units[:-1] if net.units[-1].kind == "Activation" else net.units)
-    x = image_of(net)
-    np.testing.assert_allclose(made.logits(as_torch(x)).flatten(), bare.forward(x), rtol=1e-9, atol=1e-9)
+def test_a_product_of_maps_is_curved(tmp_path):
+    """A gate that sees the whole map: bounded by planes, and named."""
+    net = co.from_keras(write(NETWORKS["squeezed"], tmp_path / "m", "keras3.keras"))
+    assert [name.partition(" ")[0] for name in net.curved] == ["gate_sigmoid", "m"]
+    x = torch.rand(1, 2, 6, 7, generator=torch.Generator().manual_seed(1))
+    assert co.verify(net, x, eps=1e-6, k=2).status == "certified"
 
 
 @pytest.mark.slow
