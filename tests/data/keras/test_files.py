@@ -399,6 +399,11 @@ def test_a_missing_h5py_is_named_with_the_command(tmp_path, monkeypatch):
     assert_computes(gtsrb.load_paper_model(path), tiny())
 
 
+def test_the_papers_networks_are_chains(tmp_path):
+    with pytest.raises(co.InputError, match=r"whose layers are a chain; corgi_opt\.from_keras reads it"):
+        gtsrb.load_paper_model(write(branching(), tmp_path / "m", "keras2.h5"))
+
+
 # --- a file that nobody here made --------------------------------------------------------------------------------
 
 
