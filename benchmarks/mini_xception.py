@@ -45,7 +45,9 @@ def main() -> None:
     args = parser.parse_args()
     start = time.perf_counter()
     net = co.from_keras(args.file)
-    machine = f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, {torch.get_num_threads()} threads"
+    machine = (
+        f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, {torch.get_num_threads()} threads"
+    )
     print(f"{machine}; read in {time.perf_counter() - start:.1f} s")
     print(f"k={args.k}, clip [-1, 1], rtol {args.rtol:g}, {args.limit:g} s a face")
     print(f"{'face':>4} {'class':>5} | {'crown':>9} {'attack':>9} {'attack / crown':>14} | seconds | reason")
