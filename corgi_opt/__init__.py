@@ -11,6 +11,7 @@ from corgi_opt.answering.verdict import verify
 from corgi_opt.answering.vnnlib import ExportedVnnlib, export_vnnlib
 from corgi_opt.bounding.dual import Interval
 from corgi_opt.bounding.node_bounds import bounds
+from corgi_opt.data.keras import from_keras
 from corgi_opt.errors import (
     BoundOrderError,
     CertificateError,
@@ -86,6 +87,7 @@ __all__ = [
     "compare",
     "export_mps",
     "export_vnnlib",
+    "from_keras",
     "from_onnx",
     "from_torch",
     "heat_map",
