@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from corgi_opt._ambient import pinned
 from corgi_opt.bounding.budget import chunk_bytes
 from corgi_opt.drawing.tables import print_table
 from corgi_opt.methods import TABLE, listed
@@ -99,6 +100,7 @@ class ModelCheck(tuple[Unsupported, ...]):
         return f"ModelCheck(builds: {self.size.nodes} nodes, {self.size.relus:,} ReLUs)"
 
 
+@pinned
 def check_model(
     model: nn.Module, example: Tensor, *, target_layer: str | nn.Module | None = None, show: bool = True
 ) -> ModelCheck:
