@@ -151,6 +151,8 @@ def test_what_is_smooth_is_bounded_and_has_no_exact_form(tmp_path, name):
     ("name", "words"),
     [
         ("exponential", r"^smooth .*exp is not supported.*retrain"),  # read, and refused where torch's are
+        ("softsign", r"^smooth .*div is not supported"),
+        ("softmax", r"^smooth .*softmax is not supported"),
         ("sparsemax", "'smooth': Activation with activation 'sparsemax'"),
     ],
 )
