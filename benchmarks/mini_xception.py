@@ -16,7 +16,6 @@ import os
 import platform
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -30,10 +29,9 @@ DEFAULT = Path(__file__).resolve().parents[2] / "shared" / "third_party" / "mini
 
 def face(index: int) -> Tensor:
     """(1, 1, 64, 64) in [-1, 1]."""
-    from skimage import data
+    from skimage.data import lfw_subset
 
-    faces: Any = data.lfw_subset  # without types in some versions
-    small = torch.from_numpy(np.array(faces()[index], dtype=np.float32))[None, None]
+    small = torch.from_numpy(np.array(lfw_subset()[index], dtype=np.float32))[None, None]
     return 2 * F.interpolate(small, (64, 64), mode="bilinear").clamp(0, 1) - 1
 
 
