@@ -1,7 +1,7 @@
 """Operations value by value: sums, products, activations, comparisons, casts.
 
-Smooth ones that the graph does not bound are here for what depends on weights alone; they are refused by name later where
-they read a map.
+Those that the graph does not know are here for what depends on weights alone; where they read a map they are refused
+by name later.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from functools import partial
 
 import torch
 import torch.nn.functional as F
