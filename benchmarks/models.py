@@ -1,0 +1,186 @@
+"""Well-known architectures, unedited: does each build, how long does it take, and what is proven of it?
+
+    OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE python benchmarks/models.py [--only NAME,NAME] [--limit 30] [--root DIR]
+
+Prints the rows of the table in docs/models.md. Networks of torchvision and timm are left out where these are not
+installed (docs/models.md says how); DIR is the folder of trained networks that benchmarks/zoo.py reads. Weights are as
+each library draws them with seed 0, or trained ones where the folder has them. Every network has a process of its own, so that its memory is its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from handmade import HANDMADE
+from nets import smooth_image
+from torch import Tensor, nn
+
+import corgi_opt as co
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))  # they read the same folder
+from zoos import Zoo
+
+DEFAULT = Path(os.environ.get("CORGI_ZOO_DIR", Path(__file__).resolve().parents[2] / "shared" / "zoo"))
+SMALL = 150_000
+"""Most ReLUs of a network whose radius is asked for; of larger ones it is a heat map by intervals."""
+
+TORCHVISION = {
+    **dict.fromkeys(("resnet18", "resnet34", "resnet50", "resnext50_32x4d", "wide_resnet50_2"), 64),
+    **dict.fromkeys(("squeezenet1_0", "squeezenet1_1", "densenet121", "googlenet"), 64),
+    "inception_v3": 96,
+    **dict.fromkeys(("mobilenet_v2", "mobilenet_v3_small", "mnasnet0_5", "shufflenet_v2_x0_5", "regnet_x_400mf"), 64),
+    "vgg11_bn": 64,
+}
+"""Height and width of the image of each."""
+
+TIMM = dict.fromkeys(
+    ("resnet10t", "resnetblur18", "repvgg_a0", "dla34", "res2net50_14w_8s", "hrnet_w18_small", "efficientnet_lite0"), 64
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """``make``: gives the network in eval mode; ``shape`` (C, H, W) of its image."""
+
+    name: str
+    make: Callable[[], nn.Module]
+    shape: tuple[int, int, int]
+
+
+def entries(zoo: Zoo) -> Iterator[Entry]:
+    for name in zoo.architectures():
+        yield Entry(f"zoo {name}", lambda name=name: zoo.model(name), (3, 32, 32))
+    for name, (make, shape) in HANDMADE.items():
+        yield Entry(name, make, shape)
+    for name, size in TORCHVISION.items():
+        yield Entry(f"torchvision {name}", lambda name=name: of_torchvision(name), (3, size, size))
+    for name, size in TIMM.items():
+        yield Entry(f"timm {name}", lambda name=name: of_timm(name), (3, size, size))
+
+
+def torchvision_models() -> Any:
+    """``torchvision.models``. What pip finds is built for CUDA, and beside a CPU build of torch its operators do not
+    load; importing it then fails for want of two names, which no classifier uses: they are declared here."""
+    if not torch.cuda.is_available() and not hasattr(torch.ops.torchvision, "nms"):
+        library = torch.library.Library("torchvision", "FRAGMENT")
+        for name in ("nms", "qnms"):
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        KEPT.append(library)
+    from torchvision import models
+
+    return models
+
+
+KEPT: list[torch.library.Library] = []
+"""An operator lives as long as what declared it."""
+
+
+def of_torchvision(name: str) -> nn.Module:
+    models = torchvision_models()
+    if name == "vgg11_bn":  # its dense layers have no CAM: its features with the usual head
+        features = models.vgg11_bn(weights=None).features
+        return nn.Sequential(features, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 1000))
+    # these two are drawn by scipy otherwise, which takes minutes
+    drawn = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    made: nn.Module = getattr(models, name)(weights=None, **drawn)
+    return made
+
+
+def of_timm(name: str) -> nn.Module:
+    torchvision_models()
+    import timm
+
+    made: nn.Module = timm.create_model(name, pretrained=False)
+    return made
+
+
+def row(entry: Entry, limit: float) -> str:
+    """One line of the table."""
+    torch.manual_seed(0)
+    model = entry.make().eval()
+    x = smooth_image(max(entry.shape[1:]))[:, : entry.shape[0], : entry.shape[1], : entry.shape[2]]
+    start = time.process_time()
+    try:
+        net = co.from_torch(model, x)
+    except co.CorgiError as refusal:
+        said = str(refusal).splitlines()[0][:160].replace("|", "/")
+        size = "x".join(map(str, entry.shape))
+        return f"| {entry.name} | {size} | refused | | | {time.process_time() - start:.1f} | | {said} |"
+    built = time.process_time() - start
+    relus = sum(torch.Size(net.graph[n].shape).numel() for n in net.graph.relus)
+    apart = parity(model, net, x.shape)
+    said = proven(net, x, relus, limit)
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    height, width = net.map_shape
+    return (
+        f"| {entry.name} | {'x'.join(map(str, entry.shape))} | {height}x{width} | {len(net.graph)}, {relus:,} | "
+        f"{apart:.0e} | {built:.1f} | {memory:.1f} | {said} |"
+    )
+
+
+def parity(model: nn.Module, net: co.CamNetwork, shape: torch.Size) -> float:
+    """How far class scores are from the model's own in float64, relative to the largest, at images it was not read at."""
+    double, worst = model.double(), 0.0
+    for seed in range(2):
+        x = torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        with torch.no_grad():
+            theirs: Tensor = double(x)
+        ours = net.logits(x)
+        worst = max(worst, float((ours - theirs[0]).abs().max() / theirs.abs().max()))
+    return worst
+
+
+def proven(net: co.CamNetwork, x: Tensor, relus: int, limit: float) -> str:
+    """What was asked of it, and what came of it in how many CPU seconds."""
+    pixels = net.map_shape[0] * net.map_shape[1]
+    k, start = max(1, pixels // 4), time.process_time()
+    if relus <= SMALL:
+        try:
+            r = co.radius(net, x, k=k, rtol=0.05, time_limit=limit)
+        except co.CorgiError as error:
+            return str(error).splitlines()[0][:100]
+        return (
+            f"radius, k={k}, {r.method}: [{r.lower:.2e}, {r.upper:.2e}] in {time.process_time() - start:.0f} s"
+        )
+    for exponent in range(2, 16):
+        start = time.process_time()
+        found = co.heat_map(net, x, eps=10.0**-exponent, k=k, method="ibp")
+        seconds = time.process_time() - start
+        if not bool(found.undecided.any()):
+            return f"heat map by ibp: the {k} brightest of {pixels} are certain at eps=1e-{exponent}, {seconds:.1f} s"
+    return f"heat map by ibp: nothing certain at 1e-15, {seconds:.1f} s"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Well-known architectures, unedited: what builds, and how fast.")
+    parser.add_argument("--root", type=Path, default=DEFAULT)
+    parser.add_argument("--only", default="", help="names, separated by commas; all by default")
+    parser.add_argument("--limit", type=float, default=30.0, help="seconds for a radius")
+    parser.add_argument("--one", default="", help="one name, in this process")
+    args = parser.parse_args()
+    found = {entry.name: entry for entry in entries(Zoo(args.root))}
+    if args.one:
+        co.from_torch(HANDMADE["DS-CNN"][0]().eval(), torch.rand(1, 1, 49, 10))  # torch's first export is slow
+        print(row(found[args.one], args.limit), flush=True)
+        return
+    print("| model | image | CAM | nodes, ReLUs | parity | build (s) | memory (GiB) | what was asked |")
+    print("|---|---|---|---|---|---|---|---|", flush=True)
+    for name in args.only.split(",") if args.only else found:
+        given = [sys.executable, "-W", "ignore", __file__, "--one", name, "--limit", str(args.limit), "--root", str(args.root)]
+        ended = subprocess.run(given, capture_output=True, text=True)
+        last = (ended.stdout.splitlines() or [""])[-1]
+        print(last or f"| {name} | | {(ended.stderr.splitlines() or ['died'])[-1][:200]} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
