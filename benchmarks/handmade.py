@@ -113,9 +113,7 @@ class ShuffleUnit(nn.Module):
         self.depthwise = nn.Sequential(
             nn.Conv2d(middle, middle, 3, stride, 1, groups=middle, bias=False), nn.BatchNorm2d(middle)
         )
-        self.expand = nn.Sequential(
-            nn.Conv2d(middle, outputs, 1, groups=groups, bias=False), nn.BatchNorm2d(outputs)
-        )
+        self.expand = nn.Sequential(nn.Conv2d(middle, outputs, 1, groups=groups, bias=False), nn.BatchNorm2d(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.compress(x)

@@ -2,9 +2,9 @@
 
     OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE python benchmarks/models.py [--only NAME,NAME] [--limit 30] [--root DIR]
 
-Prints the rows of the table in docs/models.md. Networks of torchvision and timm are left out where these are not
-installed (docs/models.md says how); DIR is the folder of trained networks that benchmarks/zoo.py reads. Weights are as
-each library draws them with seed 0, or trained ones where the folder has them. Every network has a process of its own, so that its memory is its own.
+Prints the rows of the table in docs/models.md, which says how to install torchvision and timm; DIR is the folder of
+trained networks that benchmarks/zoo.py reads. Weights are as each library draws them after seed 0, or trained ones
+where the folder has them. Every network has a process of its own, so that its memory is its own.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def row(entry: Entry, limit: float) -> str:
 
 
 def parity(model: nn.Module, net: co.CamNetwork, shape: torch.Size) -> float:
-    """How far class scores are from the model's own in float64, relative to the largest, at images it was not read at."""
+    """How far class scores are from the model's own in float64, relative to the largest, at other images."""
     double, worst = model.double(), 0.0
     for seed in range(2):
         x = torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
@@ -149,9 +149,7 @@ def proven(net: co.CamNetwork, x: Tensor, relus: int, limit: float) -> str:
             r = co.radius(net, x, k=k, rtol=0.05, time_limit=limit)
         except co.CorgiError as error:
             return str(error).splitlines()[0][:100]
-        return (
-            f"radius, k={k}, {r.method}: [{r.lower:.2e}, {r.upper:.2e}] in {time.process_time() - start:.0f} s"
-        )
+        return f"radius, k={k}, {r.method}: [{r.lower:.2e}, {r.upper:.2e}] in {time.process_time() - start:.0f} s"
     for exponent in range(2, 16):
         start = time.process_time()
         found = co.heat_map(net, x, eps=10.0**-exponent, k=k, method="ibp")
@@ -176,7 +174,18 @@ def main() -> None:
     print("| model | image | CAM | nodes, ReLUs | parity | build (s) | memory (GiB) | what was asked |")
     print("|---|---|---|---|---|---|---|---|", flush=True)
     for name in args.only.split(",") if args.only else found:
-        given = [sys.executable, "-W", "ignore", __file__, "--one", name, "--limit", str(args.limit), "--root", str(args.root)]
+        given = [
+            sys.executable,
+            "-W",
+            "ignore",
+            __file__,
+            "--one",
+            name,
+            "--limit",
+            str(args.limit),
+            "--root",
+            str(args.root),
+        ]
         ended = subprocess.run(given, capture_output=True, text=True)
         last = (ended.stdout.splitlines() or [""])[-1]
         print(last or f"| {name} | | {(ended.stderr.splitlines() or ['died'])[-1][:200]} |", flush=True)

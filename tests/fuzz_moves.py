@@ -29,7 +29,7 @@ CHANNELS: dict[str, Move] = {
     "cat rotated": lambda x: torch.cat([x[:, 1:], x[:, :1]], 1),
     "cat zeros": lambda x: torch.cat([x, torch.zeros_like(x[:, :1])], 1),
     "cat new ones": lambda x: torch.cat([x.new_ones(1, 1, *x.shape[2:]), x], 1),
-    "cat parameter": lambda x: torch.cat([x, torch.full((1, 1, *x.shape[2:]), 0.3).to(x)], 1),
+    "cat parameter": lambda x: torch.cat([x, torch.full((1, 1, *x.shape[2:]), 0.25).to(x)], 1),
     "option A": lambda x: F.pad(x, (0, 0, 0, 0, 1, 1)),
     "shuffle": shuffled,
     "F.channel_shuffle": lambda x: F.channel_shuffle(x, x.shape[1] // half(x)),

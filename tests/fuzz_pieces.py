@@ -28,7 +28,6 @@ PIECES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "prelu, one slope": lambda x, low, high: F.prelu(x, low.flatten()[:1]),
     "rrelu": lambda x, low, high: F.rrelu(x, 0.1, 0.4, training=False),
     "threshold": lambda x, low, high: F.threshold(x, 0.2, 0.2),
-    "softshrink": lambda x, low, high: F.softshrink(x, 0.1),
     "abs": lambda x, low, high: x.abs(),
     "crelu": lambda x, low, high: torch.cat([F.relu(x), F.relu(-x)], 1),
     "maximum": lambda x, low, high: torch.maximum(x, 0.3 * x),
@@ -53,7 +52,9 @@ PIECES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "numbers": lambda x, low, high: 0.3 - (x * 2 + 1) / 4,
     "number from": lambda x, low, high: torch.rsub(x, 0.5, alpha=2),
     "divided": lambda x, low, high: torch.div(x, high + 2),
-    "divided, no rounding": lambda x, low, high: torch.div(x, 2.0, rounding_mode=None).div(high + 2, rounding_mode=None),
+    "divided, no rounding": lambda x, low, high: torch.div(x, 2.0, rounding_mode=None).div(
+        high + 2, rounding_mode=None
+    ),
     "tensor made inside": lambda x, low, high: x + torch.tensor([[[0.2]]], dtype=x.dtype),
     "types": lambda x, low, high: x.type_as(low).to(low).to("cpu") + 0.1,
 }
@@ -105,17 +106,19 @@ class Laid(nn.Module):
         return after(self.layer(before(x)), x)
 
 
+PRODUCTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "@": lambda x, w: x @ w,
+    "matmul": lambda x, w: torch.matmul(x, w),
+    "mm": lambda x, w: torch.mm(x.flatten(0, -2), w).view(*x.shape[:-1], -1),
+    "bmm": lambda x, w: torch.bmm(x.flatten(1, -2), w[None]).view(*x.shape[:-1], -1),
+    "addmm": lambda x, w: torch.addmm(w[0], x.flatten(0, -2), w, beta=0.5, alpha=2).view(*x.shape[:-1], -1),
+    "einsum": lambda x, w: torch.einsum("...c,cd->...d", x, w),
+}
+"""Of a map whose last axis is channels, and a matrix."""
+
+
 class Times(nn.Module):
     """A product with a constant matrix, in some spelling."""
-
-    HOWS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-        "@": lambda x, w: x @ w,
-        "matmul": lambda x, w: torch.matmul(x, w),
-        "mm": lambda x, w: torch.mm(x.flatten(0, -2), w).view(*x.shape[:-1], -1),
-        "bmm": lambda x, w: torch.bmm(x.flatten(1, -2), w[None]).view(*x.shape[:-1], -1),
-        "addmm": lambda x, w: torch.addmm(w[0], x.flatten(0, -2), w, beta=0.5, alpha=2).view(*x.shape[:-1], -1),
-        "einsum": lambda x, w: torch.einsum("...c,cd->...d", x, w),
-    }
 
     def __init__(self, how: str, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -125,7 +128,7 @@ class Times(nn.Module):
         return repr(self.how)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.HOWS[self.how](x, self.weight)
+        return PRODUCTS[self.how](x, self.weight)
 
 
 def linear(r: random.Random, shape: Shape) -> nn.Module:
@@ -134,29 +137,33 @@ def linear(r: random.Random, shape: Shape) -> nn.Module:
         return Laid("a vector", nn.Linear(shape[0] * shape[1] * shape[2], 2 * r.randint(1, 3)))
     out = r.randint(1, 4)
     layer = nn.Linear(shape[0], out, bias=r.random() < 0.7) if r.random() < 0.5 else None
-    return Laid(r.choice(("channels last", "tokens")), layer or Times(r.choice(tuple(Times.HOWS)), shape[0], out))
+    return Laid(r.choice(("channels last", "tokens")), layer or Times(r.choice(tuple(PRODUCTS)), shape[0], out))
+
+
+CALLS: dict[str, Callable[[Tensor], Tensor]] = {
+    "bilinear": lambda x: F.interpolate(x, scale_factor=2, mode="bilinear"),
+    "bilinear to a size": lambda x: F.interpolate(x, size=(3, 5), mode="bilinear", align_corners=True),
+    "bilinear by halves": lambda x: F.interpolate(x, scale_factor=1.5, mode="bilinear", recompute_scale_factor=True),
+    "bicubic": lambda x: F.interpolate(x, size=(4, 5), mode="bicubic"),
+    "linear": lambda x: F.interpolate(x.flatten(2), size=9, mode="linear")[:, :, None],
+    "linear, aligned": lambda x: F.interpolate(x.flatten(2), scale_factor=2, mode="linear", align_corners=True)[
+        :, None
+    ].movedim(1, 3),
+    "F.max_pool2d": lambda x: F.max_pool2d(x, 2, 1, return_indices=True)[0],
+    "max_pool1d": lambda x: F.max_pool1d(x.flatten(2), 3, 2, 1, ceil_mode=True)[:, :, None],
+    "max_pool1d and indices": lambda x: F.max_pool1d(x.flatten(2), 2, return_indices=True)[0][:, :, None],
+    "avg_pool1d": lambda x: F.avg_pool1d(x.flatten(2), 3, 2, 1, ceil_mode=True, count_include_pad=False)[:, :, None],
+    "adaptive_avg_pool1d": lambda x: F.adaptive_avg_pool1d(x.flatten(2), 5)[:, :, None],
+    "adaptive_max_pool1d": lambda x: F.adaptive_max_pool1d(x.flatten(2), 3)[:, :, None],
+    "alpha_dropout": lambda x: F.alpha_dropout(x, 0.5, training=False),
+    "feature_alpha_dropout": lambda x: F.feature_alpha_dropout(x, 0.5, training=False),
+    "dropout, nothing dropped": lambda x: F.dropout(x, 0.0),
+}
+"""Functions of a map."""
 
 
 class Called(nn.Module):
     """A function of the map by the name of its spelling; a layer of its own keeps its numbers."""
-
-    CALLS: dict[str, Callable[[Tensor], Tensor]] = {
-        "bilinear": lambda x: F.interpolate(x, scale_factor=2, mode="bilinear"),
-        "bilinear to a size": lambda x: F.interpolate(x, size=(3, 5), mode="bilinear", align_corners=True),
-        "bilinear by halves": lambda x: F.interpolate(x, scale_factor=1.5, mode="bilinear", recompute_scale_factor=True),
-        "bicubic": lambda x: F.interpolate(x, size=(4, 5), mode="bicubic"),
-        "linear": lambda x: F.interpolate(x.flatten(2), size=9, mode="linear")[:, :, None],
-        "linear, aligned": lambda x: F.interpolate(x.flatten(2), scale_factor=2, mode="linear", align_corners=True)[:, None].movedim(1, 3),
-        "F.max_pool2d": lambda x: F.max_pool2d(x, 2, 1, return_indices=True)[0],
-        "max_pool1d": lambda x: F.max_pool1d(x.flatten(2), 3, 2, 1, ceil_mode=True)[:, :, None],
-        "max_pool1d and indices": lambda x: F.max_pool1d(x.flatten(2), 2, return_indices=True)[0][:, :, None],
-        "avg_pool1d": lambda x: F.avg_pool1d(x.flatten(2), 3, 2, 1, ceil_mode=True, count_include_pad=False)[:, :, None],
-        "adaptive_avg_pool1d": lambda x: F.adaptive_avg_pool1d(x.flatten(2), 5)[:, :, None],
-        "adaptive_max_pool1d": lambda x: F.adaptive_max_pool1d(x.flatten(2), 3)[:, :, None],
-        "alpha_dropout": lambda x: F.alpha_dropout(x, 0.5, training=False),
-        "feature_alpha_dropout": lambda x: F.feature_alpha_dropout(x, 0.5, training=False),
-        "dropout, nothing dropped": lambda x: F.dropout(x, 0.0),
-    }
 
     def __init__(self, how: str) -> None:
         super().__init__()
@@ -166,7 +173,7 @@ class Called(nn.Module):
         return repr(self.how)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.CALLS[self.how](x)
+        return CALLS[self.how](x)
 
 
 def layer(r: random.Random, shape: Shape) -> nn.Module:
@@ -178,8 +185,8 @@ def layer(r: random.Random, shape: Shape) -> nn.Module:
     how = (r.choice((2, 3)), stride, padding, r.choice((0, stride - 1)))
     return r.choice(
         (
-            lambda: Called(r.choice(tuple(Called.CALLS))),
-            lambda: Called(r.choice(tuple(Called.CALLS))),
+            lambda: Called(r.choice(tuple(CALLS))),
+            lambda: Called(r.choice(tuple(CALLS))),
             lambda: nn.AdaptiveAvgPool2d(size),
             lambda: nn.AdaptiveMaxPool2d(size),
             lambda: nn.ConvTranspose2d(channels, out * groups, *how, groups, r.random() < 0.5, r.choice((1, 2))),

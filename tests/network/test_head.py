@@ -143,6 +143,26 @@ def test_a_head_is_what_it_computes(name):
     assert 0 < r.lower < r.upper
 
 
+@pytest.mark.parametrize(
+    "turned",
+    [
+        lambda y: F.relu(y.flip(3) - 0.1),
+        lambda y: F.relu(y[:, :, 1:].transpose(2, 3) - 0.1),
+        lambda y: 2 * y.roll(1, 2),
+        lambda y: y.rot90(1, (2, 3)),
+    ],
+)
+@pytest.mark.parametrize("mean", [lambda y: y.mean((2, 3)), lambda y: y.permute(0, 2, 3, 1).mean((1, 2))])
+def test_the_map_lies_as_the_model_has_it(turned, mean):
+    """Which pixel is which is the last map's word, though its values are another's that was turned."""
+    model = seeded(Headed, tail=lambda m, y: m.head(mean(turned(y))))
+    net = co.from_torch(model, X)
+    double = model.double()
+    expected = torch.einsum("c,chw->hw", double.head.weight[1], turned(double.body(X.double()))[0]).detach()
+    for found in (net.cam(X, 1), net.model_cam(X, 1)):
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
 def test_linear_layers_without_anything_between_are_one():
     layer = nn.Sequential(nn.Linear(4, 5, bias=False), nn.BatchNorm1d(5), nn.Dropout(), nn.Linear(5, 3))
     model = seeded(Headed, tail=lambda m, y: m.layer(y.mean((2, 3))), layer=layer)
