@@ -37,7 +37,7 @@ SMALL = 150_000
 TORCHVISION = {
     **dict.fromkeys(("resnet18", "resnet34", "resnet50", "resnext50_32x4d", "wide_resnet50_2"), 64),
     **dict.fromkeys(("squeezenet1_0", "squeezenet1_1", "densenet121", "googlenet"), 64),
-    "inception_v3": 96,
+    "inception_v3": 128,
     **dict.fromkeys(("mobilenet_v2", "mobilenet_v3_small", "mnasnet0_5", "shufflenet_v2_x0_5", "regnet_x_400mf"), 64),
     "vgg11_bn": 64,
 }
@@ -50,16 +50,17 @@ TIMM = dict.fromkeys(
 
 @dataclass(frozen=True, eq=False)
 class Entry:
-    """``make``: gives the network in eval mode; ``shape`` (C, H, W) of its image."""
+    """``make``: gives the network; ``shape`` (C, H, W) of its image. ``trained``: its weights stay as they are."""
 
     name: str
     make: Callable[[], nn.Module]
     shape: tuple[int, int, int]
+    trained: bool = False
 
 
 def entries(zoo: Zoo) -> Iterator[Entry]:
     for name in zoo.architectures():
-        yield Entry(f"zoo {name}", lambda name=name: zoo.model(name), (3, 32, 32))
+        yield Entry(f"zoo {name}", lambda name=name: zoo.model(name), (3, 32, 32), name in zoo.names)
     for name, (make, shape) in HANDMADE.items():
         yield Entry(name, make, shape)
     for name, size in TORCHVISION.items():
@@ -90,8 +91,8 @@ def of_torchvision(name: str) -> nn.Module:
     if name == "vgg11_bn":  # its dense layers have no CAM: its features with the usual head
         features = models.vgg11_bn(weights=None).features
         return nn.Sequential(features, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 1000))
-    # these two are drawn by scipy otherwise, which takes minutes
-    drawn = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    # these two are drawn by scipy otherwise, which takes minutes; their second heads are for training alone
+    drawn = {"init_weights": False, "aux_logits": False} if name in ("googlenet", "inception_v3") else {}
     made: nn.Module = getattr(models, name)(weights=None, **drawn)
     return made
 
@@ -107,7 +108,10 @@ def of_timm(name: str) -> nn.Module:
 def row(entry: Entry, limit: float) -> str:
     """One line of the table."""
     torch.manual_seed(0)
-    model = entry.make().eval()
+    model = entry.make()
+    if not entry.trained:
+        settle(model, entry.shape)
+    model.eval()
     x = smooth_image(max(entry.shape[1:]))[:, : entry.shape[0], : entry.shape[1], : entry.shape[2]]
     start = time.process_time()
     try:
@@ -128,21 +132,33 @@ def row(entry: Entry, limit: float) -> str:
     )
 
 
+def settle(model: nn.Module, shape: tuple[int, int, int]) -> None:
+    """Gives batch norms the statistics of one batch, without which the maps of deep networks vanish or explode."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.momentum = 1.0
+    model.train()
+    with torch.no_grad():
+        model(torch.rand(8, *shape))
+
+
 def parity(model: nn.Module, net: co.CamNetwork, shape: torch.Size) -> float:
-    """How far class scores are from the model's own in float64, relative to the largest, at other images."""
+    """How far class scores and CAM are from the model's own in float64, relative to the largest, at other images."""
     double, worst = model.double(), 0.0
     for seed in range(2):
         x = torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
         with torch.no_grad():
-            theirs: Tensor = double(x)
-        ours = net.logits(x)
-        worst = max(worst, float((ours - theirs[0]).abs().max() / theirs.abs().max()))
+            theirs: Tensor = double(x)[0]
+        for mine, own in ((net.logits(x), theirs), (net.cam(x, 0), net.model_cam(x, 0))):
+            worst = max(worst, float((mine - own).abs().max() / own.abs().max()))
     return worst
 
 
 def proven(net: co.CamNetwork, x: Tensor, relus: int, limit: float) -> str:
     """What was asked of it, and what came of it in how many CPU seconds."""
     pixels = net.map_shape[0] * net.map_shape[1]
+    if pixels == 1:
+        return "a CAM of one pixel has no order"
     k, start = max(1, pixels // 4), time.process_time()
     if relus <= SMALL:
         try:
@@ -150,13 +166,15 @@ def proven(net: co.CamNetwork, x: Tensor, relus: int, limit: float) -> str:
         except co.CorgiError as error:
             return str(error).splitlines()[0][:100]
         return f"radius, k={k}, {r.method}: [{r.lower:.2e}, {r.upper:.2e}] in {time.process_time() - start:.0f} s"
-    for exponent in range(2, 16):
+    for exponent in range(2, 14):
         start = time.process_time()
         found = co.heat_map(net, x, eps=10.0**-exponent, k=k, method="ibp")
-        seconds = time.process_time() - start
-        if not bool(found.undecided.any()):
-            return f"heat map by ibp: the {k} brightest of {pixels} are certain at eps=1e-{exponent}, {seconds:.1f} s"
-    return f"heat map by ibp: nothing certain at 1e-15, {seconds:.1f} s"
+        decided, seconds = pixels - int(found.undecided.sum()), time.process_time() - start
+        if decided:
+            return (
+                f"heat map, k={k}, ibp: at eps=1e-{exponent} {decided} of {pixels} pixels are decided, {seconds:.1f} s"
+            )
+    return f"heat map, k={k}, ibp: at eps=1e-{exponent} no pixel is decided, {seconds:.1f} s"
 
 
 def main() -> None:

@@ -50,6 +50,13 @@ CHANNELS: dict[str, Move] = {
     "repeat": lambda x: x.repeat(1, 2, 1, 1),
     "tile": lambda x: x.tile((1, 2, 1, 1)),
     "repeat_interleave": lambda x: x.repeat_interleave(2, dim=1),
+    "chunk of a slice": lambda x: x[:, :2].chunk(2, 1)[0].view_as(x[:, :1]),
+    "items set": lambda x: set_item(x, (slice(None), [0]), x[:, -1:] + 1),
+    "moveaxis": lambda x: torch.moveaxis(x, 1, 0).movedim((0, 1), (1, 0)),
+    "hstack": lambda x: torch.hstack([x, x[:, :1]]),
+    "numbers where": lambda x: torch.where(torch.arange(x.shape[3]) > 0, 0.2, x),
+    "masked_fill tensor": lambda x: x.masked_fill(torch.arange(x.shape[3]) > 0, torch.tensor(0.3)),
+    "triangles": lambda x: x.tril(1) - x.triu(1),
     "item set": lambda x: set_item(x, (slice(None), 0), 0.2),
 }
 """What keeps rows and columns."""

@@ -56,6 +56,9 @@ PIECES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
         high + 2, rounding_mode=None
     ),
     "tensor made inside": lambda x, low, high: x + torch.tensor([[[0.2]]], dtype=x.dtype),
+    "lerp with tensors": lambda x, low, high: torch.lerp(x, 1 - x, high),
+    "differences": lambda x, low, high: torch.cat([x, x[:, :1]], 1).diff(dim=1),
+    "operators": lambda x, low, high: torch.add(torch.sub(torch.mul(x, 2), 1), 3).div(2, rounding_mode=None),
     "types": lambda x, low, high: x.type_as(low).to(low).to("cpu") + 0.1,
 }
 """Functions of a map and of two constants (1, C, 1, 1), the first smaller."""
@@ -143,6 +146,8 @@ def linear(r: random.Random, shape: Shape) -> nn.Module:
 CALLS: dict[str, Callable[[Tensor], Tensor]] = {
     "bilinear": lambda x: F.interpolate(x, scale_factor=2, mode="bilinear"),
     "bilinear to a size": lambda x: F.interpolate(x, size=(3, 5), mode="bilinear", align_corners=True),
+    "blurred": lambda x: F.interpolate(x, size=(2, 3), mode="bilinear", antialias=True),
+    "blurred, bicubic": lambda x: F.interpolate(x, scale_factor=0.7, mode="bicubic", antialias=True),
     "bilinear by halves": lambda x: F.interpolate(x, scale_factor=1.5, mode="bilinear", recompute_scale_factor=True),
     "bicubic": lambda x: F.interpolate(x, size=(4, 5), mode="bicubic"),
     "linear": lambda x: F.interpolate(x.flatten(2), size=9, mode="linear")[:, :, None],
