@@ -7,6 +7,7 @@ from corgi_opt.answering.mps import Exported, export_mps
 from corgi_opt.answering.prover import check_certificate
 from corgi_opt.answering.radius_search import radius
 from corgi_opt.answering.verdict import verify
+from corgi_opt.answering.vnnlib import ExportedVnnlib, export_vnnlib
 from corgi_opt.bounding.dual import Interval
 from corgi_opt.bounding.node_bounds import bounds
 from corgi_opt.errors import (
@@ -30,6 +31,7 @@ from corgi_opt.errors import (
 from corgi_opt.network.cam import CamNetwork, check_model, from_torch
 from corgi_opt.network.graph import LayerGraph
 from corgi_opt.network.ingest import Unsupported
+from corgi_opt.network.onnx.network import from_onnx
 from corgi_opt.network.weights import load_weights
 from corgi_opt.problem.properties import KeepsClass, TopK
 from corgi_opt.problem.region import Ball
@@ -51,6 +53,7 @@ __all__ = [
     "Comparison",
     "CorgiError",
     "Exported",
+    "ExportedVnnlib",
     "HeatMap",
     "InputError",
     "Interrupted",
@@ -80,6 +83,8 @@ __all__ = [
     "check_model",
     "compare",
     "export_mps",
+    "export_vnnlib",
+    "from_onnx",
     "from_torch",
     "heat_map",
     "load_weights",

@@ -34,7 +34,7 @@ class ModelModeError(CorgiError, ValueError):
 
 
 class UnsupportedOpError(CorgiError, NotImplementedError):
-    """The model uses an operation that has no exact affine + ReLU form here.
+    """The model uses an operation that is not known here.
 
     ``node`` is the module path (or graph node), ``op`` the operation, ``hint`` the way out.
     """

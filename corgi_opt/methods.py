@@ -6,7 +6,7 @@ nothing of what it runs: its caller passes the margins, or the ladder, that it w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -42,6 +42,7 @@ class Method:
 
     ``asks``: what it needs a solver for. ``exact``: it decides an atom, up to float tolerance, so that brackets close.
     ``quick``: it runs before the attack. ``after``: the bounds that run before it. ``norms``: the norms that it takes.
+    ``bent``: the method that answers in its place where a network has curved layers, which no solved one takes.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Method:
     quick: bool = False
     after: tuple[str, ...] = ()
     norms: tuple[Norm, ...] = ("inf", "2", "1")
+    bent: str | None = None
 
 
 def _auto(ladder: Ladder, solver: Backend, deadline: Deadline) -> str:
@@ -88,7 +90,7 @@ TABLE: dict[str, Method] = {
             exact=True,
             after=("crown",),
         ),
-        Method("auto", Look("#000000", "-", "*"), solve=_auto, asks="lp", exact=True, after=("crown",)),
+        Method("auto", Look("#000000", "-", "*"), solve=_auto, asks="lp", exact=True, after=("crown",), bent="dual"),
     )
 }
 """The methods by name. Each certifies at least what those before it do; a stronger search starts where a weaker ended.
@@ -124,10 +126,10 @@ def settled_by(name: str, proof: Proof | None) -> str:
     return "milp" if proof == "solver" else "bab"
 
 
-def check_method(method: object, norm: Norm) -> Method:
-    """The row of a method that answers this norm.
+def check_method(method: object, norm: Norm, curved: Sequence[str] = ()) -> Method:
+    """The row of a method that answers this norm; on a network with ``curved`` layers, of the one that answers there.
 
-    Raises UnknownMethodError; InputError for a method that does not answer this norm.
+    Raises UnknownMethodError; InputError for a method that does not answer this norm, or such a network.
     """
     if not isinstance(method, str) or method not in TABLE:
         raise UnknownMethodError(method, list(TABLE))
@@ -135,4 +137,17 @@ def check_method(method: object, norm: Norm) -> Method:
     if norm not in row.norms:
         answered = " and ".join(map(repr, row.norms))
         raise InputError(f"method {method!r} answers norm {answered}, not {norm!r}; method='bab' is exact there too")
-    return row
+    if not curved or row.solve is None:
+        return row
+    if row.bent is None:
+        raise InputError(
+            f"method {method!r} takes affine and piecewise-linear layers only, and this network has {listed(curved)}; "
+            "'ibp', 'corgi', 'crown' and 'dual' bound it, and method='auto' is the best of them"
+        )
+    return TABLE[row.bent]
+
+
+def listed(layers: Sequence[str]) -> str:
+    """The first layers by name, and how many there are."""
+    more = f" and {len(layers) - 3} more" if len(layers) > 3 else ""
+    return ", ".join(layers[:3]) + more

@@ -74,7 +74,8 @@ def products() -> list[Any]:
     """Where torch >= 2.9 keeps the precision of float32 products: CUDA's first."""
     if not hasattr(torch.backends, "fp32_precision"):
         return []
-    return [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul, torch.backends.mkldnn.conv]
+    backends: Any = torch.backends  # torch makes these as it is imported: its hints know of none
+    return [backends.cuda.matmul, backends.mkldnn.matmul, backends.mkldnn.conv]
 
 
 @contextmanager

@@ -42,7 +42,10 @@ class Stores(Base):
 
     def __init__(self) -> None:
         super().__init__()
-        self.last, self.every, self.by_name, self.recorder = None, [], {"n": {}}, Recorder()
+        self.last: Any = None
+        self.every: list[Tensor] = []
+        self.by_name: dict[str, dict[str, Tensor]] = {"n": {}}
+        self.recorder = Recorder()
 
     def forward(self, x: Tensor) -> Tensor:
         self.last = self.body(x)
@@ -68,6 +71,8 @@ class ReluOnItsInput(Base):
 
 
 class Counts(Base):
+    calls: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("calls", torch.zeros(()))
@@ -83,7 +88,7 @@ class PlainTensors(Base):
 
     def __init__(self) -> None:
         super().__init__()
-        self.mean, self.layers = torch.tensor([[[0.4]]]), [nn.ReLU(inplace=True), *self.body[2:]]
+        self.mean, self.layers = torch.tensor([[[0.4]]]), [nn.ReLU(inplace=True), *list(self.body)[2:]]
         self.kernel = torch.linspace(-1, 1.5, 9).view(3, 3, 1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -109,9 +114,15 @@ def holding(value: Any) -> Base:
     return model
 
 
+def holding_itself() -> Base:
+    model: Any = Base()
+    model.me = [model]
+    return model
+
+
 def rebound() -> Base:
     """Its forward was replaced on the instance, by a method and by a function that holds the model."""
-    model = Base()
+    model: Any = Base()
 
     def forward(x: Tensor) -> Tensor:
         model.kept = model.body(x)
@@ -124,7 +135,7 @@ def rebound() -> Base:
 
 def hooked() -> Base:
     """A forward hook of every make, all of which only look."""
-    model = Base()
+    model: Any = Base()
     model.seen, model.named = [], {}
 
     def note(name: str, module: nn.Module, inputs: Any, output: Tensor) -> None:
@@ -198,7 +209,7 @@ AWKWARD: dict[str, Callable[[], nn.Module]] = {
     "holds a lock": lambda: holding(threading.Lock()),
     "holds an open file": lambda: holding(OPEN_FILE),
     "holds a generator": lambda: holding(i for i in range(3)),
-    "holds itself": lambda: (lambda m: (setattr(m, "me", [m]), m)[1])(Base()),
+    "holds itself": holding_itself,
     "forward bound anew": rebound,
     "hooks that look": hooked,
     "weight norm": lambda: weight_normed(old=False),

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
-from small_questions import SmallQuestion, questions
+from small_questions import SmallQuestion, known_questions
 
 import corgi_opt as co
 from corgi_opt.answering.prover import plain_network
@@ -38,7 +39,7 @@ class Case:
         top = sorted(cam.flatten().topk(self.asked.k).indices.tolist())
         return TopPixels(class_idx, tuple(top), self.asked.k if self.asked.within is None else self.asked.within)
 
-    def claiming(self, **changes: object) -> Certificate:
+    def claiming(self, **changes: Any) -> Certificate:
         """The certificate, for another claim about top pixels."""
         return with_claim(self.certificate, says=replace(self.top, **changes))
 
@@ -47,9 +48,9 @@ class Case:
 def cases() -> tuple[Case, ...]:
     """Questions that keep no class, each answered by branch and bound and checked at once."""
     found = []
-    for question in questions(COUNT, seed=11):
+    for question in known_questions(COUNT, seed=11):
         asked = replace(question, keep_class=False)
-        net = co.from_torch(asked.model, asked.x.float())
+        net = asked.network
         verdict = co.verify(net, asked.x, method="bab", proof="checked", **asked.arguments)
         found.append(Case(asked, net, plain_network(net), verdict, asked.answer().stable))
     return tuple(found)
@@ -66,9 +67,9 @@ def rejected(certificate: Certificate, network: Network) -> str:
     return str(caught.value)
 
 
-def with_claim(certificate: Certificate, **changes: object) -> Certificate:
+def with_claim(certificate: Certificate, **changes: Any) -> Certificate:
     return replace(certificate, claim=replace(certificate.claim, **changes))
 
 
-def with_region(certificate: Certificate, **changes: object) -> Certificate:
+def with_region(certificate: Certificate, **changes: Any) -> Certificate:
     return with_claim(certificate, region=replace(certificate.claim.region, **changes))

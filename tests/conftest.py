@@ -63,4 +63,4 @@ def what_is_certified_is_attacked(monkeypatch: pytest.MonkeyPatch) -> Callable[.
         return verdict
 
     monkeypatch.setattr(module, "settle", attacked)
-    return settle  # type: ignore[no-any-return]
+    return settle

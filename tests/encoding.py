@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from asking import pixel_rows
 from corgi_solvers import Problem
-from nets import Deep, Everything, Plain, Pooled, Residual, Tiny, image, seeded
+from nets import Deep, Everything, Plain, Pooled, Residual, Tiny, image, network, seeded
 from oracles import brute_force_pair_minimum, conv_matrix, points_in
 from relaxing import relaxed
 from scipy.optimize import Bounds, LinearConstraint, linprog, milp
-from torch import Tensor
+from torch import Tensor, nn
 
 import corgi_opt as co
 from corgi_opt._deadline import Deadline
@@ -23,8 +23,12 @@ from corgi_opt.bounding.crown import Bounded, Relaxed
 from corgi_opt.encode import program as program_module
 from corgi_opt.encode.expressions import Expression, Expressions
 from corgi_opt.encode.program import Program, compile_program
+from corgi_opt.problem.clip import Clip
+from corgi_opt.problem.region import Norm
 
-CASES = {
+Shape = tuple[int, int, int]
+
+CASES: dict[str, tuple[type[nn.Module], dict[str, int], Shape, float, int]] = {
     "plain": (Plain, {}, (1, 6, 6), 0.15, 1),
     "residual": (Residual, {}, (1, 7, 5), 0.1, 0),
     "pooled": (Pooled, {}, (1, 8, 8), 0.07, 0),
@@ -34,7 +38,7 @@ CASES = {
 }
 """Model, its arguments, image, an eps at which many units are unstable and a MILP takes a second, and a seed."""
 
-CUT_CASES = [
+CUT_CASES: list[tuple[dict[str, int], Shape, float, int]] = [
     ({"kernel": 2}, (1, 8, 8), 0.04, 2),
     ({"kernel": 3, "stride": 2}, (1, 7, 7), 0.02, 3),
     ({"kernel": 3, "stride": 2, "padding": 1}, (1, 7, 7), 0.01, 3),
@@ -44,7 +48,7 @@ CUT_CASES = [
 """Smooth images and eps at which many candidates of a pooling window compete, so that direct planes are used, and
 which a MILP still decides within a second."""
 
-FAR = {"inf": 1.0, "2": 2.5, "1": 6.0}
+FAR: dict[Norm, float] = {"inf": 1.0, "2": 2.5, "1": 6.0}
 """How much larger a ball is for its norm to leave about as many units unstable."""
 
 PATIENT = Deadline(math.inf)
@@ -70,20 +74,20 @@ class Setting:
         return cls(net, ball, whole, known, Expressions(net.graph, known), pair)
 
     @classmethod
-    def case(cls, name: str, norm: str = "inf", eps: float | None = None) -> Setting:
+    def case(cls, name: str, norm: Norm = "inf", eps: float | None = None) -> Setting:
         model, kwargs, shape, default, seed = CASES[name]
-        net = co.from_torch(seeded(model, seed, **kwargs), image(*shape))
+        net = network(model, shape, seed, **kwargs)
         return cls.of(net, co.Ball(image(*shape, seed=seed + 7), default if eps is None else eps, norm))
 
     @classmethod
-    def with_cuts(cls, kwargs, shape, eps, seed, *, planes: bool = True) -> Setting:
-        net = co.from_torch(seeded(Pooled, seed, channels=2, **kwargs), image(*shape))
+    def with_cuts(cls, kwargs: dict[str, int], shape: Shape, eps: float, seed: int, *, planes: bool = True) -> Setting:
+        net = network(Pooled, shape, seed, channels=2, **kwargs)
         coarse = torch.rand(1, 1, 3, 3, generator=torch.Generator().manual_seed(seed))
         smooth = F.interpolate(coarse, shape[1:], mode="bicubic", align_corners=True).clamp(0, 1)
         return cls.of(net, co.Ball(smooth, eps), planes=planes)
 
     @classmethod
-    def tiny(cls, seed: int, eps: float, norm: str = "inf", clip=(0.0, 1.0)) -> tuple[Setting, float]:
+    def tiny(cls, seed: int, eps: float, norm: Norm = "inf", clip: Clip = (0.0, 1.0)) -> tuple[Setting, float]:
         """A network with few enough ReLUs to enumerate, and the exact minimum of the pair's difference."""
         model, x = seeded(Tiny, seed), image(1, 3, 4, seed=seed).double()
         at = cls.of(co.from_torch(model, x), co.Ball(x, eps, norm, clip))
@@ -175,7 +179,7 @@ traced = functools.cache(Setting.case)
 
 
 @functools.cache
-def exact_setting(case: str, norm: str = "inf") -> tuple[Setting, Program]:
+def exact_setting(case: str, norm: Norm = "inf") -> tuple[Setting, Program]:
     """A case in another norm and without planes of pooling windows, as exact methods see it; and its program."""
     first = traced(case)
     at = Setting.of(first.net, co.Ball(first.ball.center, first.ball.eps * FAR[norm], norm), planes=False)

@@ -110,7 +110,7 @@ FORGED: Mapping[str, Callable[[], bytes | Certificate]] = {
     "many top pixels": lambda: certificate(network(90, 1), top=4050),
 }
 
-EXACT = {"units in fractions": lambda: of_units(700)}
+EXACT: Mapping[str, Callable[[], bytes | Certificate]] = {"units in fractions": lambda: of_units(700)}
 
 
 def main() -> None:

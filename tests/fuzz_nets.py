@@ -10,6 +10,7 @@ import copy
 import random
 import threading
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,11 +86,12 @@ class Head(nn.Module):
             "depthwise": nn.Conv2d(channels, channels, (h, w), groups=channels, bias=False),
         }.get(self.pool, nn.AdaptiveAvgPool2d(1))
         if self.pool == "depthwise":
+            assert isinstance(self.gap, nn.Conv2d)
             nn.init.constant_(self.gap.weight, 1 / (h * w))
         groups = r.choice([g for g in (1, 2, 3) if channels % g == 0]) if self.kind == "grouped" else 1
         classes = groups * max(1, classes // groups)
         if self.kind in ("conv 1x1", "grouped"):
-            self.linear: nn.Module = nn.Conv2d(channels, classes, 1, groups=groups, bias=r.random() < 0.7)
+            self.linear: nn.Conv2d | nn.Linear = nn.Conv2d(channels, classes, 1, groups=groups, bias=r.random() < 0.7)
         else:
             self.linear = nn.Linear(channels, classes, bias=r.random() < 0.7)
         self.second = nn.Linear(classes, classes) if self.kind == "two" else nn.Identity()
@@ -114,7 +116,7 @@ class Head(nn.Module):
 
     def pooled(self, a: Tensor) -> Tensor:
         """(N, C, 1, 1)"""
-        return {
+        ways: dict[str, Callable[[], Tensor]] = {
             "mean(2,3)": lambda: a.mean((2, 3))[:, :, None, None] if self.conv else a.mean((2, 3)),
             "mean(-1,-2)": lambda: a.mean((-1, -2), keepdim=self.conv),
             "mean keepdim": lambda: a.mean((3, 2), keepdim=True),
@@ -129,7 +131,8 @@ class Head(nn.Module):
             "pool1d": lambda: F.adaptive_avg_pool1d(a.flatten(2), 1)[..., None],
             "halves": lambda: sum(a[..., i::2].sum((2, 3), keepdim=True) for i in (0, 1)) / (a.shape[2] * a.shape[3]),
             "sum": lambda: a.sum((2, 3), keepdim=True) / (a.shape[2] * a.shape[3]),
-        }.get(self.pool, lambda: self.gap(a))()
+        }
+        return ways[self.pool]() if self.pool in ways else self.gap(a)
 
     @property
     def conv(self) -> bool:
@@ -153,6 +156,9 @@ class Head(nn.Module):
 
 class FuzzNet(nn.Module):
     """``body``: maps to the last feature map, ``head``: that map to class scores. ``habit``: what forward also does."""
+
+    features: Tensor
+    lock: Any
 
     def __init__(self, body: nn.Sequential, head: Head, habit: str) -> None:
         super().__init__()
@@ -227,7 +233,7 @@ def _try(r: random.Random, seed: int) -> Case | None:
         return None  # every pixel the same: all its questions are ties
     model = FuzzNet(
         body,
-        Head(r, tuple(features.shape[1:]), r.choice((1, 2, 3, 3, 4))),
+        Head(r, shape_of(features), r.choice((1, 2, 3, 3, 4))),
         r.choices(("", "stores", "collects", "lock", "hook"), (60, 1, 1, 1, 1))[0],
     ).eval()
     _rescale(r, model)
@@ -238,7 +244,7 @@ def _try(r: random.Random, seed: int) -> Case | None:
     for parameter in model.parameters():
         parameter.requires_grad_(r.random() < 0.8)
     if r.random() < 0.1:
-        model.to(memory_format=torch.channels_last)
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # unknown to its hints
     finite = all(bool(torch.isfinite(t).all()) for t in (*model.state_dict().values(), x))
     if not finite or not _works(model, x):
         return None
@@ -248,6 +254,11 @@ def _try(r: random.Random, seed: int) -> Case | None:
         model.body.register_forward_hook(lambda *_: None)
     box = _box(r, x)
     return Case(seed, model, x, box, _written(r, x, box))
+
+
+def shape_of(x: Tensor) -> Shape:
+    _, channels, height, width = x.shape
+    return channels, height, width
 
 
 def _image(r: random.Random, shape: Shape) -> Tensor:
@@ -265,14 +276,14 @@ def _image(r: random.Random, shape: Shape) -> Tensor:
 def _body(r: random.Random, x: Tensor) -> nn.Sequential | None:
     """Stages that fit one after another: the map stays small, has pixels enough, and autograd goes through."""
     stages: list[nn.Module] = []
-    y, shape = x, tuple(x.shape[1:])
+    y, shape = x, shape_of(x)
     for _ in range(r.randint(2, 8)):
         for _ in range(8):
             made = conv(r, shape) if not stages and r.random() < 0.5 else stage(r, shape)
             grown = _applied(made, y)
             if grown is None:
                 continue
-            stages, y, shape = [*stages, made], grown, tuple(grown.shape[1:])
+            stages, y, shape = [*stages, made], grown, shape_of(grown)
             break
     if r.random() < 0.5:
         stages.append(relu(r, shape).eval())
@@ -372,10 +383,11 @@ def _written(r: random.Random, x: Tensor, box: tuple[Tensor, Tensor] | None) -> 
     kind = r.choice(("1C11", "C11", "image", "tuples", "list and tensor", "stacked", "pairs"))
     if kind == "pairs" and len(lows) != 2:  # two would be a low and a high end
         return list(zip(lows, highs, strict=True))
-    return {
+    ways: dict[str, Callable[[], Any]] = {
         "C11": lambda: (low[0], high[0]),
         "image": lambda: (low.expand(x.shape)[0], high.expand(x.shape).clone()),
         "tuples": lambda: (tuple(lows), tuple(highs)),
         "list and tensor": lambda: [lows, high[0, :, 0, 0]],
         "stacked": lambda: torch.stack([low[0], high[0]]),
-    }.get(kind, lambda: (low, high))()
+    }
+    return ways.get(kind, lambda: (low, high))()

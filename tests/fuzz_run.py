@@ -26,6 +26,7 @@ from fuzz_oracle import Asked, Oracle, Region, state_of
 from torch import Tensor
 
 import corgi_opt as co
+from corgi_opt.problem.region import Norm
 
 SECONDS = 5.0
 """``time_limit`` of each call; what is not done by then is unknown."""
@@ -192,8 +193,10 @@ class _FaultError(Exception):
     """A fault was noted; nothing more to see in this call."""
 
 
-NORMS = ("inf", "inf", "inf", "2", "2", "1")
+NORMS: tuple[Norm, ...] = ("inf", "inf", "inf", "2", "2", "1")
 METHODS = ("auto", "auto", "bab", "milp", "lp", "dual", "crown", "crown", "corgi", "ibp")
+EXACT = ("bab", "milp", "lp")
+"""Which take no network with curved layers."""
 
 
 class Question:
@@ -241,6 +244,9 @@ class Question:
 
     def method(self) -> str:
         method = self.r.choice(METHODS)
+        if self.net.curved and method in EXACT:
+            self.run.count("curved")
+            return "auto"
         return "auto" if method == "milp" and self.norm == "2" else method
 
     def call(self, name: str, **kwargs: Any) -> Any:
@@ -267,7 +273,7 @@ class Question:
 
     def verify(self, eps: float) -> None:
         about = self.about | {"eps": eps, "method": self.method(), "seed": self.r.randrange(3)}
-        if self.r.random() < 0.1 and "keep_class" not in about and "within" not in about:
+        if self.r.random() < 0.1 and "keep_class" not in about and "within" not in about and not self.net.curved:
             about["proof"] = "checked"
         answer = self.call("verify", **about)
         if answer is None:
@@ -361,7 +367,7 @@ class Question:
         self.run.count("breakable", *(["breakable and broken"] if broken else []))
 
     def compare(self, eps: float) -> None:
-        methods = ["corgi", "crown", "dual", "lp", "bab"]
+        methods = ["corgi", "crown", "dual", *(() if self.net.curved else ("lp", "bab"))]
         found = self.call("compare", **self.about, eps=eps, methods=methods)
         for method in methods if found is not None else ():
             self.judge(found.only.answers[method], eps, method)

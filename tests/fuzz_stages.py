@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 Shape = tuple[int, int, int]
 Draw = Callable[[random.Random, Shape], nn.Module]
+PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 
 SLOPES = (0.01, 0.2, 0.5, 0.99, 0.0, 1.0, 1.5, 3.0, -0.3, -1.0, -2.0)
 
@@ -31,11 +33,13 @@ def pair(r: random.Random, values: tuple[int, ...]) -> tuple[int, int]:
 class FunctionalConv(nn.Module):
     """A convolution whose weights are plain parameters or buffers."""
 
+    kernel: Tensor
+
     def __init__(self, conv: nn.Conv2d, persistent: bool) -> None:
         super().__init__()
         self.register_buffer("kernel", conv.weight.detach().clone(), persistent=persistent)
         self.offset = None if conv.bias is None else nn.Parameter(conv.bias.detach().clone())
-        self.how = (conv.stride, conv.padding, conv.dilation, conv.groups)
+        self.how: tuple[Any, ...] = (conv.stride, conv.padding, conv.dilation, conv.groups)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.conv2d(x, self.kernel, self.offset, *self.how)
@@ -50,7 +54,7 @@ def conv(r: random.Random, shape: Shape) -> nn.Module:
     if r.random() < 0.15:
         padding = r.choice(("same", "valid"))
         stride = (1, 1) if padding == "same" else stride
-    mode = "zeros" if r.random() < 0.99 else r.choice(("reflect", "replicate", "circular"))
+    mode: PaddingMode = "zeros" if r.random() < 0.99 else r.choice(("reflect", "replicate", "circular"))
     kernel = pair(r, (1, 3, 3) if padding == "same" and r.random() < 0.8 else (1, 2, 3, 3))
     made = nn.Conv2d(channels, out, kernel, stride, padding, dilation, groups, r.random() < 0.7, padding_mode=mode)
     with torch.no_grad():
@@ -64,6 +68,7 @@ def conv(r: random.Random, shape: Shape) -> nn.Module:
 
 def batch_norm(r: random.Random, shape: Shape) -> nn.Module:
     norm = nn.BatchNorm2d(shape[0], eps=r.choice((1e-5, 1e-3, 0.1)), affine=r.random() < 0.6)
+    assert norm.running_mean is not None and norm.running_var is not None
     norm.running_mean.normal_(0, 0.5)
     norm.running_var.uniform_(0.1, 2.0)
     if r.random() < 0.1:
@@ -163,6 +168,8 @@ class Constant(nn.Module):
     NUMBER = ("x*c", "c*x", "x+c", "c+x", "x-c", "c-x", "x/c", "x+=c", "x*=c", "x-=c", "x/=c", "rsub", "add alpha")
     TENSOR = (*NUMBER, "sub alpha", "c sub alpha", "rsub alpha", "c add alpha")
 
+    c: Tensor | float
+
     def __init__(self, how: str, c: Tensor | float, alpha: float, store: str) -> None:
         super().__init__()
         self.how, self.alpha = how, alpha
@@ -220,6 +227,8 @@ class Plumbing(nn.Module):
     """Something that changes no value. ``through``: leaves it out (casts and detach bar float64 and gradients)."""
 
     KINDS = ("clone", "contiguous", "view_as", "detach", "to", "type_as", "float", "flatten", "channels_last")
+
+    like: Tensor
 
     def __init__(self, kind: str) -> None:
         super().__init__()

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 Array = NDArray[np.float64]
-Clip = tuple[float, float] | None
+Clip = tuple[float, float] | tuple[Array, Array] | None
+"""The ends of the box, of all inputs or of each (N,)."""
 
 
 # --- the network as affine maps and maxima --------------------------------------------------------------------

@@ -17,6 +17,12 @@ from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[1]
 FILES = (
+    "test_arithmetic.py",
+    "test_tally.py",
+    "test_rows.py",
+    "test_operations.py",
+    "test_network.py",
+    "test_archive.py",
     "test_one_input.py",
     "test_bounds.py",
     "test_region.py",

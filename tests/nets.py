@@ -2,23 +2,41 @@
 
 from __future__ import annotations
 
+from typing import Any, TypeVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import corgi_opt as co
 
-def seeded(build: type[nn.Module], seed: int = 0, **kwargs: int) -> nn.Module:
+M = TypeVar("M", bound=nn.Module)
+
+
+def seeded(build: type[M], seed: int = 0, **kwargs: Any) -> M:
     """The module with random weights and, where it has batch norm, random running statistics."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = build(**kwargs)
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
+                assert module.running_mean is not None and module.running_var is not None
                 module.running_mean.normal_(0, 0.5)
                 module.running_var.uniform_(0.5, 2.0)
                 nn.init.uniform_(module.weight, 0.5, 1.5)
                 nn.init.normal_(module.bias, 0, 0.5)
     return model.eval()
+
+
+_NETWORKS: dict[Any, co.CamNetwork] = {}
+
+
+def network(build: Any, shape: tuple[int, int, int], seed: int = 0, **kwargs: int) -> co.CamNetwork:
+    """A seeded module as it is read, once in a process: reading is what small networks take longest for."""
+    key = (build, shape, seed, *sorted(kwargs.items()))
+    if key not in _NETWORKS:
+        _NETWORKS[key] = co.from_torch(seeded(build, seed, **kwargs), image(*shape))
+    return _NETWORKS[key]
 
 
 class Plain(nn.Module):
@@ -76,6 +94,7 @@ class Small(nn.Module):
         self.head = nn.Linear(features, classes)
         for module in (self.first, self.second, self.head):
             nn.init.normal_(module.weight, 0.2, 1.0)
+            assert module.bias is not None
             nn.init.normal_(module.bias, 0.0, 0.2)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -155,6 +174,19 @@ class Pooled(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc(F.relu(self.c2(self.pool(F.relu(self.c1(x))))).mean((2, 3)))
+
+
+def conv_of(layer: nn.Module) -> nn.Conv2d:
+    """A layer of a sequence, which only says of it that it is a module."""
+    assert isinstance(layer, nn.Conv2d)
+    return layer
+
+
+def bias_of(layer: nn.Module) -> Tensor:
+    """The bias of a convolution that has one."""
+    bias = conv_of(layer).bias
+    assert bias is not None
+    return bias
 
 
 def image(*shape: int, seed: int = 0) -> Tensor:

@@ -28,11 +28,13 @@ class Drawn:
     objective: np.ndarray
 
     def network(self) -> Network:
-        nodes, last, before = [Node(Input(), (), (1, 1, 1))], 0, None
+        nodes, last = [Node(Input(), (), (1, 1, 1))], 0
+        before: int | None = None
         for w, b, skip in zip(self.weights, self.biases, self.skip, strict=True):
             conv = Conv(w[:, :, None, None], b, ONE, (0, 0), ONE, 1)
             nodes.append(Node(conv, (last,), (len(b), 1, 1)))
             if skip:
+                assert before is not None, "the first layer has nothing to add"
                 one = np.ones((1, 1, 1))
                 nodes.append(Node(Combine((one, one), np.zeros((1, 1, 1))), (len(nodes) - 1, before), (len(b), 1, 1)))
             nodes.append(Node(Relu(), (len(nodes) - 1,), (len(b), 1, 1)))

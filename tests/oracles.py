@@ -6,15 +6,17 @@ affine, so the smallest margin there is a linear program (scipy's linprog).
 
 from __future__ import annotations
 
+import copy
 import itertools
 
 import numpy as np
 import torch
+from nets import Pooled
 from scipy.optimize import Bounds, LinearConstraint, linprog, milp
 from torch import Tensor, nn
 
 
-def conv_matrix(conv: nn.Conv2d, shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
+def conv_matrix(conv: nn.Conv2d, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     """A convolution on (C, H, W) as matrix and vector, by pushing the unit images through torch."""
     n = int(np.prod(shape))
     with torch.no_grad():
@@ -54,7 +56,12 @@ def brute_force_pair_minimum(
 
 
 def _least(
-    c: np.ndarray, rows: np.ndarray, rhs: np.ndarray, low: np.ndarray, high: np.ndarray, l1: tuple | None
+    c: np.ndarray,
+    rows: np.ndarray,
+    rhs: np.ndarray,
+    low: np.ndarray,
+    high: np.ndarray,
+    l1: tuple[np.ndarray, float] | None,
 ) -> float:
     """``min c'x`` over the rows, the box and the ball, with x = centre + p - q in the ball; inf where there is none."""
     if l1 is None:
@@ -99,11 +106,7 @@ def brute_force_margin(
 
 
 def _double(conv: nn.Conv2d) -> nn.Conv2d:
-    copy = nn.Conv2d(
-        conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, dtype=torch.float64
-    )
-    copy.load_state_dict({n: p.double() for n, p in conv.state_dict().items()})
-    return copy
+    return copy.deepcopy(conv).double()
 
 
 def points_in(low: Tensor, high: Tensor, count: int, seed: int) -> Tensor:
@@ -181,8 +184,8 @@ class PlainMilp:
         return float(answer.fun)
 
 
-def plain_milp_margin(model: nn.Module, x: Tensor, eps: float, k: int, class_idx: int) -> float:
-    """The exact margin of a ``Pooled``-like model (c1, pool without padding, c2, fc) within eps of x, no clipping."""
+def plain_milp_margin(model: Pooled, x: Tensor, eps: float, k: int, class_idx: int) -> float:
+    """The exact margin of a ``Pooled`` model (c1, pool without padding, c2, fc) within eps of x, no clipping."""
     first, second = _double(model.c1), _double(model.c2)
     weight = model.fc.weight[class_idx].detach().double()
     with torch.no_grad():
@@ -191,6 +194,7 @@ def plain_milp_margin(model: nn.Module, x: Tensor, eps: float, k: int, class_idx
         features = torch.relu(second(pooled))
         indices = torch.arange(hidden.numel(), dtype=torch.float64).reshape(hidden.shape)
         size, step = model.pool.kernel_size, model.pool.stride
+        assert isinstance(size, int) and isinstance(step, int)
         windows = indices.unfold(2, size, step).unfold(3, size, step).reshape(pooled.numel(), -1).long().tolist()
     cam = torch.einsum("c,nchw->hw", weight, features).flatten().numpy()
     order, pixels = np.argsort(-cam, kind="stable"), cam.size

@@ -43,12 +43,14 @@ class Exact:
     def layers(self, x: Fraction, pixel: int) -> tuple[list[list[Fraction]], Fraction]:
         """Every layer's pre-activations at one pixel, and its CAM."""
         first = self.model.first
+        assert first.bias is not None
         z = [
             Fraction(float(w)) * x + Fraction(float(b))
             for w, b in zip(first.weight[:, 0, 0, 1 - pixel], first.bias, strict=True)
         ]
         h, every = (_relu(z) if self.model.rectified[0] else z), [z]
         for conv, rectified, skip in zip(self.model.convs, self.model.rectified[1:], self.model.skips, strict=True):
+            assert isinstance(conv, nn.Conv2d) and conv.bias is not None
             z = [
                 sum((Fraction(float(w)) * v for w, v in zip(row, h, strict=True)), Fraction(float(b)))
                 for row, b in zip(conv.weight[:, :, 0, 0], conv.bias, strict=True)
@@ -101,6 +103,7 @@ def draw(rng: np.random.Generator, decades: float) -> Scalar:
                 parameter.copy_(torch.from_numpy(values * (rng.random(parameter.shape) < 0.9)))
         for conv, before in zip(model.convs, (model.first, *model.convs), strict=False):
             if rng.random() < 0.5:
+                assert isinstance(conv, nn.Conv2d) and isinstance(before, nn.Conv2d)
                 _cancel(conv, before)
     return model.eval().requires_grad_(False)
 

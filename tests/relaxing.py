@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from asking import cam_bounds, pair_bounds, pixels_of
 from torch import Tensor
@@ -31,13 +33,13 @@ def only(bounds: Interval) -> Interval:
     return Interval(lower[0], upper[0])
 
 
-def pixels(net: co.CamNetwork, known: Relaxed, class_idx: int, bound=None) -> Interval:
+def pixels(net: co.CamNetwork, known: Relaxed, class_idx: int, bound: Any = None) -> Interval:
     """All CAM pixels' bounds (P,)."""
     every = torch.ones(len(known.regions), net.map_shape[0] * net.map_shape[1], dtype=torch.bool)
     return only(cam_bounds(net, class_idx, bound or known.bound, every))
 
 
-def pairs(net: co.CamNetwork, known: Relaxed, class_idx: int, wanted: Tensor, bound=None) -> Tensor:
+def pairs(net: co.CamNetwork, known: Relaxed, class_idx: int, wanted: Tensor, bound: Any = None) -> Tensor:
     """Pairs' lower bounds (Q,)."""
     return pair_bounds(net, class_idx, bound or known.bound, wanted, torch.zeros(len(wanted), dtype=torch.long))
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from enumeration import Answer, exact_margin, exact_margin_keep_class, exact_within_margin
-from linear_regions import Affine, Array, Ball, Clip
+from linear_regions import Affine, Array, Ball
 from nets import Small, image, seeded
 from torch import Tensor, nn
+
+import corgi_opt as co
 
 KINDS: tuple[dict[str, int], ...] = (
     {"features": 1},
@@ -38,16 +42,23 @@ class SmallQuestion:
     model was built from; with ``keep_class`` the bias of its head was moved afterwards.
     """
 
-    model: nn.Module
+    model: Small
     x: Tensor
     eps: float
     k: int
     within: int | None
     keep_class: bool
     norm: str
-    clip: Clip
+    clip: tuple[float, float] | None
     class_idx: int
     label: str
+
+    @property
+    def network(self) -> co.CamNetwork:
+        """The model as it is read, once for all questions about it."""
+        if self.model not in _NETWORKS:
+            _NETWORKS[self.model] = co.from_torch(self.model, self.x)
+        return _NETWORKS[self.model]
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -55,12 +66,26 @@ class SmallQuestion:
         return {name: getattr(self, name) for name in names}
 
     def answer(self) -> Answer:
-        given = {"eps": self.eps, "norm": self.norm, "clip": self.clip, "class_idx": self.class_idx}
+        given: dict[str, Any] = {"eps": self.eps, "norm": self.norm, "clip": self.clip, "class_idx": self.class_idx}
         if self.keep_class:
             return exact_margin_keep_class(self.model, self.x, k=self.k, within=self.within, **given)
         if self.within is not None:
             return exact_within_margin(self.model, self.x, k1=self.k, k2=self.within, **given)
         return exact_margin(self.model, self.x, k=self.k, **given)
+
+
+_NETWORKS: WeakKeyDictionary[nn.Module, co.CamNetwork] = WeakKeyDictionary()
+
+_KNOWN: dict[tuple[int, tuple[str, ...]], tuple[list[SmallQuestion], Iterator[SmallQuestion]]] = {}
+
+
+def known_questions(count: int, seed: int = 0, norms: tuple[str, ...] = ("inf", "2", "1")) -> Iterator[SmallQuestion]:
+    """As :func:`questions`, each drawn once in a process: several tests ask them, by several methods."""
+    found, rest = _KNOWN.setdefault((seed, norms), ([], questions(sys.maxsize, seed, norms)))
+    for at in range(count):
+        if at == len(found):
+            found.append(next(rest))
+        yield found[at]
 
 
 def questions(count: int, seed: int = 0, norms: tuple[str, ...] = ("inf", "2", "1")) -> Iterator[SmallQuestion]:
@@ -119,7 +144,7 @@ def steepest(slope: Array, eps: float, norm: str) -> Array:
     if norm == "inf":
         return -eps * np.sign(slope)
     if norm == "2":
-        return -eps * slope / max(np.linalg.norm(slope), 1e-12)
+        return -eps * slope / max(float(np.linalg.norm(slope)), 1e-12)
     largest = np.abs(slope).argmax()
     return -eps * np.sign(slope) * (np.arange(len(slope)) == largest)
 

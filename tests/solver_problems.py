@@ -5,13 +5,24 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 import pytest
-from corgi_solvers import BackendBrokenError, BackendMissingError, Problem, Solution, backend
+from corgi_solvers import BackendBrokenError, BackendMissingError, NormBall, Problem, Solution, backend
 from scipy.optimize import Bounds, LinearConstraint, linprog, milp
 
 INF = math.inf
+
+
+def problem_of(*given: Any) -> Problem:
+    """A problem whose vectors are written as lists: ``Problem`` makes arrays of them."""
+    return Problem(*given)
+
+
+def ball_of(*given: Any) -> NormBall:
+    """The same for a ball."""
+    return NormBall(*given)
 
 
 def random_lp(rng: np.random.Generator, m: int, n: int) -> Problem:

@@ -26,6 +26,7 @@ from corgi_opt import _ambient as ambient
 from corgi_opt._ambient import ENTRIES, pinned, pinned_with_grad
 from corgi_opt.answering.margin_search import tight_margin
 from corgi_opt.data import digits
+from corgi_opt.network.onnx.network import read_onnx
 from corgi_opt.study.answer import answer, said_image
 from corgi_opt.study.ask import Ask
 from corgi_opt.study.models import ModelSource
@@ -64,6 +65,10 @@ class Scene:
         )
 
 
+NOTHING = torch.zeros(12)
+"""As many numbers as an image of a scene has, made where nothing is unusual."""
+
+
 def checked(s: Scene) -> Any:
     """A lazily made certificate, its file and what the check of it proves."""
     path = s.folder / "a.cert"
@@ -71,11 +76,16 @@ def checked(s: Scene) -> Any:
     return path.read_bytes(), co.check_certificate(path, s.model)
 
 
+def verifying(method: str) -> Callable[[Scene], Any]:
+    return lambda s: co.verify(s.net, s.x, eps=EPS, k=K, method=method)
+
+
+def bounding(method: str) -> Callable[[Scene], Any]:
+    return lambda s: co.bounds(s.net, co.Ball(s.x, EPS), method=method)
+
+
 CALLS: dict[str, Callable[[Scene], Any]] = {
-    **{
-        f"verify by {method}": lambda s, m=method: co.verify(s.net, s.x, eps=EPS, k=K, method=m)
-        for method in ("ibp", "corgi", "crown", "dual", "lp", "milp", "bab")
-    },
+    **{f"verify by {method}": verifying(method) for method in ("ibp", "corgi", "crown", "dual", "lp", "milp", "bab")},
     "verify within": lambda s: co.verify(s.net, s.x, eps=EPS, k=K, within=3),
     "verify keeping the class": lambda s: co.verify(s.net, s.x, eps=0.09, k=K, keep_class=True),
     "verify in L1": lambda s: co.verify(s.net, s.x, eps=0.2, k=K, norm="1", method="bab"),
@@ -87,14 +97,15 @@ CALLS: dict[str, Callable[[Scene], Any]] = {
     "tight_margin": lambda s: tight_margin(s.net, s.x, eps=EPS, k=K, method="lp"),
     "attack": lambda s: co.attack(s.net, s.x, eps=0.09, k=K),
     "heat_map": lambda s: co.heat_map(s.net, s.x, eps=EPS, k=K),
-    **{
-        f"bounds by {method}": lambda s, m=method: co.bounds(s.net, co.Ball(s.x, EPS), method=m)
-        for method in ("ibp", "crown", "dual")
-    },
+    **{f"bounds by {method}": bounding(method) for method in ("ibp", "crown", "dual")},
     "bounds in float32": lambda s: co.bounds(s.net, co.Ball(s.x, EPS), dtype=torch.float32),
     "export_mps": lambda s: (
         co.export_mps(s.net, s.x, s.folder / "a.mps", eps=EPS, k=K).pair,
         (s.folder / "a.mps").read_text(),
+    ),
+    "export_vnnlib": lambda s: (
+        (lambda e: (e.compared, e.image(s.x, NOTHING)))(co.export_vnnlib(s.net, s.x, s.folder / "b", eps=EPS, k=K)),
+        [path.read_bytes() for path in sorted((s.folder / "b").iterdir())],
     ),
     "from_torch": lambda s: co.from_torch(s.model, s.x).model_cam(s.x, 0),
     "check_model": lambda s: co.check_model(s.model, s.x),
@@ -268,7 +279,12 @@ def test_cams_are_differentiable_where_the_caller_differentiates(tmp_path):
     scene = Scene.at(tmp_path)
     x = scene.x.clone().requires_grad_(True)
     single = scene.net.graph.to(torch.float32)
-    for call in (lambda: scene.net.cams(x, 0), lambda: scene.net.outputs(x)[1], lambda: single.forward(x)):
+    calls: list[Callable[[], Tensor]] = [
+        lambda: scene.net.cams(x, 0),
+        lambda: scene.net.outputs(x)[1],
+        lambda: single.forward(x),
+    ]
+    for call in calls:
         with default_dtype(torch.float64), torch.autocast("cpu", torch.bfloat16):
             found = call()
         assert found.requires_grad and found.dtype == torch.float32
@@ -380,6 +396,7 @@ SMALL = {
     (co.CamNetwork, "map_shape"),
     (co.CamNetwork, "classes"),
     (co.CamNetwork, "model"),
+    (co.CamNetwork, "note"),
     (co.Ball, "box"),
     (co.Radius, "corgi_cut_off"),
     (co.Radius, "corgi_in_words"),
@@ -422,11 +439,11 @@ def test_a_function_without_the_guard_is_seen():
 
         @property
         @pinned
-        def guarded(self) -> int: ...
+        def guarded(self) -> None: ...
 
         @cached_property
         @pinned_with_grad
-        def kept(self) -> int: ...
+        def kept(self) -> None: ...
 
         @classmethod
         def made(cls) -> None: ...
@@ -438,7 +455,7 @@ def test_a_function_without_the_guard_is_seen():
 
 @pytest.mark.parametrize(
     "function",
-    [tight_margin, digits.load_digits, digits.digits_split, digits.digits_model],
+    [tight_margin, digits.load_digits, digits.digits_split, digits.digits_model, read_onnx],
     ids=lambda f: f.__name__,
 )
 def test_what_is_public_elsewhere_is_pinned(function):

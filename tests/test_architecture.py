@@ -1,4 +1,4 @@
-"""The house keeps its shape: imports point one way, the solver package stands alone, modules stay small."""
+"""The house keeps its shape: imports point one way, the solvers stand alone, modules stay small and have tests."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from corgi_opt.answering.prover import plain_network
 
 REPO = Path(__file__).parents[1]
 SOURCES = {"corgi_opt": REPO / "corgi_opt", "corgi_solvers": REPO / "solvers" / "corgi_solvers"}
+TESTS = REPO / "tests"
 LONGEST = 500
 
 RANK = {
@@ -65,6 +66,8 @@ LAZY = {
     "pyarrow",
     "distributed",
     "filelock",
+    "onnx",
+    "onnxruntime",
 }
 """Slow to import, or optional: imported by the function that needs them, never by ``import corgi_opt``."""
 
@@ -202,6 +205,38 @@ def test_slow_and_optional_packages_are_imported_when_needed(package):
 def test_modules_stay_small(package):
     lengths = {name: len(path.read_text().splitlines()) for name, path in modules(package).items()}
     assert {n: length for n, length in lengths.items() if length > LONGEST} == {}
+
+
+OPERATIONS = ("arithmetic", "layers", "node", "pooling", "resizing", "shaping", "table", "tensors")
+TESTED_TOGETHER = {
+    # one table of ONNX operations, and one table of cases: each is compared with onnxruntime
+    **{f"corgi_opt.network.onnx.{name}": "test_operations.py" for name in OPERATIONS},
+    "corgi_opt.network.onnx.limits": "test_reading.py",  # what is too large is refused where it is read
+    "corgi_opt.network.onnx.package": "test_reading.py",
+    "corgi_opt.network.onnx.module": "test_network.py",  # what a graph becomes, run by every door
+    "corgi_opt.network.smooth_builders": "test_smooth.py",  # each is read, with its arguments, as what it is
+    "corgi_opt.encode.square_pools": "test_onnx_graph.py",  # a step of that graph's making
+    "corgi_opt.encode.vnnlib": "../answering/test_vnnlib.py",  # the text, read back by a reader of its own
+}
+"""Modules whose tests are those of what they are a part of, and why."""
+
+
+def test_every_module_has_tests_of_its_name():
+    """Where its package has its own folder of tests; a leading underscore says who may import it, and is left out."""
+    missing = []
+    for package, folder in (("corgi_opt", TESTS), ("corgi_solvers", TESTS / "solvers")):
+        for name, path in modules(package).items():
+            module = path.relative_to(SOURCES[package])
+            together = TESTED_TOGETHER.get(name, f"test_{module.stem.lstrip('_')}.py")
+            expected = folder / module.parent / together
+            if module.name != "__init__.py" and not expected.is_file():
+                missing.append(f"{name} has no {expected.relative_to(REPO)}")
+    assert missing == []
+
+
+def test_every_folder_of_tests_is_one_of_the_source_or_of_the_examples():
+    folders = {p.name for p in TESTS.iterdir() if p.is_dir() and any(p.glob("test_*.py"))}
+    assert folders - {"solvers", "examples"} == {p.name for p in SOURCES["corgi_opt"].iterdir() if any(p.glob("*.py"))}
 
 
 def test_every_mutant_has_its_line():

@@ -11,7 +11,7 @@ import torch
 from asking import ask
 from nets import Pooled, image, seeded
 from patience import mostly_slow
-from small_questions import SmallQuestion, questions
+from small_questions import SmallQuestion, known_questions
 from test_exact import check
 
 import corgi_opt as co
@@ -31,13 +31,13 @@ every_norm = pytest.mark.parametrize("norm", ["inf", "1", "2"])
 
 def every_pair_holds(seed: int, norm: str) -> Iterator[SmallQuestion]:
     """Questions whose answer is a minimum over pairs."""
-    for question in questions(EACH, seed, (norm,)):
+    for question in known_questions(EACH, seed, (norm,)):
         yield replace(question, within=None, keep_class=False)
 
 
 def counted_or_kept(seed: int, norm: str) -> list[SmallQuestion]:
     """Questions whose answer is not a minimum over pairs."""
-    return [q for q in questions(4 * EACH, seed, (norm,)) if q.keep_class or q.within not in (None, q.k)][:6]
+    return [q for q in known_questions(4 * EACH, seed, (norm,)) if q.keep_class or q.within not in (None, q.k)][:6]
 
 
 def verdict_of(net: co.CamNetwork, question: SmallQuestion, method: str) -> co.Verdict:
@@ -48,7 +48,7 @@ def unattacked(net: co.CamNetwork, question: SmallQuestion) -> co.Verdict:
     """As by ``radius``, which knows what PGD finds: counterexamples are those of branch and bound."""
     asked = {n: v for n, v in question.arguments.items() if n != "eps"}
     ladder = Ladder(ask(net, question.x, tie_tol=None, **asked), question.eps, torch.device("cpu"))
-    return climb(ladder, TABLE["bab"], None, check_solver(None, "bab", question.norm), Deadline(600))
+    return climb(ladder, TABLE["bab"], None, check_solver(None, "bab", ladder.question.norm), Deadline(600))
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -56,7 +56,7 @@ def unattacked(net: co.CamNetwork, question: SmallQuestion) -> co.Verdict:
 def test_pairs_are_decided_as_by_enumeration(norm, seed):
     by_tree = set()
     for question in every_pair_holds(seed, norm):
-        net = co.from_torch(question.model, question.x)
+        net = question.network
         for verdict in (verdict_of(net, question, "bab"), verdict_of(net, question, "auto"), unattacked(net, question)):
             check(question, verdict, exact=True)
             assert verdict.proof == ("float64" if verdict.status == "certified" else None), question.label
@@ -68,7 +68,7 @@ def test_pairs_are_decided_as_by_enumeration(norm, seed):
 def test_rivals_and_classes_are_left_to_others_but_never_wrong(norm):
     left = 0
     for question in counted_or_kept(1001, norm):
-        net = co.from_torch(question.model, question.x)
+        net = question.network
         verdict = verdict_of(net, question, "bab")
         check(question, verdict, exact=False)
         assert verdict.proof == ("float64" if verdict.status == "certified" else None), question.label
@@ -81,15 +81,15 @@ def test_rivals_and_classes_are_left_to_others_but_never_wrong(norm):
 @pytest.mark.parametrize(("norm", "seed", "label"), [("1", 2038, 1460594351), ("2", 2077, 434509360)])
 def test_images_are_in_the_ball(norm, seed, label):
     """A pair may break where rivals are counted; an image outside the ball would be below what CROWN proves exactly."""
-    (question,) = (q for q in questions(10, seed, (norm,)) if q.label.endswith(f"seed {label}"))
+    (question,) = (q for q in known_questions(10, seed, (norm,)) if q.label.endswith(f"seed {label}"))
     question = replace(question, keep_class=False)
-    check(question, verdict_of(co.from_torch(question.model, question.x), question, "auto"), exact=norm == "1")
+    check(question, verdict_of(question.network, question, "auto"), exact=norm == "1")
 
 
 def test_radii_in_l2_close_around_that_of_enumeration():
     closed = 0
     for question in list(every_pair_holds(1000, "2"))[:6]:
-        net = co.from_torch(question.model, question.x)
+        net = question.network
         asked = {n: v for n, v in question.arguments.items() if n != "eps"}
         r = co.radius(net, question.x, method="bab", rtol=0.01, time_limit=600, device="cpu", **asked)
         assert replace(question, eps=r.lower).answer().upper > -1e-9, question.label

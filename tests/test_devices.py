@@ -18,7 +18,7 @@ from corgi_solvers import Cvxpy, Highs
 from encoding import PATIENT, scipy_milp
 from encoding import exact_setting as setting
 from nets import Deep, Everything, Plain, Pooled, Residual, Small, image, seeded
-from small_questions import SmallQuestion, questions
+from small_questions import SmallQuestion, known_questions
 from stand_in import DEVICE, OnDevice, StandIn
 from torch import Tensor
 
@@ -81,7 +81,14 @@ def device(request: pytest.FixtureRequest) -> str:
 
 # --- the stand-in refuses what CUDA refuses ---------------------------------------------------------------------------
 
-REFUSED = {
+
+def with_start(whole: Tensor, start: Tensor) -> Tensor:
+    copied = whole.clone()
+    copied[: len(start)] = start
+    return copied
+
+
+REFUSED: dict[str, Callable[[Tensor, Tensor], object]] = {
     "arithmetic": lambda there, here: there + here,
     "arithmetic the other way": lambda there, here: here * there,
     "a number of the device with a tensor of the CPU": lambda there, here: there.sum() + here,
@@ -105,13 +112,13 @@ REFUSED = {
         (there.clone().requires_grad_(True) * 2).sum(), [here.requires_grad_(True)]
     ),
 }
-ALLOWED = {
+ALLOWED: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "a number": lambda there, here: there + 1.0,
     "a number of the CPU": lambda there, here: there * torch.tensor(2.0),
     "indices of the CPU": lambda there, here: there[here.long()],
     "a mask of the CPU": lambda there, here: there[here >= 0],
     "copying": lambda there, here: torch.empty_like(there).copy_(here),
-    "assigning to a slice": lambda there, here: (lambda t: (t.__setitem__(slice(0, 2), here[:2]), t)[1])(there.clone()),
+    "assigning to a slice": lambda there, here: with_start(there, here[:2]),
     "moving": lambda there, here: there + here.to("cuda"),
     "moving to where another is": lambda there, here: there + here.to(there),
     "moving to its device": lambda there, here: there + here.to(there.device, torch.float32),
@@ -237,8 +244,9 @@ def test_compare(device):
 def test_attack(norm, device):
     net, x = network("pooled")
     eps = {"inf": 0.05, "2": 0.3, "1": 1.5}[norm]
+    questions: list[dict[str, Any]] = [{"k": 1}, {"k": 1, "keep_class": True}, {"k": 2, "within": 4}]
     for options in (None, co.PgdOptions(rows=4, restarts=2)):
-        for asked in ({"k": 1}, {"k": 1, "keep_class": True}, {"k": 2, "within": 4}):
+        for asked in questions:
             known = co.attack(net, x, eps=eps, norm=norm, device="cpu", options=options, **asked)
             with other_device(device) as there:
                 found = co.attack(net, x, eps=eps, norm=norm, device=there, options=options, **asked)
@@ -324,14 +332,14 @@ def test_an_image_may_be_on_the_device():
 
 @cache
 def small_questions() -> list[SmallQuestion]:
-    return list(questions(58, norms=("inf", "1")))
+    return list(known_questions(58, norms=("inf", "1")))
 
 
 @pytest.mark.parametrize("at", [28, 38, 57])
 def test_what_only_a_milp_answers(at, device):
     """Rivals are counted, classes are kept."""
     question = small_questions()[at]
-    net = co.from_torch(question.model, question.x)
+    net = question.network
     known = co.verify(net, question.x, device="cpu", **question.arguments)
     assert known.method == "milp"
     with other_device(device) as there:
@@ -435,7 +443,12 @@ def test_leaves_that_a_linear_program_leaves_open(case, norm, planes, device, mo
     for name, value in (("SETTLED", 1e9), ("STEPS", 0), ("ROOT_STEPS", 0), ("FIRST_NODES", 1 if planes else math.inf)):
         monkeypatch.setattr(branch_module, name, value)
     split, leaf = [], branch_module._Tree._leaf
-    monkeypatch.setattr(branch_module._Tree, "_leaf", lambda *args: split.append(leaf(*args)) or split[-1])
+
+    def told(*args: Any) -> Any:
+        split.append(leaf(*args))
+        return split[-1]
+
+    monkeypatch.setattr(branch_module._Tree, "_leaf", told)
     _, program = setting(case, norm)
     solver = Cvxpy() if norm == "2" else Highs()
     if norm == "2":

@@ -7,13 +7,14 @@ import functools
 import itertools
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
 import torch
 from enumeration import Answer, exact_margin, exact_margin_keep_class, exact_within_margin
 from linear_regions import Affine, Ball, regions
-from nets import Pooled, Residual, Small, Tiny, hooked_cam, image, seeded
+from nets import Pooled, Residual, Small, Tiny, bias_of, hooked_cam, image, seeded
 from oracles import PlainMilp, brute_force_margin, conv_matrix, plain_milp_margin
 from scipy.optimize import linprog, minimize
 from small_questions import SmallQuestion, questions
@@ -21,7 +22,14 @@ from torch import Tensor, nn
 
 NORMS = ("inf", "2", "1")
 ORDER = {"inf": np.inf, "2": 2, "1": 1}
-SMALL = ({}, {"features": 3, "classes": 4}, {"residual": 1}, {"hidden": 3, "residual": 1, "inplace": 1}, {"pool": 1})
+SMALL: tuple[dict[str, int], ...] = (
+    {},
+    {"features": 3, "classes": 4},
+    {"residual": 1},
+    {"hidden": 3, "residual": 1, "inplace": 1},
+    {"pool": 1},
+)
+M = TypeVar("M", bound=nn.Module)
 
 
 @functools.cache
@@ -29,7 +37,7 @@ def some_questions() -> list[tuple[SmallQuestion, Answer]]:
     return [(q, q.answer()) for q in questions(90, seed=1)]
 
 
-def double(model: nn.Module) -> nn.Module:
+def double(model: M) -> M:
     return copy.deepcopy(model).double()
 
 
@@ -171,16 +179,16 @@ def test_descent_comes_close():
 # --- closed forms ---------------------------------------------------------------------------------------------
 
 
-def linear(seed: int, classes: int = 2) -> tuple[nn.Module, Tensor]:
+def linear(seed: int, classes: int = 2) -> tuple[Small, Tensor]:
     """A network all of whose ReLUs are active near its image."""
     model, x = seeded(Small, seed, classes=classes), image(1, 3, 4, seed=seed).double()
     with torch.no_grad():
-        model.first.bias.fill_(20.0)
+        bias_of(model.first).fill_(20.0)
         model.second.weight.abs_()
     return model, x
 
 
-def jacobian(model: nn.Module, x: Tensor) -> tuple[np.ndarray, np.ndarray]:
+def jacobian(model: Small, x: Tensor) -> tuple[np.ndarray, np.ndarray]:
     """CAM of class 0 at x and its derivative, by autograd."""
     model = double(model)
 
@@ -267,6 +275,7 @@ class FewInputs(nn.Module):
         self.first, self.second, self.head = nn.Conv2d(1, 4, 2, padding=1), nn.Conv2d(4, 3, 1), nn.Linear(3, 3)
         for module in (self.first, self.second, self.head):
             nn.init.normal_(module.weight)
+            assert module.bias is not None
             nn.init.normal_(module.bias, 0, 0.3)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -345,19 +354,19 @@ def milp_minimum(q: SmallQuestion) -> float:
         a = list(range(len(center)))
         for conv, shape in ((model.first, q.x.shape[1:]), (model.second, hidden.shape[1:])):
             a = [problem.relu(z) for z in problem.affine(*conv_matrix(conv, tuple(shape)), a)]
-        a = np.array(a).reshape(-1, pixels)
+        units = np.array(a).reshape(-1, pixels)
         if q.keep_class:
             for other in set(range(len(bias))) - {predicted}:
                 drop = np.repeat((weight[predicted] - weight[other]) / pixels, pixels)
-                row = dict(zip(a.ravel().tolist(), drop.tolist(), strict=True))
+                row = dict(zip(units.ravel().tolist(), drop.tolist(), strict=True))
                 problem.rows.append((row, bias[other] - bias[predicted], np.inf))
         others = list(order[q.k :]) if q.within is None else [j for j in order if j != i]
         least = problem.variable(-100.0, 100.0)
         passed = [problem.variable(0, 1, 1) for _ in others]
         problem.rows.append((dict.fromkeys(passed, 1.0), 1.0 if q.within is None else float(q.within), np.inf))
         for j, there in zip(others, passed, strict=True):  # CAM_i - CAM_j <= least where there
-            row = dict(zip(a[:, i].tolist(), weight[q.class_idx].tolist(), strict=True))
-            row.update(zip(a[:, j].tolist(), (-weight[q.class_idx]).tolist(), strict=True))
+            row = dict(zip(units[:, i].tolist(), weight[q.class_idx].tolist(), strict=True))
+            row.update(zip(units[:, j].tolist(), (-weight[q.class_idx]).tolist(), strict=True))
             problem.rows.append(({**row, least: -1.0, there: 200.0}, -np.inf, 200.0))
         best = min(best, problem.minimum({least: 1.0}))
     return best
@@ -396,7 +405,11 @@ def test_eps_zero_is_the_center_and_more_is_never_better(kwargs, norm):
 def test_related_answers_are_ordered():
     """Norms nest; a class to keep only takes images away; ``within`` gets easier with k2 and harder with k1."""
     for q, _ in itertools.islice(some_questions(), 0, None, 4):
-        given = {"eps": q.eps if q.norm == "inf" else 0.3 * q.eps, "clip": q.clip, "class_idx": q.class_idx}
+        given: dict[str, Any] = {
+            "eps": q.eps if q.norm == "inf" else 0.3 * q.eps,
+            "clip": q.clip,
+            "class_idx": q.class_idx,
+        }
         by_norm = [exact_margin(q.model, q.x, k=q.k, norm=n, **given) for n in NORMS]
         assert all(a.lower <= b.upper + 1e-9 for a, b in pairwise(by_norm))
         pixels = 6 if q.model.residual else 4
@@ -446,12 +459,13 @@ def test_questions_are_the_same_each_time_and_differ_by_seed():
 
 def test_questions_are_spread():
     asked = some_questions()
-    for attribute, expected in {
+    every: dict[str, set[Any]] = {
         "norm": set(NORMS),
         "clip": {None, (0.0, 1.0)},
         "keep_class": {True, False},
         "k": {1, 2, 3},
-    }.items():
+    }
+    for attribute, expected in every.items():
         assert expected <= {getattr(q, attribute) for q, _ in asked}
     assert {q.within is None for q, _ in asked} == {True, False}
     for keep, relaxed in itertools.product((True, False), repeat=2):

@@ -11,6 +11,7 @@ import sys
 import time
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import fuzz_run
 import pytest
@@ -141,7 +142,7 @@ def test_errors_that_are_nobody_s_and_hangs_are_seen(monkeypatch):
     assert {"untyped", "hang"} <= kinds_found(range(12), "untyped", "hang")
 
 
-def plant(monkeypatch, **functions):
+def plant(monkeypatch: pytest.MonkeyPatch, **functions: Any) -> None:
     """The fuzzer meets these instead of the package's own."""
 
     class Planted:
@@ -169,7 +170,8 @@ def cases():
 def test_cases_hold_the_whole_vocabulary(cases):
     """Every layer with every argument away from its default, every type and size: in a few hundred seeds."""
     modules = [m for case in cases for m in case.model.modules()]
-    convs, pools = ([m for m in modules if isinstance(m, kind)] for kind in (nn.Conv2d, (nn.MaxPool2d, nn.AvgPool2d)))
+    convs = [m for m in modules if isinstance(m, nn.Conv2d)]
+    pools = [m for m in modules if isinstance(m, (nn.MaxPool2d, nn.AvgPool2d))]
     for name, usual in (("groups", 1), ("stride", (1, 1)), ("dilation", (1, 1)), ("padding", (0, 0))):
         assert sum(getattr(m, name) != usual for m in convs) > 20, name
     assert sum(m.kernel_size[0] != m.kernel_size[1] for m in convs) > 20
@@ -228,7 +230,7 @@ def test_the_attack_s_steps_in_l2_are_the_best_there_are():
 
 def test_heads_that_are_none_have_no_cam(cases):
     """The oracle's own word on heads: by gradients, whatever their spelling."""
-    found = {True: set(), False: set()}
+    found: dict[bool, set[str]] = {True: set(), False: set()}
     for case in cases:
         found[bool(Oracle(case).has_cam)].add(case.model.head.pool)
     assert {"partial", "shifted", "max"} & found[False]

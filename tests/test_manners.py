@@ -6,6 +6,8 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 import pytest
 import torch
@@ -21,7 +23,7 @@ SOON = 20
 """Looks at the clock after time is over. A radius takes the most, 17: two or three in each of its steps (the attack,
 IBP, CORGI, CROWN, dual, the tree), which find that there is nothing left to do."""
 
-QUESTION = {"k": 2, "class_idx": 0, "method": "milp", "device": "cpu"}
+QUESTION: dict[str, Any] = {"k": 2, "class_idx": 0, "method": "milp", "device": "cpu"}
 
 
 @pytest.fixture(scope="module")
@@ -50,27 +52,31 @@ class Backend:
             return Highs().solve(problem, time_limit=time_limit, decide_at=decide_at)
         return self.otherwise(time_limit)
 
+    def otherwise(self, time_limit: float) -> Solution:
+        raise NotImplementedError
+
 
 class Stopped(Backend):
-    def otherwise(self, time_limit):
+    def otherwise(self, time_limit: float) -> Solution:
         raise KeyboardInterrupt
 
 
 class Slow(Backend):
     """Takes all the time it is given, on a clock that nothing else moves."""
 
-    def __init__(self, clock):
+    def __init__(self, clock: Clock) -> None:
         super().__init__(0)
-        self.clock, self.given = clock, []
+        self.clock = clock
+        self.given: list[float] = []
 
-    def otherwise(self, time_limit):
+    def otherwise(self, time_limit: float) -> Solution:
         self.given.append(time_limit)
         self.clock.now += time_limit
         report = Report("slow", "0", time_limit, 0, 0, "time limit")
         return Solution(Status.LIMIT, float("inf"), float("-inf"), None, None, report)
 
 
-def use(monkeypatch, backend):
+def use(monkeypatch: pytest.MonkeyPatch, backend: Backend) -> None:
     monkeypatch.setattr(backends, "backend", lambda name: backend)
 
 
@@ -81,6 +87,7 @@ def test_a_stopped_verify_leaves_its_verdict(setting, monkeypatch):
         co.verify(net, x, eps=eps, **QUESTION)
     assert isinstance(stop.value, co.Interrupted)
     verdict = stop.value.partial
+    assert isinstance(verdict, co.Verdict)
     assert (verdict.status, verdict.reason) == ("unknown", "interrupted")
     assert verdict.margin_lower <= 0 < verdict.margin_upper
 
@@ -92,7 +99,9 @@ def test_a_stopped_radius_leaves_its_bracket(setting, monkeypatch, patience):
     use(monkeypatch, Stopped(patience))
     with pytest.raises(KeyboardInterrupt) as stop:
         co.radius(net, x, rtol=1e-4, **QUESTION)
+    assert isinstance(stop.value, co.Interrupted)
     bracket = stop.value.partial
+    assert isinstance(bracket, co.Radius) and bracket.counterexample is not None
     assert "interrupted" in bracket.reason
     assert bracket.lower <= whole.upper
     assert bracket.upper >= whole.lower
@@ -106,6 +115,7 @@ def test_a_stopped_comparison_leaves_the_radii_it_has(setting, monkeypatch):
     use(monkeypatch, Stopped(0))
     with pytest.raises(KeyboardInterrupt) as stop:
         co.compare(net, x, k=2, class_idx=0, methods=["corgi", "crown", "milp"], device="cpu")
+    assert isinstance(stop.value, co.Interrupted) and isinstance(stop.value.partial, co.Comparison)
     assert list(stop.value.partial.radii) == ["corgi", "crown"]
 
 
@@ -163,7 +173,7 @@ def test_bounds_keep_a_time_limit(deep, method, looks, monkeypatch):
     assert looks < clock.looks <= looks + SOON
 
 
-def again_and_again(call):
+def again_and_again(call: Callable[[], object]) -> NoReturn:
     while True:
         call()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from nets import Pooled, image, seeded
 
@@ -56,7 +58,7 @@ def test_a_method_of_ones_own_is_asked_by_name(with_mine):
     assert list(TABLE)[2:5] == ["crown", "mine", "dual"]
     x = image(1, 8, 8, seed=4)
     net = co.from_torch(seeded(Pooled, 1), x)
-    asked = {"k": 2, "class_idx": 0, "device": "cpu"}
+    asked: dict[str, Any] = {"k": 2, "class_idx": 0, "device": "cpu"}
     found = co.compare(net, x, methods=["bab", "mine", "crown"], **asked)
     assert list(found.radii) == ["crown", "mine", "bab"]
     crown, mine, bab = (r.lower for r in found.radii.values())

@@ -6,12 +6,14 @@ import copy
 import functools
 import itertools
 import math
+from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from nets import Deep, Plain, Pooled, Tiny, image, seeded
+from nets import Deep, Plain, Pooled, Tiny, bias_of, image, seeded
 from oracles import conv_matrix
 from patience import mostly_slow
 from scipy.optimize import linprog
@@ -19,11 +21,13 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 import corgi_opt as co
+from corgi_opt.problem.clip import Clip
+from corgi_opt.problem.region import Norm
 
 BOUNDS = ("ibp", "corgi", "crown", "dual")
 HARD = co.PgdOptions(rows=64, steps=40, restarts=2, seed=5)
 RTOL = 0.03
-CASES = {
+CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "plain": (functools.partial(seeded, Plain, 2, channels=4), (1, 6, 6)),
     "deep": (functools.partial(seeded, Deep, 1), (1, 8, 6)),
     "pooled": (functools.partial(seeded, Pooled, 1), (1, 8, 8)),
@@ -39,7 +43,7 @@ def question(case: str) -> tuple[nn.Module, co.CamNetwork, Tensor]:
 
 
 @functools.cache
-def radii(case: str, norm: str, clip=(0.0, 1.0)) -> co.Comparison:
+def radii(case: str, norm: Norm, clip: Clip = (0.0, 1.0)) -> co.Comparison:
     _, net, x = question(case)
     methods = [*BOUNDS, "lp", "milp"] if norm == "inf" else BOUNDS
     return co.compare(net, x, k=2, class_idx=0, norm=norm, clip=clip, methods=methods, rtol=RTOL, device="cpu")
@@ -152,7 +156,7 @@ def test_the_public_attack_finds_images_in_its_ball(norm, seed):
 def test_balls_inside_balls(case, clip):
     """The L1 ball of eps lies in the L2 ball of eps, and that in the Linf ball; the other way round they grow."""
     _, net, x = question(case)
-    norms = ("inf", "2", "1")
+    norms: tuple[Norm, ...] = ("inf", "2", "1")
     certified = {n: radii(case, n, clip).radii["milp" if n == "inf" else "dual"].lower for n in norms}
     broken = {n: radii(case, n, clip).radii["dual"].attack for n in norms}
     size = x.numel()
@@ -203,8 +207,9 @@ def test_no_milp_answers_l2(norm):
 def test_solvers_that_cannot_are_refused(norm, method, solver, says):
     _, net, x = question("plain")
     for call in (co.verify, co.radius):
+        more: dict[str, Any] = {"eps": 0.1} if call is co.verify else {}
         with pytest.raises(co.InputError, match=says):
-            call(net, x, k=2, norm=norm, method=method, solver=solver, **({"eps": 0.1} if call is co.verify else {}))
+            call(net, x, k=2, norm=norm, method=method, solver=solver, **more)
 
 
 @pytest.mark.parametrize("norm", ["3", 0, None, True])
@@ -244,7 +249,7 @@ def test_programs_are_between_the_bounds_and_the_attack(norm, clip):
     assert found["dual"].lower <= 1.01 * found["lp"].lower
     for r in found.values():
         assert 0 < r.lower < r.upper == found["dual"].upper or r.method == "milp"
-        assert r.counterexample.distance == r.upper
+        assert r.counterexample is not None and r.counterexample.distance == r.upper
     if norm == "1":
         assert found["lp"].lower <= found["milp"].lower * 1.01
         assert found["milp"].ratio <= 1.011
@@ -286,7 +291,7 @@ def sparse_network(seed: int) -> tuple[nn.Module, co.CamNetwork, Tensor]:
                 keep = torch.zeros_like(self.c.weight)
                 keep[:, :, 1, 1] = 1.0
                 self.c.weight.mul_(keep)
-                self.c.bias.zero_()
+                bias_of(self.c).zero_()
 
         def forward(self, x: Tensor) -> Tensor:
             return self.fc(torch.relu(self.d(torch.relu(self.c(x)))).mean((2, 3)))
@@ -313,15 +318,13 @@ def test_neurons_that_read_one_input(seed, norm):
 # --- an exact reference in L1 --------------------------------------------------------------------------------
 
 
-def exact_l1_margin(model: nn.Module, x: Tensor, eps: float, weight: Tensor) -> float:
+def exact_l1_margin(model: Tiny, x: Tensor, eps: float, weight: Tensor) -> float:
     """The exact margin at k=1 of a ``Tiny`` network: a linear program for every pattern of its ReLUs.
 
     Variables x and the distances a >= |x - x0| with sum a <= eps.
     """
-    first, second = (nn.Conv2d(c.in_channels, c.out_channels, c.kernel_size) for c in (model.first, model.second))
-    first.load_state_dict(model.first.state_dict())
-    second.load_state_dict(model.second.state_dict())
-    first, second, weight = first.double(), second.double(), weight.detach().double()
+    first, second = (copy.deepcopy(c).double() for c in (model.first, model.second))
+    weight = weight.detach().double()
     with torch.no_grad():
         hidden = torch.relu(first(x.double()))
         features = torch.relu(second(hidden))
@@ -364,7 +367,7 @@ def exact_l1_margin(model: nn.Module, x: Tensor, eps: float, weight: Tensor) -> 
     return best
 
 
-def live_tiny(index: int) -> tuple[nn.Module, co.CamNetwork, Tensor, int]:
+def live_tiny(index: int) -> tuple[Tiny, co.CamNetwork, Tensor, int]:
     """The first tiny networks whose top pixel stands out, and the predicted class."""
     for seed in range(200):
         model, x = seeded(Tiny, seed), image(1, 3, 4, seed=seed).double()
@@ -388,6 +391,6 @@ def test_l1_radii_bracket_the_exact_radius(index):
     middle = math.sqrt(r.lower * r.upper)
     exact = exact_l1_margin(model, x, middle, weight)
     for method in BOUNDS:
-        v = co.verify(net, x, eps=middle, k=1, class_idx=chosen, norm=1, method=method, device="cpu")
+        v = co.verify(net, x, eps=middle, k=1, class_idx=chosen, norm=1, method=method, device="cpu")  # type: ignore[arg-type]
         assert v.margin_lower <= exact + 1e-7
         assert v.margin_upper >= exact - 1e-7

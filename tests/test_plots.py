@@ -39,7 +39,9 @@ def asked():
 
 def outlined(ax, shape: tuple[int, int]) -> set[int]:
     """The pixels that the white border runs around: left of each pixel, an odd number of upright edges."""
-    (white,) = (c for c in ax.collections if isinstance(c, LineCollection) and (c.get_color()[0][:3] == 1).all())
+    (white,) = (
+        c for c in ax.collections if isinstance(c, LineCollection) and (np.asarray(c.get_color())[0, :3] == 1).all()
+    )
     edges = {tuple(np.round(s, 3).flatten()) for s in white.get_segments()}
     found = set()
     for y in range(shape[0]):
@@ -88,6 +90,7 @@ def test_titles_and_legend_are_inside_the_figure(asked):
 def test_without_a_clip_box_both_images_share_one_grey_scale(asked):
     net, x, _ = asked
     witness = co.attack(net, x, eps=0.3, k=K, clip=None)
+    assert witness is not None
     figure = plot_counterexample(net, x, K, witness, clip=None)
     both = torch.cat([x.double(), witness.image])
     low, high = float(both.min()), float(both.max())
@@ -104,6 +107,7 @@ def test_colour_images_are_drawn_in_colour():
     x = image(3, 6, 6)
     net = co.from_torch(seeded(Colour, 2), x)
     witness = co.attack(net, x, eps=0.3, k=K)
+    assert witness is not None
     figure = plot_counterexample(net, x, K, witness)
     assert [figure.axes[i].images[0].get_array().shape for i in range(3)] == [(6, 6, 3)] * 3
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 from asking import ask, top_of
 from corgi_solvers import Highs
-from nets import Plain, image, seeded
+from nets import Plain, bias_of, image, seeded
 from rational import Exact, Scalar, draw
 from small_questions import SmallQuestion, questions
 from torch import Tensor, nn
@@ -102,6 +102,8 @@ def test_no_method_claims_more_than_is_true_at_length(seed):
 class Cancelling(nn.Module):
     """Two pixels; ``b(a(x))`` is zero up to rounding, so all that differs between them is a pattern of ``size``."""
 
+    pattern: Tensor
+
     def __init__(self, size: float, rectified: bool) -> None:
         super().__init__()
         self.a, self.b = (nn.Conv2d(*c, 1, bias=False).double() for c in ((1, 3), (3, 1)))
@@ -176,10 +178,10 @@ def rescaled(q: SmallQuestion, inputs: float, hidden: float, cam: float) -> Smal
     model = copy.deepcopy(q.model).double()
     with torch.no_grad():
         model.first.weight.mul_(hidden / inputs)
-        model.first.bias.mul_(hidden)
+        bias_of(model.first).mul_(hidden)
         model.second.weight.div_(1.0 if q.model.residual else hidden)
         if q.model.residual:
-            model.second.bias.mul_(hidden)
+            bias_of(model.second).mul_(hidden)
             model.head.weight.div_(hidden)
         model.head.weight.mul_(cam)
         model.head.bias.mul_(cam)

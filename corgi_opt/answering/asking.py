@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import weakref
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from corgi_opt._deadline import Deadline, check_time_limit
 from corgi_opt.answering.backends import check_solver
 from corgi_opt.answering.prover import plain_network
 from corgi_opt.errors import InputError
-from corgi_opt.methods import Method, check_method
+from corgi_opt.methods import Method, check_method, listed
 from corgi_opt.network.cam import CamNetwork
 from corgi_opt.problem.asked import Asked
 from corgi_opt.problem.properties import Property, TopK, property_from
@@ -53,19 +54,52 @@ def asked(question: Question) -> Asked:
     return asked_of(question, question.property, gap=question.gap, kept=question.kept)
 
 
+def atom_of(question: Question, pair: Any) -> int:
+    """The atom that compares a pair, the one ahead first. Raises InputError where there is none."""
+    groups = question.groups
+    if isinstance(pair, tuple) and len(pair) == 2 and all(isinstance(end, Integral) for end in pair):
+        same = torch.nonzero((groups.labels == torch.tensor(pair)).all(dim=1)).flatten()
+        if len(same):
+            return int(same[0])
+    what = question.property.in_words(question.class_idx)
+    raise InputError(f"pair must be two {groups.things[1]} that the {what} compares, the one ahead first, got {pair!r}")
+
+
 @dataclass(frozen=True, eq=False)
 class Means:
-    """What a question is answered with: the method, the solver that it asks, the device it runs on, and until when."""
+    """What a question is answered with: the method, the solver that it asks, the device it runs on, and until when.
+
+    ``note``: that another method answers than the one that was asked for, and why.
+    """
 
     method: Method
     solver: Backend
     device: torch.device
     deadline: Deadline
     seconds: float
+    note: str = ""
 
     @classmethod
-    def of(cls, *, method: str, norm: Norm, solver: str | None, device: str | torch.device, time_limit: float) -> Means:
+    def of(
+        cls,
+        net: CamNetwork,
+        *,
+        method: str,
+        norm: Norm,
+        solver: str | None,
+        device: str | torch.device,
+        time_limit: float,
+    ) -> Means:
         """Raises InputError, UnknownMethodError; MissingPackageError where the solver is not installed."""
         norm = canonical_norm(norm)
-        row, deadline = check_method(method, norm), check_time_limit(time_limit)
-        return cls(row, check_solver(solver, row.name, norm), resolve_device(device), deadline, float(time_limit))
+        curved = net.curved if isinstance(net, CamNetwork) else ()
+        row, deadline = check_method(method, norm, curved), check_time_limit(time_limit)
+        note = (
+            "" if row.name == method else f"method {method!r} is {row.name!r} here: no exact one takes {listed(curved)}"
+        )
+        backend = check_solver(solver, row.name, norm)
+        return cls(row, backend, resolve_device(device), deadline, float(time_limit), note)
+
+    def said(self, reason: str) -> str:
+        """A reason, with the word that another method answered."""
+        return f"{reason}; {self.note}" if self.note else reason

@@ -1,4 +1,4 @@
-"""The public attack: one call, one image, one eps."""
+"""The public attack: one call, one eps."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from torch import Tensor
 from corgi_opt._ambient import pinned
 from corgi_opt._checks import resolve_device
 from corgi_opt.answering.asking import chosen_property
+from corgi_opt.answering.batches import over_images
 from corgi_opt.errors import InputError
 from corgi_opt.network.cam import CamNetwork
 from corgi_opt.problem.clip import Clip
@@ -20,6 +21,7 @@ from corgi_opt.search.attack import PgdOptions, pgd, rank_targets
 
 
 @pinned
+@over_images(tied=lambda *_, **__: None)
 def attack(
     net: CamNetwork,
     x: Tensor,
@@ -38,7 +40,8 @@ def attack(
 ) -> Witness | None:
     """A counterexample found by pairwise PGD and replayed in float64 through the user's own model, or None.
 
-    None means that the attack failed, not that the property holds. Arguments as in :func:`corgi_opt.verify`.
+    None means that the attack failed, not that the property holds. Arguments as in :func:`corgi_opt.verify`. Of several
+    images or classes, a list.
     """
     if options is not None and not isinstance(options, PgdOptions):
         raise InputError(f"options must be a co.PgdOptions or None, got {options!r}")

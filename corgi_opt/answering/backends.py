@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from corgi_solvers import Backend, BackendBrokenError, BackendMissingError, ProblemError, backend
+from corgi_solvers.choose import BACKENDS
 
 from corgi_opt.errors import InputError, MissingPackageError
 from corgi_opt.methods import TABLE
@@ -48,6 +49,22 @@ def named_solver(solver: str | None, method: str, norm: Norm) -> Backend:
     if lacks:
         raise InputError(f"solver {name!r} does not take {' or '.join(lacks)}")
     return chosen
+
+
+def known_solvers() -> tuple[str, ...]:
+    """Every name that ``solver=`` takes, whether it is installed or not."""
+    return tuple(BACKENDS)
+
+
+def why_not(name: str) -> str:
+    """Why a solver cannot be run here; empty where it can."""
+    try:
+        backend(name).require()
+    except BackendMissingError as error:
+        return f"not installed: {error.pip}"
+    except BackendBrokenError as error:
+        return str(error)
+    return ""
 
 
 @contextmanager

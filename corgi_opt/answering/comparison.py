@@ -16,6 +16,7 @@ from corgi_opt._deadline import check_time_limit
 from corgi_opt._progress import reporting
 from corgi_opt.answering.asking import asked, chosen_property
 from corgi_opt.answering.backends import check_solver
+from corgi_opt.answering.batches import images_of
 from corgi_opt.answering.margin_search import MarginSearch
 from corgi_opt.answering.radius_search import RadiusSearch, tied
 from corgi_opt.answering.verdict import unasked
@@ -224,22 +225,25 @@ def compare(
     x: one image (1, C, H, W) or several (N, C, H, W); ``k``, ``property`` and ``eps`` one or several. Without
     ``eps`` the radius is asked for. With it, the margin at that eps: the best bound each method gives (``verify`` stops
     at its sign), an exact method's to within ``rtol`` times the margin at the image. ``methods``: names; None means
-    corgi, crown, dual, lp and bab (auto where rivals are counted or the class is kept).
+    corgi, crown, dual, lp and bab (auto where rivals are counted or the class is kept); on a network with curved layers
+    the first three, and what auto is there is dual.
     ``time_limit`` is the total for each method of a question. Raises TieError for a tied image (one of several has
     radius 0, or an unknown margin), BoundOrderError if bounds contradict each other or a replayed image. Ctrl-C raises
     Interrupted (``partial``: the comparison so far).
     """
     norm, epses = canonical_norm(norm), [None] if eps is None else _several("eps", eps)
+    curved = net.curved if isinstance(net, CamNetwork) else ()
     wanted = _properties(net, property, k, within)
     if methods is None:
-        methods = ("corgi", "crown", "dual", "lp", "auto" if keep_class or within is not None else "bab")
+        exact = ("lp", "auto" if keep_class or within is not None else "bab")
+        methods = ("corgi", "crown", "dual", *(exact if not curved else ()))
     if isinstance(methods, str) or not isinstance(methods, Sequence) or not methods:
         raise InputError(f"methods must be a non-empty sequence of names or None, got {methods!r}")
-    chosen = weakest_first(check_method(m, norm).name for m in methods)
+    chosen = weakest_first(check_method(m, norm, curved).name for m in methods)
     where, tolerance, options = resolve_device(device), check_rtol(rtol), PgdOptions(seed=seed)
     check_time_limit(time_limit)
     backend = [check_solver(solver, method, norm) for method in chosen][-1]  # one and the same for every method
-    images = _images(x)
+    images = images_of(x)
     cases = [(at, one, size) for at in range(len(images)) for one in wanted for size in epses]
     found: list[Compared] = []
     with reporting(progress, "compare") as report:
@@ -301,12 +305,6 @@ def _of_tied(nothing: Radius, image: int, eps: float | None, methods: Sequence[s
     answer: Answer = nothing if eps is None else unasked(nothing.asked, eps, nothing.reason)
     answers = {name: replace(answer, method=name) for name in methods}
     return Compared(image, nothing.asked, eps, answers, {})
-
-
-def _images(x: Any) -> list[Any]:
-    """A batch image by image; what is no batch of several is left for others to judge."""
-    several = isinstance(x, Tensor) and x.layout == torch.strided and x.ndim == 4 and len(x) > 1
-    return [x[at : at + 1] for at in range(len(x))] if several else [x]
 
 
 def _several(name: str, value: Any) -> list[Any]:

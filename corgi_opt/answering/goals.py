@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -60,4 +61,4 @@ class Halved(Value):
 
     def level(self, margin: float, met: float, exact: bool) -> float:
         least = super().level(margin, met, exact)
-        return min(least, (margin + met) / 2) if exact else least
+        return min(least, (margin + met) / 2) if exact and margin > -math.inf else least

@@ -13,6 +13,7 @@ from torch import Tensor
 from corgi_opt._ambient import pinned
 from corgi_opt._checks import integer, resolve_device
 from corgi_opt.answering.asking import asked_of
+from corgi_opt.answering.batches import over_images
 from corgi_opt.bounding.ascent import ascend
 from corgi_opt.bounding.corgi import corgi_bounds
 from corgi_opt.bounding.crown import crown_pass
@@ -98,6 +99,7 @@ class HeatMap(Plain):
 
 
 @pinned
+@over_images()
 def heat_map(
     net: CamNetwork,
     x: Tensor,
@@ -113,7 +115,9 @@ def heat_map(
     """What is proven of every CAM pixel of x (1, C, H, W) over all images within eps; arguments as in ``verify``.
 
     ``method``: "ibp", "corgi", "crown" or "dual"; the last two are met with CORGI's bound, and pixels whose intervals
-    overlap are bounded as pairs too. Raises InputError, UnknownMethodError; NumericalError where values overflow.
+    overlap are bounded as pairs too. Of several images or classes, a list.
+
+    Raises InputError, UnknownMethodError; NumericalError where values overflow.
     """
     if not isinstance(method, str) or method not in METHODS:
         raise UnknownMethodError(method, METHODS)

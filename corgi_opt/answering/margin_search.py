@@ -115,10 +115,11 @@ def tight_margin(
     method ends when they are within ``rtol`` times the margin at the image itself. ``seed`` plays no part: the search
     draws nothing. Raises as :func:`corgi_opt.verify`.
     """
-    means = Means.of(method=method, norm=norm, solver=solver, device=device, time_limit=time_limit)
+    means = Means.of(net, method=method, norm=norm, solver=solver, device=device, time_limit=time_limit)
     tolerance, wanted = check_rtol(rtol), chosen_property(property, k, within, net)
     scene = Scene.of(net, x, class_idx=class_idx, norm=norm, clip=clip)
     question = Question.ask(scene, wanted, tie_tol=tie_tol, keep_class=keep_class)
     with reporting(progress, "margin") as report:
         search = MarginSearch(question, eps, means.device, tolerance, means.solver, report)
-        return search.run(means.method.name, means.deadline)
+        verdict = search.run(means.method.name, means.deadline)
+    return verdict if verdict.status != "unknown" else replace(verdict, reason=means.said(verdict.reason))

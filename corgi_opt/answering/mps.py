@@ -13,7 +13,7 @@ from torch import Tensor
 from corgi_opt._ambient import pinned
 from corgi_opt._checks import resolve_device
 from corgi_opt._deadline import Deadline
-from corgi_opt.answering.asking import chosen_property
+from corgi_opt.answering.asking import atom_of, chosen_property
 from corgi_opt.answering.ladder import Ladder
 from corgi_opt.encode.big_m import big_m
 from corgi_opt.encode.expressions import Expressions
@@ -70,7 +70,10 @@ def export_mps(
     for norm "2", whose region is no linear program.
     """
     norm = canonical_norm(norm)
-    if check_method(method, norm).name not in ("lp", "milp") or norm == "2":
+    if (
+        check_method(method, norm, net.curved if isinstance(net, CamNetwork) else ()).name not in ("lp", "milp")
+        or norm == "2"
+    ):
         raise InputError(f"an MPS file holds an 'lp' or 'milp' for norm 'inf' or '1', not {method!r} for norm {norm!r}")
     where, wanted = resolve_device(device), chosen_property(property, k, within, net)
     scene = Scene.of(net, x, class_idx=class_idx, norm=norm, clip=clip)
@@ -95,16 +98,10 @@ def export_mps(
 
 def _chosen(ladder: Ladder, pair: tuple[int, int] | None) -> int:
     """The atom that compares a pair. Raises InputError where there is none."""
-    groups = ladder.question.groups
-    if pair is None:
-        if not ladder.undecided:
-            raise InputError(
-                f"CROWN decides every pair at eps={ladder.ball.eps:g}: there is nothing left to export; name a pair"
-            )
-        return ladder.undecided[0]
-    if isinstance(pair, tuple) and len(pair) == 2:
-        same = torch.nonzero((groups.labels == torch.tensor(pair)).all(dim=1)).flatten()
-        if len(same):
-            return int(same[0])
-    what = ladder.question.property.in_words(ladder.question.class_idx)
-    raise InputError(f"pair must be two {groups.things[1]} that the {what} compares, the one ahead first, got {pair!r}")
+    if pair is not None:
+        return atom_of(ladder.question, pair)
+    if not ladder.undecided:
+        raise InputError(
+            f"CROWN decides every pair at eps={ladder.ball.eps:g}: there is nothing left to export; name a pair"
+        )
+    return ladder.undecided[0]

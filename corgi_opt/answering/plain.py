@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import astuple
 from typing import Any
 
 import numpy as np
 import torch
 
-from corgi_opt.network import movement, ops
+from corgi_opt.network import movement, ops, smooth
 from corgi_opt.network.cam import CamNetwork
 from corgi_opt.proof.arithmetic import Array
 from corgi_opt.proof.network import Network, Node
-from corgi_opt.proof.operations import Channels, Combine, Conv, Input, Move, Op, Relu, Tap
+from corgi_opt.proof.operations import Channels, Combine, Conv, Curved, Input, Move, Op, Relu, Tap
 
 
 def plain_network(net: CamNetwork) -> Network:
@@ -55,6 +56,8 @@ PLAIN: dict[type[ops.Op], Callable[[Any], Op]] = {
     ops.Tap: lambda op: Tap(op.stride, op.offset),
     movement.Channels: lambda op: Channels(_stacked(op.index), np.array(op.counts)),
     movement.Move: lambda op: Move(_stacked(op.index), np.array(op.shapes)),
+    smooth.Smooth: lambda op: Curved(type(op.function).__name__, astuple(op.function)),
+    smooth.Product: lambda op: Curved("Product", ()),
     ops.Combine: lambda op: Combine(tuple(_map(c) for c in op.coefs), _map(op.shift)),
 }
 """What each operation of a lowered network is there; one that is not here has no certificates."""

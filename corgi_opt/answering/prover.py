@@ -23,6 +23,7 @@ from corgi_opt.bounding.crown import Bounded
 from corgi_opt.bounding.dual import Interval
 from corgi_opt.encode.expressions import Expressions
 from corgi_opt.errors import CertificateError, CorgiError, InputError, ProofError
+from corgi_opt.methods import listed
 from corgi_opt.network.cam import CamNetwork, from_torch
 from corgi_opt.problem.atoms import Groups
 from corgi_opt.problem.properties import property_from
@@ -70,12 +71,24 @@ class Prover:
 
     def within(self, deadline: Deadline) -> tuple[Certificate, Checked]:
         """The certificate, and what its check proved; the search for it keeps to the deadline, its check does not."""
+        if self.question.net.curved:
+            raise CertificateError(_unprovable(self.question.net))
         if self.witness is not None:
             found = falsified(self.question, self.ball, self.witness)
         else:
             with missing_for("a proof"):
                 found = certified(self.question, self.ball, self.solver, self.device, deadline)
         return found, check(found, plain_network(self.question.net))
+
+
+def require_provable(net: CamNetwork) -> None:
+    """Raises InputError for a network that no certificate is about."""
+    if net.curved:
+        raise InputError(f"{_unprovable(net)}; proof='float64' rests on bounds less what rounding may hide")
+
+
+def _unprovable(net: CamNetwork) -> str:
+    return f"certificates are of affine and piecewise-linear layers only, and this network has {listed(net.curved)}"
 
 
 def checked(verdict: Verdict, prover: Prover, deadline: Deadline) -> Verdict:

@@ -18,6 +18,7 @@ from corgi_opt._deadline import Deadline
 from corgi_opt._progress import Report, reporting, silent
 from corgi_opt.answering.asking import Means, asked, asked_of, chosen_property
 from corgi_opt.answering.backends import named_solver
+from corgi_opt.answering.batches import over_images
 from corgi_opt.answering.ladder import Ladder
 from corgi_opt.answering.prover import Prover
 from corgi_opt.answering.verdict import ATTACK_SHARE, CORGI_FIRST, CORGI_SHARE, climb
@@ -365,6 +366,7 @@ def _first(method: str) -> list[str]:
 
 
 @pinned
+@over_images()
 def radius(
     net: CamNetwork,
     x: Tensor,
@@ -389,14 +391,14 @@ def radius(
 
     Arguments as in :func:`corgi_opt.verify`. ``rtol``: relative resolution; for an exact method the bracket closes to
     ``upper / lower <= 1 + rtol`` unless ``reason`` says why not, for a relaxation ``lower`` is within rtol of the
-    largest eps it certifies. A tied image has radius 0, with that reason.
+    largest eps it certifies. A tied image has radius 0, with that reason. Of several images or classes, a list.
 
     ``time_limit`` is shared so that a method certifies at least what CROWN does in the same time. The attack has a
     quarter of it at first. CORGI's radius, which is recorded beside the answer, has a tenth
     (``Radius.corgi_cut_off`` says where that was not enough). CROWN's comes before the first tree or MILP unless a
     pass of it is next to nothing. An exact probe has few seconds, which double where they decide nothing.
     """
-    means = Means.of(method=method, norm=norm, solver=solver, device=device, time_limit=time_limit)
+    means = Means.of(net, method=method, norm=norm, solver=solver, device=device, time_limit=time_limit)
     tolerance, wanted = check_rtol(rtol), chosen_property(property, k, within, net)
     scene = Scene.of(net, x, class_idx=class_idx, norm=norm, clip=clip)
     try:
@@ -406,7 +408,8 @@ def radius(
     with reporting(progress, "radius") as report:
         options = PgdOptions(seed=seed)
         search = RadiusSearch(question, means.device, options, tolerance, means.solver, report)
-        return search.run(means.method.name, means.deadline)
+        found = search.run(means.method.name, means.deadline)
+    return replace(found, reason=means.said(found.reason))
 
 
 def tied(scene: Scene, property: Property, keep_class: bool, method: str, reason: str) -> Radius:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from corgi_solvers import Backend
@@ -18,10 +18,11 @@ from torch import Tensor
 from corgi_opt._ambient import pinned
 from corgi_opt._deadline import Deadline
 from corgi_opt._progress import reporting
-from corgi_opt.answering.asking import Means, asked, chosen_property
+from corgi_opt.answering.asking import Means, asked, asked_of, chosen_property
 from corgi_opt.answering.backends import check_solver, named_solver
+from corgi_opt.answering.batches import over_images
 from corgi_opt.answering.ladder import Ladder
-from corgi_opt.answering.prover import Prover, checked
+from corgi_opt.answering.prover import Prover, checked, require_provable
 from corgi_opt.errors import InputError, Interrupted, NumericalError
 from corgi_opt.methods import Method, settled_by
 from corgi_opt.network.cam import CamNetwork
@@ -153,7 +154,27 @@ def unasked(about: Asked, eps: float, reason: str) -> Verdict:
     return Verdict(about, "unknown", eps, -math.inf, 0.0, math.nan, None, None, "", reason)
 
 
+def _tied(
+    net: CamNetwork,
+    x: Tensor,
+    *,
+    eps: float,
+    reason: str,
+    class_idx: int | None,
+    k: int | None = None,
+    within: int | None = None,
+    property: Property | str | None = None,
+    **given: Any,
+) -> Verdict:
+    """The verdict on an image of several at which the property is not defined."""
+    norm, clip = given.get("norm", "inf"), given.get("clip", (0.0, 1.0))
+    scene = Scene.of(net, x, class_idx=class_idx, norm=norm, clip=clip)
+    kept = scene.predicted if given.get("keep_class") else None
+    return unasked(asked_of(scene, chosen_property(property, k, within, net), gap=0.0, kept=kept), eps, reason)
+
+
 @pinned
+@over_images(tied=_tied)
 def verify(
     net: CamNetwork,
     x: Tensor,
@@ -177,11 +198,13 @@ def verify(
 ) -> Verdict:
     """Whether a property holds for every image within eps of x: that the k brightest CAM pixels stay the same.
 
-    x (1, C, H, W) and eps are in the units of the network's input; ``norm``: "inf", "2" or "1". ``method``: "ibp",
-    "corgi", "crown", "dual" (bounds), "lp" (triangle relaxation on the pairs left), "milp" (exact; norms "inf" and
-    "1"), "bab" (exact; branch and bound on ReLU phases); "auto": bab, and MILPs where only they answer. ``solver``, for
-    lp, milp and the linear programs of bab: "highs" (default), "pulp:cbc", "cvxpy:clarabel" ... ``clip``: the box
-    images live in, or None.
+    x (1, C, H, W) and eps are in the units of the network's input; of several images (N, C, H, W), or classes, a list
+    is returned, each verdict as it would be alone (of a tied image: unknown). ``norm``: "inf", "2" or "1". ``clip``:
+    the box images live in, or None. ``method``: "ibp", "corgi", "crown", "dual" (bounds), "lp" (triangle relaxation on
+    the pairs left), "milp" (exact; norms "inf" and "1"), "bab" (exact; branch and bound on ReLU phases); "auto": bab,
+    and MILPs where only they answer; on a network with curved layers (``net.curved``), which no exact method takes,
+    dual. ``solver``, for lp, milp and the linear programs of bab: "highs" (default),
+    "pulp:cbc", "cvxpy:clarabel" ...
 
     ``k``: the k brightest pixels stay the k brightest; with ``within``, each of them stays among the ``within``
     brightest. They are short for ``property=co.TopK(k, within)``; other properties have no short form.
@@ -198,11 +221,13 @@ def verify(
     Raises InputError, UnknownMethodError, TieError; MissingPackageError where the solver is not installed;
     BoundOrderError if bounds contradict each other.
     """
-    means = Means.of(method=method, norm=norm, solver=solver, device=device, time_limit=time_limit)
+    means = Means.of(net, method=method, norm=norm, solver=solver, device=device, time_limit=time_limit)
     if proof not in ("float64", "checked"):
         raise InputError(f"proof must be 'float64' or 'checked', got {proof!r}")
     wanted = chosen_property(property, k, within, net)
     scene = Scene.of(net, x, class_idx=class_idx, norm=norm, clip=clip)
+    if proof == "checked":
+        require_provable(net)
     leaves = check_solver(None, "bab", scene.norm) if proof == "checked" else named_solver(None, "bab", scene.norm)
     question = Question.ask(scene, wanted, tie_tol=tie_tol, keep_class=keep_class)
     with reporting(progress, "verify") as report:
@@ -215,7 +240,7 @@ def verify(
         try:
             verdict = climb(ladder, means.method, attack, means.solver, means.deadline, CORGI_SHARE * means.seconds)
             if verdict.status == "unknown":
-                return verdict
+                return replace(verdict, reason=means.said(verdict.reason))
             prover = Prover(question, ladder.ball, verdict.counterexample, leaves, means.device)
             return checked(verdict, prover, means.deadline) if proof == "checked" else replace(verdict, prover=prover)
         except KeyboardInterrupt as stop:

@@ -46,7 +46,7 @@ def _ascend(relaxed: Relaxed, node: str, rows: Rows, enough: float, steps: int) 
     start = relaxed.bound(node, rows)
     below = _search(relaxed.to(torch.float32), node, rows.to(torch.float32), enough, steps)
     chosen = {name: _Chosen(relaxed.lines[name], relaxed.intervals, below[name]) for name in below}
-    best = descend(relaxed.graph, node, rows, relaxed.regions, {**relaxed.direct, **chosen}, relaxed.rounding)
+    best = descend(relaxed.graph, node, rows, relaxed.regions, {**relaxed.fixed, **chosen}, relaxed.rounding)
     return torch.where(best > start, best, start)  # keeps the start where best is NaN
 
 
@@ -54,7 +54,7 @@ def _ascend(relaxed: Relaxed, node: str, rows: Rows, enough: float, steps: int) 
 def _search(relaxed: Relaxed, node: str, rows: Rows, enough: float, steps: int) -> Mapping[str, Tensor]:
     """The best slopes met, by ReLU: (R, C, h, w) on the windows of the pass."""
     slopes = {name: _Ascending(lines) for name, lines in relaxed.lines.items()}
-    relaxations: dict[str, Relaxation] = {**relaxed.direct, **slopes}
+    relaxations: dict[str, Relaxation] = {**relaxed.fixed, **slopes}
     best = torch.full((len(rows),), -torch.inf, device=rows.coefs.device)
     kept: dict[str, Tensor] = {}
     open_ = torch.arange(len(rows), device=rows.coefs.device)

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from corgi_opt._deadline import NEVER, Deadline
-from corgi_opt.bounding.crown import refine
+from corgi_opt.bounding.crown import open_values, refine
+from corgi_opt.bounding.curves import curve_planes
 from corgi_opt.bounding.dual import Interval, Relaxation, lower_bounds
 from corgi_opt.bounding.interval import propagate
 from corgi_opt.bounding.regions import Regions
@@ -22,6 +23,7 @@ from corgi_opt.bounding.relaxation import PoolPlanes, ReluLines, direct_planes
 from corgi_opt.network.cam import CamNetwork
 from corgi_opt.network.graph import LayerGraph
 from corgi_opt.network.ops import MaxPool2d, ReLU
+from corgi_opt.network.smooth import Curved
 
 
 def corgi_bounds(
@@ -43,8 +45,10 @@ def corgi_bounds(
         elif isinstance(node.op, MaxPool2d):
             planes = direct_planes(node.op, known[node.inputs[0]])
             relaxations[name] = PoolPlanes(node.inputs[0], node.op, planes)
+        elif isinstance(node.op, Curved):
+            relaxations[name] = curve_planes(node, known)
         known[name] = propagate(graph, name, known, regions, rounding)
-        wanted = _wanted(graph, name, known[name], net.features)
+        wanted = _wanted(graph, name, known[name], regions, net.features)
         if wanted is not None:
             if matter is not None:
                 wanted = wanted & matter[name]
@@ -63,17 +67,20 @@ def corgi_bounds(
     return known[net.features]
 
 
-def _wanted(graph: LayerGraph, name: str, interval: Interval, features: str) -> Tensor | None:
+def _wanted(graph: LayerGraph, name: str, interval: Interval, regions: Regions, features: str) -> Tensor | None:
     """Which neurons of a node need a backward bound, or None.
 
     Where only a ReLU reads a neuron, its sign is all that matters and intervals may settle it. Where a pool or the
-    CAM reads the (rectified) value itself, the value matters unless it is settled to be zero.
+    CAM reads the (rectified) value itself, the value matters unless it is settled to be zero. A curved node's range
+    follows from its operands', whose values matter.
     """
-    if isinstance(graph[name].op, ReLU):
+    if isinstance(graph[name].op, (ReLU, Curved)):
         return None
     readers = graph.consumers(name)
     if name == features or any(isinstance(graph[r].op, MaxPool2d) for r in readers):
         return torch.ones_like(interval.lower, dtype=torch.bool)
+    if name in graph.measured:
+        return open_values(graph, name, interval, regions)
     relus = [r for r in readers if isinstance(graph[r].op, ReLU)]
     if not relus:
         return None

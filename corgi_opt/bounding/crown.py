@@ -1,9 +1,10 @@
-"""CROWN (Zhang et al. 2018) for all ReLU inputs of a network, screened.
+"""CROWN (Zhang et al. 2018) for all inputs of ReLUs and of curved nodes, screened.
 
 A backward pass is spent on a neuron only when its sign is open after interval arithmetic, when it can still matter to
 the question (``matter``: the receptive field of the pixels that are undecided), and when no larger region has settled
 it (``above``). All others keep their interval: of a stable neuron a ReLU needs the sign only. The plane of a pooling
-window needs more, so candidates that may be its maximum are bounded too.
+window needs more, so candidates that may be its maximum are bounded too; and so are all inputs of a curved node, from
+both sides, unless intervals are exact there.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from corgi_opt._deadline import NEVER, Deadline
 from corgi_opt.bounding.budget import in_parts
+from corgi_opt.bounding.curves import CurvePlanes, curve_planes
 from corgi_opt.bounding.dual import Interval, Relaxations, Rows, lower_bounds, rows_at_once
 from corgi_opt.bounding.interval import propagate
 from corgi_opt.bounding.regions import Regions
@@ -32,6 +34,7 @@ from corgi_opt.bounding.relaxation import (
 from corgi_opt.bounding.tolerance import Rounding
 from corgi_opt.network.graph import LayerGraph
 from corgi_opt.network.ops import MaxPool2d, ReLU, Shape
+from corgi_opt.network.smooth import Curved, Smooth
 
 Bound = Callable[[Rows], Tensor]
 """Lower bounds (R,) of R functionals of one node."""
@@ -56,7 +59,8 @@ class Bounded:
 class Relaxed:
     """A network over B regions: proven bounds (B, C, H, W) of its nodes, and how a backward pass relaxes each.
 
-    ``lines``: of every ReLU; ``pools``: of every pooling window, by its last node. Bounds raise TimeoutError after
+    ``lines``: of every ReLU; ``pools``: of every pooling window, by its last node; ``curves``: of every curved node.
+    Bounds raise TimeoutError after
     ``deadline``. ``rounding``: the account of rounding that is taken off them in float64; None in float32.
     """
 
@@ -65,17 +69,23 @@ class Relaxed:
     intervals: Mapping[str, Interval]
     lines: Mapping[str, ReluLines]
     pools: Mapping[str, PoolChoice]
+    curves: Mapping[str, CurvePlanes]
     deadline: Deadline = NEVER
     rounding: Rounding | None = None
 
     @property
     def relaxations(self) -> Relaxations:
-        return {**self.lines, **{name: pool.every for name, pool in self.pools.items()}}
+        return {**self.lines, **self.curves, **{name: pool.every for name, pool in self.pools.items()}}
 
     @property
     def direct(self) -> Mapping[str, PoolPlanes]:
         """Pooling windows where the direct plane is the tighter one; the rest is left to the ReLUs of the tree."""
         return {name: pool.direct for name, pool in self.pools.items() if pool.direct is not None}
+
+    @property
+    def fixed(self) -> Relaxations:
+        """What dual ascent leaves as it is: all but ReLUs."""
+        return {**self.direct, **self.curves}
 
     def bound(self, node: str, rows: Rows) -> Tensor:
         """CROWN's lower bounds (R,) of functionals of ``node``."""
@@ -96,6 +106,7 @@ class Relaxed:
             {name: Interval(b.lower.to(dtype), b.upper.to(dtype)) for name, b in self.intervals.items()},
             {name: lines.to(dtype) for name, lines in self.lines.items()},
             {name: pool.to(dtype) for name, pool in self.pools.items()},
+            {name: planes.to(dtype) for name, planes in self.curves.items()},
             self.deadline,
         )
 
@@ -167,8 +178,9 @@ def crown_pass(
     known: dict[str, Interval] = {}
     lines: dict[str, ReluLines] = {}
     pools: dict[str, PoolChoice] = {}
+    curves: dict[str, CurvePlanes] = {}
     rounding = regions.rounding(graph)
-    relaxed = Relaxed(graph, regions, known, lines, pools, deadline, rounding)  # grows with the loop
+    relaxed = Relaxed(graph, regions, known, lines, pools, curves, deadline, rounding)  # grows with the loop
     everywhere = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=regions.eps.device)
 
     def mattering(name: str) -> Tensor:
@@ -182,10 +194,15 @@ def crown_pass(
             contested = _contested(pool, known[source], tree.open) & mattering(source)
             known[source] = refine(graph, source, known[source], contested, partial(bounder, relaxed, source))
             pools[name] = choose_planes(node.pooled, tree, known[source])
+        if isinstance(node.op, Curved):
+            curves[name] = curve_planes(node, known)
         interval = propagate(graph, name, known, regions, rounding)
         if above is not None:
             interval = interval.meet(above[name])
-        if name in graph.preactivations:
+        if name in graph.measured:
+            wanted = mattering(name) & open_values(graph, name, interval, regions)
+            interval = refine(graph, name, interval, wanted, partial(bounder, relaxed, name))
+        elif name in graph.preactivations and not isinstance(node.op, Smooth):  # whose range is exact
             interval = refiner(graph, name, interval, mattering(name), partial(bounder, relaxed, name))
         known[name] = interval
         if rounding is not None:
@@ -194,6 +211,20 @@ def crown_pass(
             if isinstance(graph[relu].op, ReLU):
                 lines[relu] = ReluLines.crown(name, interval)
     return relaxed
+
+
+def open_values(graph: LayerGraph, name: str, interval: Interval, regions: Regions) -> Tensor:
+    """Neurons (B, C, H, W) of a measured node whose values a backward pass may bound better than the interval does.
+
+    None where that is exact: in sums of the image's own pixels, over a box. Where only ReLUs read a neuron, not those
+    that are off.
+    """
+    wanted = interval.lower < interval.upper
+    if graph[name].inputs == (graph.input,) and regions.norm == "inf":
+        return torch.zeros_like(wanted)
+    if all(isinstance(graph[reader].op, ReLU) for reader in graph.consumers(name)):
+        wanted = wanted & (interval.upper > 0)
+    return wanted
 
 
 def _contested(pool: MaxPool2d, x: Interval, windows: Tensor) -> Tensor:

@@ -36,11 +36,11 @@ def bounds(
 ) -> Mapping[str, Interval]:
     """Node name -> Interval (lower, upper), each (C, H, W), over the region; node names as in ``net.graph``.
 
-    "ibp" is interval arithmetic; "crown" adds a CROWN pass for every ReLU input that intervals leave unstable and
-    propagates from there; "dual" improves each of those by dual ascent (much slower). A sequence of B balls of one norm
-    is one batch (several images, or several eps): each bound is (B, C, H, W). ``dtype`` float64, where what
-    rounding may hide is taken off, or float32, where a bound may be off by about 1e-6 of its layer's scale (1e-3 where
-    torch uses TF32 on CUDA).
+    "ibp" is interval arithmetic; "crown" adds a CROWN pass for every ReLU input that intervals leave unstable and every
+    input of a curved node, and propagates from there; "dual" improves each of those by dual ascent (much slower). A
+    sequence of B balls of one norm is one batch (several images, or several eps): each bound is (B, C, H, W). ``dtype``
+    float64, where what rounding may hide is taken off, or float32, where a bound may be off by about 1e-6 of its
+    layer's scale (1e-3 where torch uses TF32 on CUDA).
     Raises InputError, UnknownMethodError; NumericalError where values overflow float64.
     """
     balls = [ball] if isinstance(ball, Ball) else list(ball) if isinstance(ball, Sequence) else []

@@ -10,7 +10,10 @@ products, in any order, with or without fused operations, is off by at most
 to within ``gamma |M|'|mu|``; that is worth ``gamma |mu|'(|M| size)``, where ``size`` is the largest magnitude that the
 operand takes *over the region* (not at the image). The bias' share is off by ``gamma |mu|'|b|``. A ReLU's or a pooling
 window's line costs a few roundings relative to ``|lam|`` times the magnitude before it, which the reader's ``|M| size``
-holds as well if ``size`` of a ReLU is that of its input. So a row is off by at most
+holds as well if ``size`` of a ReLU is that of its input, and that of a curved node holds the terms of its planes:
+``|s| size(z) + |t|`` for ``s z + t``, which is at most three times ``terms`` (network/smooth.py), as a slope is no
+steeper than the function and a shift no larger than the value and the slope's share. What the function's own value may
+be off by is in the planes' shifts (curves.py). So a row is off by at most
 
     gamma * ( |q|' size(start) + sum over affine nodes of |mu|' worth ),     worth = |M| size + |b|,
 
@@ -18,7 +21,8 @@ with mu as it was computed: magnitudes go through one ``|M|`` at a time and do n
 between layers is seen. (``worth`` is taken at its largest over the positions of a channel, so that a pass gathers
 nothing more.) This also covers the ends of the region, which are a rounding off themselves, and the minimum over it.
 
-**Forwards** (intervals): ``gamma * (|M| size + |b|)`` for each neuron. Where every product is exactly zero, nothing was
+**Forwards** (intervals): ``gamma * (|M| size + |b|)`` for each neuron, and of a curved node what its operation says
+(``error``, from the magnitudes of its operands). Where every product is exactly zero, nothing was
 rounded: a pre-activation that is constant keeps a point for an interval.
 
 **Programs** (the rows of an LP, a MILP or a tree) carry what their expressions may be off by, and what D on them may
@@ -38,6 +42,7 @@ from torch import Tensor
 
 from corgi_opt.network.graph import LayerGraph
 from corgi_opt.network.ops import Input, ReLU, Weighted
+from corgi_opt.network.smooth import Curved
 
 UNIT = 2.0**-53
 """Relative error of one rounding in float64."""
@@ -82,9 +87,11 @@ class Rounding:
     def interval(self, name: str) -> Tensor | None:
         """How far a node's interval (B, C, H, W), computed from its operands', may be off; None: it is exact."""
         node, op = self._graph[name], self._graph[name].op
+        sizes = [self._size[i] for i in node.inputs]
+        if isinstance(op, Curved):
+            return op.error(sizes)
         if not isinstance(op, Weighted):
             return None
-        sizes = [self._size[i] for i in node.inputs]
         products, bias = op.linear().absolute().apply(sizes), op.bias_map()
         whole = products if bias is None else products + bias.abs()
         self._worth[name] = whole.amax(dim=(2, 3))
@@ -97,6 +104,8 @@ class Rounding:
             # a ReLU that is always off passes nothing on
             before = self._size[node.inputs[0]]
             size = torch.where(upper > 0, before, torch.zeros_like(before))
+        elif isinstance(op, Curved):
+            size = self._planes(name)
         elif isinstance(op, (Weighted, Input)):
             size = torch.maximum(lower.abs(), upper.abs())
         else:  # a selection passes values on as they are
@@ -107,15 +116,25 @@ class Rounding:
 
     def at_start(self, name: str, coefs: Tensor, case: Tensor) -> Tensor:
         """The error (R,), before gamma, of a node's functionals ``coefs`` (R, C, h, w) over regions ``case`` (R,)."""
-        if name not in self._size:  # a node that is just being bounded is affine: ``through`` counts it
+        if name in self._size:
+            size = self._size[name]
+        elif isinstance(self._graph[name].op, Curved):
+            size = self._planes(name)
+        else:  # a node that is just being bounded is affine: ``through`` counts it
             return coefs.new_zeros(len(coefs))
-        return self._weighed(self._size[name].amax(dim=(2, 3)), coefs, case)
+        return self._weighed(size.amax(dim=(2, 3)), coefs, case)
 
     def through(self, name: str, coefs: Tensor, case: Tensor) -> Tensor:
         """The error (R,), before gamma, of passing functionals of an affine node on to its operands."""
         if name not in self._worth:
             return coefs.new_zeros(len(coefs))
         return self._weighed(self._worth[name], coefs, case)
+
+    def _planes(self, name: str) -> Tensor:
+        """What the terms of a curved node's planes come to (B, C, H, W)."""
+        node = self._graph[name]
+        assert isinstance(node.op, Curved)
+        return 3 * node.op.terms([self._size[i] for i in node.inputs])
 
     @staticmethod
     def _weighed(worth: Tensor, coefs: Tensor, case: Tensor) -> Tensor:

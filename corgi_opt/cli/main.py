@@ -1,4 +1,4 @@
-"""The command line: ``corgi-opt verify | radius | compare | check | study | demo``.
+"""The command line: ``corgi-opt verify | radius | compare | check | study | doctor | demo``.
 
 Exit codes: 0 certified (or done), 1 falsified, 2 unknown, 3 usage error or unsupported model. A crash, a user's own
 failing model file included, is 3 with its traceback: Python's usual 1 would read as falsified.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import traceback
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,6 +22,7 @@ from corgi_opt.answering.prover import check_certificate
 from corgi_opt.answering.radius_search import radius
 from corgi_opt.answering.verdict import verify
 from corgi_opt.cli.demo import run_demo
+from corgi_opt.cli.doctor import examined
 from corgi_opt.cli.options import (
     Json,
     Means,
@@ -34,11 +36,12 @@ from corgi_opt.cli.options import (
 )
 from corgi_opt.cli.output import console, emit, say
 from corgi_opt.cli.study import study_app
-from corgi_opt.data.sources import load_model
+from corgi_opt.data.sources import load_model, onnx_name
 from corgi_opt.drawing.maps import check_picture
 from corgi_opt.errors import CorgiError, InputError, ProofError
 from corgi_opt.problem.plain import plain
 from corgi_opt.problem.results import Radius
+from corgi_opt.proof.certificate import Certificate
 
 EXIT = {"certified": 0, "falsified": 1, "unknown": 2}
 USAGE, INTERRUPTED = 3, 130
@@ -148,7 +151,8 @@ def check_command(
 ) -> None:
     """Proves a certificate's claim anew. Exit code 0 certified, 1 falsified, 2 not proven, 3 no certificate."""
     try:
-        checked = check_certificate(file, load_model(model, weights), exact=exact)
+        shape = Certificate.load(file).claim.region.center.shape if onnx_name(model) else None
+        checked = check_certificate(file, load_model(model, weights, shape), exact=exact)
     except ProofError as error:
         if as_json:
             emit({"proven": False, "reason": str(error)})
@@ -165,6 +169,20 @@ def check_command(
         say(f"proven {how}: {checked.kind}, margin {side} {checked.margin:.6g}", style="bold green")
         say(f"  {checked.seconds:.2f} s")
     raise typer.Exit(EXIT[checked.kind])
+
+
+@app.command("doctor")
+def doctor_command(as_json: Json = False) -> None:
+    """What is installed here and works, and a question that is answered to its end. Exit code 0 when all that is needed
+    works, 2 when not."""
+    findings = examined()
+    if as_json:
+        emit([asdict(finding) for finding in findings])
+    else:
+        for finding in findings:
+            mark, style = ("ok", "green") if finding.works else ("no", "red" if finding.needed else "yellow")
+            say(f"{mark}  {finding.what}: {finding.said}", style=style)
+    raise typer.Exit(0 if all(finding.works for finding in findings if finding.needed) else EXIT["unknown"])
 
 
 @app.command("demo")

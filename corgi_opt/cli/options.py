@@ -63,7 +63,7 @@ def _there(solver: str | None) -> str | None:
 Model = Annotated[
     str,
     typer.Argument(
-        help="'digits' (bundled), or path/to/file.py:function, or package.module:function "
+        help="'digits' (bundled), or path/to/model.onnx, or path/to/file.py:function, or package.module:function "
         "returning an eval-mode nn.Module"
     ),
 ]

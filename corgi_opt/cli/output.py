@@ -14,8 +14,9 @@ console = Console()
 
 
 def say(text: str, style: str | None = None) -> None:
-    """Prints a line as it is: no markup (messages hold brackets), no line breaks where the output is a file."""
-    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+    """Prints a line as it is: no markup (messages hold brackets), no emoji (paths hold colons), no line breaks where
+    the output is a file."""
+    console.print(text, style=style, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 def emit(result: Any) -> None:

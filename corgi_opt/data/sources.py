@@ -1,7 +1,8 @@
 """Models and images by name, as the command line and a study's plan write them.
 
-A model is ``digits`` (bundled), ``path/to/file.py:function`` or ``package.module:function``, the function being called
-without arguments for an eval-mode nn.Module. Its file is run: name only files that you trust.
+A model is ``digits`` (bundled), ``path/to/model.onnx``, ``path/to/file.py:function`` or ``package.module:function``.
+The function is called without arguments for an eval-mode nn.Module, and its file is run: name only files that you
+trust. An ONNX file is only read; ``path/to/model.onnx:value`` says which of its values holds the class scores.
 """
 
 from __future__ import annotations
@@ -19,13 +20,15 @@ from torch import Tensor, nn
 from corgi_opt.data.images import Note, fitted, read_array, read_image, to_stderr, why_refused
 from corgi_opt.errors import InputError
 from corgi_opt.network.cam import CamNetwork, from_torch
+from corgi_opt.network.onnx.module import OnnxModule
+from corgi_opt.network.onnx.network import read_onnx
 from corgi_opt.network.weights import load_weights
 
 
 def load(model: str, image: str, size: int | None, weights: Path | None) -> tuple[CamNetwork, Tensor]:
     """The network and the image that the command line names. Raises InputError, MissingPackageError."""
     x = load_image(image, size, bundled=model == "digits")
-    module = load_model(model, weights)
+    module = load_model(model, weights, tuple(x.shape))
     x = fitted(module, x)
     why = why_refused(module, x)
     if why is not None:
@@ -33,13 +36,32 @@ def load(model: str, image: str, size: int | None, weights: Path | None) -> tupl
             f"{type(module).__name__} does not take this image: torch said {why!r}; the image has {x.shape[1]} "
             f"channels and {x.shape[2]} x {x.shape[3]} pixels; --size N makes an image file N x N"
         )
-    return from_torch(module, x), x
+    net = from_torch(module, x)
+    if isinstance(module, OnnxModule) and not module.origin.compared:
+        to_stderr(net.note)
+    return net, x
 
 
-def load_model(name: str, weights: Path | None = None) -> nn.Module:
-    """Builds the model a MODEL argument names, with the weights of a file if there is one. Raises InputError."""
+def load_model(name: str, weights: Path | None = None, shape: tuple[int, ...] | None = None) -> nn.Module:
+    """Builds the model a MODEL argument names, with the weights of a file if there is one.
+
+    ``shape`` (1, C, H, W): of the image, for the sizes that an ONNX file leaves open.
+
+    Raises InputError, MissingPackageError, and for an ONNX file UnsupportedOpError, ParityError.
+    """
+    onnx = onnx_name(name)
+    if onnx is not None:
+        if weights is not None:
+            raise InputError(f"{onnx[0]} holds its own weights; --weights is for models that a function builds")
+        return read_onnx(onnx[0], shape, onnx[1])
     module = _built(name)
     return module if weights is None else load_weights(module, weights)
+
+
+def onnx_name(name: str) -> tuple[str, str | None] | None:
+    """The file and the value that ``file.onnx`` or ``file.onnx:value`` names; None for another model."""
+    found = re.fullmatch(r"(?is)(.+?\.onnx)(?::(.+))?", name)
+    return None if found is None else (found[1], found[2])
 
 
 def _built(name: str) -> nn.Module:
@@ -47,7 +69,7 @@ def _built(name: str) -> nn.Module:
         from corgi_opt.data.digits import digits_model
 
         return digits_model()
-    model = find_function("MODEL", name, "'digits', ")()
+    model = find_function("MODEL", name, "'digits', model.onnx, ")()
     if not isinstance(model, nn.Module):
         raise InputError(f"{name} returned {type(model).__name__}, not a torch.nn.Module")
     return model

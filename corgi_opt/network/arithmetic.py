@@ -1,4 +1,4 @@
-"""Builders of sums, products with constants, and sums and means over axes."""
+"""Builders of sums, products with constants and of two maps, and sums and means over axes."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from torch import Tensor
 
 from corgi_opt.network import lowering
 from corgi_opt.network.builders import check_floating, covers, label
+from corgi_opt.network.curves import Sigmoid, Silu, Square
 from corgi_opt.network.ops import Combine, Conv2d
 from corgi_opt.network.pieces import slices_of
+from corgi_opt.network.smooth import Product, Smooth
 from corgi_opt.network.translation import NotCoveredError, Translation, Value, shape_of
 
 
@@ -69,11 +71,20 @@ def _neg(t: Translation, fx: Any, *, x: Any) -> str:
 
 @covers("mul.Tensor", "mul.Scalar")
 def _mul(t: Translation, fx: Any, *, x: Any, other: Any) -> str:
-    if t.is_map(x) == t.is_map(other):
-        raise NotCoveredError("A product of two feature maps is not piecewise linear.")
+    if t.is_map(x) and t.is_map(other):
+        return product(t, fx, str(fx.name), *t.broadcast(fx, x, other))
     x, factor = (x, other) if t.is_map(x) else (other, x)
     (operand,) = t.broadcast(fx, x)
     return t.add(fx, str(fx.name), Combine((_constant(t, factor, fx, operand),)), (operand,))
+
+
+def product(t: Translation, fx: Any, name: str, x: str, y: str) -> str:
+    """Of two nodes of one shape; of a node with itself a square, with its own sigmoid SiLU, which are tighter."""
+    for one, other in ((x, y), (y, x)):
+        gate = t.builder.nodes[other]
+        if isinstance(gate.op, Smooth) and gate.op.function == Sigmoid() and gate.inputs == (one,):
+            return t.add(fx, name, Smooth(Silu()), (one,))
+    return t.add(fx, name, Smooth(Square()), (x,)) if x == y else t.add(fx, name, Product(), (x, y))
 
 
 @covers("div.Tensor", "div.Scalar", "div.Tensor_mode", "div.Scalar_mode")
@@ -98,12 +109,15 @@ def _lerp(t: Translation, fx: Any, *, x: Any, end: Any, weight: Any) -> str:
 
 @covers("addcmul.default")
 def _addcmul(t: Translation, fx: Any, *, x: Any, tensor1: Any, tensor2: Any, value: Any) -> str:
-    """``x + value * tensor1 * tensor2``, one of the factors a constant."""
-    if t.is_map(tensor1) == t.is_map(tensor2):
-        raise NotCoveredError("A product of two feature maps is not piecewise linear.")
+    """``x + value * tensor1 * tensor2``."""
+    if not t.is_map(x) or not (t.is_map(tensor1) or t.is_map(tensor2)):
+        raise NotCoveredError("Only the sum of a map and a map times something is known; write x + value * y.")
+    if t.is_map(tensor1) and t.is_map(tensor2):
+        first, *factors = t.broadcast(fx, x, tensor1, tensor2)
+        both = product(t, fx, f"{fx.name}.product", factors[0], factors[1])
+        coefs = (lowering.scalar(1.0), lowering.scalar(float(value)))
+        return t.add(fx, str(fx.name), Combine(coefs), (first, both))
     y, factor = (tensor1, tensor2) if t.is_map(tensor1) else (tensor2, tensor1)
-    if not t.is_map(x):
-        raise NotCoveredError("Only the sum of a map and a map times a constant is known; write x + value * y.")
     nodes = t.broadcast(fx, x, y)
     coefs = (lowering.scalar(1.0), float(value) * _constant(t, factor, fx, nodes[1]))
     return t.add(fx, str(fx.name), Combine(coefs), tuple(nodes))
@@ -184,4 +198,7 @@ def _over_axes(t: Translation, fx: Any, operand: str, axes: set[int], share: flo
     across = 1 in axes
     weight = torch.full((1, channels, *kernel) if across else (channels, 1, *kernel), share, dtype=torch.float64)
     shape = (1 if across else channels, 1 if 2 in axes else height, 1 if 3 in axes else width)
-    return t.add(fx, label(fx), Conv2d(weight, None, groups=1 if across else channels), (operand,), shape)
+    name = t.add(fx, label(fx), Conv2d(weight, None, groups=1 if across else channels), (operand,), shape)
+    if not across:
+        t.halves.add(name)
+    return name

@@ -1,12 +1,12 @@
 """The table of builders: for each aten operation (with its overload) what adds it to a graph, as affine operations and
-ReLUs.
+ReLUs, or as a curved node.
 
 A builder names every argument of the operation's schema that it handles (``self`` and ``input`` are called ``x``). One
 that it does not name has to have its default value, or the operation is refused by that argument's name. It returns
 the node that it added, or the numbers of its entries (translation.py).
 
-The rows stand in layers.py (convolutions, norms, pools, linear layers), arithmetic.py (sums, products with constants,
-reductions) and pieces.py (ReLU and its kin). Calls that only move values are in moves.py.
+The rows stand in layers.py (convolutions, norms, pools, linear layers), arithmetic.py (sums, products, reductions),
+pieces.py (ReLU and its kin) and smooth_builders.py (smooth activations). Calls that only move values are in moves.py.
 """
 
 from __future__ import annotations

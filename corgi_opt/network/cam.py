@@ -23,14 +23,18 @@ from corgi_opt.network.graph import LayerGraph
 from corgi_opt.network.head import find_head, find_in_model, with_head
 from corgi_opt.network.ingest import Ingested, Unsupported, ingest, known, refuse
 from corgi_opt.network.lowering import fold_affine, normal_form
+from corgi_opt.network.onnx.module import OnnxModule
 from corgi_opt.network.ops import Conv2d, Shape
 from corgi_opt.network.replay import Replay, scores
+from corgi_opt.network.smooth import Curved
 from corgi_opt.network.standin import changing_hooks, stand_in
 
 
 @dataclass(frozen=True, eq=False)
 class CamNetwork:
-    """A CNN with a CAM head as an affine + ReLU graph. Build it with :func:`from_torch`.
+    """A CNN with a CAM head as a graph of affine operations, ReLUs and curved ones.
+
+    Build it with :func:`from_torch` or :func:`from_onnx`.
 
     ``graph`` is the normal form every method works on; ``pooled`` keeps max pools whole (the paper's bound relaxes
     them so). ``features`` names the last spatial node A, ``weight`` (classes, C) is the linear layer's. ``replay`` runs
@@ -50,6 +54,11 @@ class CamNetwork:
     def model(self) -> nn.Module:
         """The user's model in float64 on the CPU, with weights of its own."""
         return self.replay.model
+
+    @property
+    def note(self) -> str:
+        """Of an ONNX model, what its reading was compared with; empty for any other."""
+        return self.model.origin.note if isinstance(self.model, OnnxModule) else ""
 
     @property
     def input_shape(self) -> Shape:
@@ -72,13 +81,19 @@ class CamNetwork:
         assert isinstance(last, Conv2d)  # the head is a linear layer
         return self.weight.new_zeros(self.classes) if last.bias is None else last.bias
 
+    @property
+    def curved(self) -> tuple[str, ...]:
+        """The layers that are neither affine nor piecewise linear, each with what it is: no exact method takes them."""
+        nodes = (self.graph[name] for name in self.graph.curved)
+        return tuple(f"{node.module or node.name} ({node.op.title})" for node in nodes if isinstance(node.op, Curved))
+
     def __repr__(self) -> str:
         c, h, w = self.graph[self.features].shape
         module = self.graph[self.features].module or "forward"
         return (
             f"CamNetwork({len(self.graph)} nodes; CAM head: {self.features!r} ({module}) {c}x{h}x{w} "
             f"-> global average -> {self.graph.output!r} linear, {self.classes} classes; "
-            f"input {tuple(self.input_shape)}{''.join(f'; {note}' for note in self.notes)})"
+            f"input {tuple(self.input_shape)}{''.join(f'; {note}' for note in (*self.notes, self.note) if note)})"
         )
 
     @pinned
@@ -236,7 +251,7 @@ class _Ready:
 
     def built(self, ingested: Ingested, target: str | None = None) -> CamNetwork:
         parity.check_steps(self.exported, ingested, self.example)
-        head = find_head(ingested.graph, target)
+        head = find_head(ingested.graph, target, ingested.halves)
         pooled, folded = fold_affine(with_head(ingested.graph, head))
         graph, lowered = normal_form(pooled)
         features = lowered[folded[head.features]]

@@ -13,6 +13,18 @@ from corgi_opt.network.graph import LayerGraph
 from corgi_opt.network.ops import POINTWISE, Geometry, Shape, Window, crop
 
 
+def windows_of(graph: LayerGraph, node: str, window: Window) -> dict[str, Window]:
+    """The window of every ancestor that ``window`` of ``node`` depends on (they may overhang the image)."""
+    windows = {node: window}
+    for name in reversed(graph.ancestors(node)):
+        if name not in windows:
+            continue
+        needed = graph[name].op.geometry.window(windows[name])
+        for operand in graph[name].inputs:
+            windows[operand] = windows[operand].union(needed) if operand in windows else needed
+    return windows
+
+
 def reach_of(graph: LayerGraph, node: str, mask: Tensor) -> dict[str, Tensor]:
     """Which neurons of each ancestor can influence the positions of ``node`` marked in ``mask``.
 

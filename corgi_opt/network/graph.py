@@ -1,4 +1,5 @@
-"""LayerGraph: a network as a directed acyclic graph of affine operations and ReLUs (networkx.DiGraph)."""
+"""LayerGraph: a network as a directed acyclic graph of affine operations and ReLUs, or of curved operations too
+(smooth.py), over a networkx.DiGraph."""
 
 from __future__ import annotations
 
@@ -10,7 +11,9 @@ import torch
 from torch import Tensor
 
 from corgi_opt._ambient import pinned, pinned_with_grad
-from corgi_opt.network.ops import Input, MaxPool2d, Op, ReLU, Shape
+from corgi_opt.network.movement import Move
+from corgi_opt.network.ops import Input, MaxPool2d, Op, ReLU, Selection, Shape
+from corgi_opt.network.smooth import Curved
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,8 @@ class LayerGraph:
         self.relus: tuple[str, ...] = tuple(n for n in self.order if isinstance(self[n].op, ReLU))
         # dict.fromkeys: two ReLUs may read one node; it is bounded once.
         self.preactivations: tuple[str, ...] = tuple(dict.fromkeys(self[n].inputs[0] for n in self.relus))
+        self.curved: tuple[str, ...] = tuple(n for n in self.order if isinstance(self[n].op, Curved))
+        self.measured: frozenset[str] = self._measured()
 
     def __getitem__(self, name: str) -> Node:
         node: Node = self._graph.nodes[name]["node"]
@@ -77,6 +82,24 @@ class LayerGraph:
         wanted = nx.ancestors(self._graph, name) | {name}
         return tuple(n for n in self.order if n in wanted)
 
+    def _measured(self) -> frozenset[str]:
+        """Affine nodes whose values, and not only signs, bounds depend on: what curved nodes read, be it rectified or
+        moved on the way."""
+        found, seen = set[str](), set[str]()
+        left = [operand for name in self.curved for operand in self[name].inputs]
+        while left:
+            name = left.pop()
+            op = self[name].op
+            if name in seen or isinstance(op, (Curved, Input)):
+                continue
+            seen.add(name)
+            if isinstance(op, (ReLU, MaxPool2d, Selection, Move)):
+                left += self[name].inputs
+            else:
+                found.add(name)
+        return frozenset(found)
+
+    @pinned
     def gates(self, name: str) -> tuple[str, ...]:
         """``name``, and the nodes that every path from the image to it leads through, from the last to the first."""
         above = nx.immediate_dominators(self._graph, self.input)

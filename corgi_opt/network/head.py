@@ -10,7 +10,7 @@ images: ``logits - bias`` is the mean of the CAM, for every class, and the deriv
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -38,16 +38,20 @@ class Head:
     bias: Tensor
 
 
-def find_head(graph: LayerGraph, target: str | None = None) -> Head:
+def find_head(graph: LayerGraph, target: str | None = None, halves: Collection[str] = ()) -> Head:
     """The last map that all class scores come from, each by one affine form that is the same at every pixel; of those
-    that the module ``target`` computes, where one is named. Raises NoCamHeadError."""
+    that the module ``target`` computes, where one is named. Raises NoCamHeadError.
+
+    ``halves``: nodes that are sums or means over one axis of a map. Two of them are a mean over both, and what is
+    between them is not the map that is meant.
+    """
     tails = list(_tails(graph))
     if target is not None:
         tails = [tail for tail in tails if _is_of(graph[tail[0]].module, target)]
         if not tails:
             raise NoCamHeadError(_no_target(graph, target))
     spatial = [tail for tail in tails if graph[tail[0]].shape[1:] != (1, 1) and _is_uniform(graph, *tail)]
-    kept = [tail for at, tail in enumerate(spatial) if not (_collapses(graph, tail[0]) and spatial[at + 1 :])]
+    kept = [tail for at, tail in enumerate(spatial) if not (tail[0] in halves and spatial[at + 1 :])]
     # the average of one pixel is the pixel: only a mean that is written down says that there is a map
     kept = kept or [tail for tail in tails if graph[tail[0]].shape[1:] == (1, 1) and _is_mean_of(graph, *tail)][-1:]
     if not kept:
@@ -85,16 +89,6 @@ def _tails(graph: LayerGraph) -> Iterator[tuple[str, tuple[str, ...]]]:
         yield name, after
 
 
-def _collapses(graph: LayerGraph, name: str) -> bool:
-    """Whether a node has one row or one column of a map that had several: half of a mean over both."""
-    node = graph[name]
-    return any(
-        here == 1 and before > 1
-        for operand in node.inputs
-        for here, before in zip(node.shape[1:], graph[operand].shape[1:], strict=True)
-    )
-
-
 def _is_uniform(graph: LayerGraph, features: str, nodes: tuple[str, ...]) -> bool:
     """Whether random sums of class scores have slopes by the features that are the same at every pixel."""
     shape = graph[features].shape
@@ -106,7 +100,7 @@ def _is_uniform(graph: LayerGraph, features: str, nodes: tuple[str, ...]) -> boo
         for mix in mixed:
             (slope,) = torch.autograd.grad(scores @ mix, zero, retain_graph=True)
             apart = slope - slope.mean(dim=(2, 3), keepdim=True)
-            if not bool((apart.abs() <= UNIFORM * slope.abs().max()).all()) or not bool(slope.any()):
+            if not bool((apart.abs() <= UNIFORM * slope.abs().max()).all()):
                 return False
     return True
 

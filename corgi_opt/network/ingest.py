@@ -14,9 +14,10 @@ from typing import Any
 from torch import Tensor
 
 from corgi_opt.errors import UnsupportedOpError
-from corgi_opt.network import arithmetic as arithmetic  # for its rows of the table, as the next two
+from corgi_opt.network import arithmetic as arithmetic  # for its rows of the table, as the next three
 from corgi_opt.network import layers as layers
 from corgi_opt.network import pieces as pieces
+from corgi_opt.network import smooth_builders as smooth_builders
 from corgi_opt.network.builders import build, overload
 from corgi_opt.network.builders import known as known
 from corgi_opt.network.exported import Exported, module_path
@@ -43,12 +44,14 @@ class Ingested:
     """``graph``: the network with max pools kept whole, in float64 on the CPU, each operation a node of its own.
 
     ``held``: of calls of the exported model, the node that has each value of the result once, and the flat place in it
-    of each. ``notes``: what of the model was left out, and why nothing is lost.
+    of each. ``notes``: what of the model was left out, and why nothing is lost. ``halves``: nodes that are sums or
+    means over one axis of a map.
     """
 
     graph: LayerGraph
     held: Mapping[Any, tuple[str, Tensor]]
     notes: tuple[str, ...]
+    halves: frozenset[str]
 
 
 def ingest(exported: Exported) -> Ingested | tuple[Unsupported, ...]:
@@ -74,7 +77,7 @@ def ingest(exported: Exported) -> Ingested | tuple[Unsupported, ...]:
     except NotCoveredError as problem:
         return (Unsupported("output", "what the model returns", str(problem)),)
     held = {fx: at for fx in t.values if (at := t.node_of(fx)) is not None}
-    return Ingested(t.builder.build(output), held, notes)
+    return Ingested(t.builder.build(output), held, notes, frozenset(t.halves))
 
 
 def _logits(exported: Exported) -> tuple[Any, tuple[str, ...]]:
@@ -144,16 +147,20 @@ def _place(fx: Any) -> str:
 
 KNOWN = (
     "convolutions (transposed ones too), batch norm (eval), linear layers, ReLU and what is made of it (leaky, PReLU, "
-    "ReLU6, clamp, abs, maximum, minimum), max and average pools, sums, means, products with constants, and whatever "
-    "only moves values (reshape, permute, slice, cat, pad, nearest upsampling)"
+    "ReLU6, clamp, abs, maximum, minimum), max and average pools, sums, means, products, smooth activations (sigmoid, "
+    "tanh, SiLU, GELU, ELU, softplus, hardswish, Mish), and whatever only moves values (reshape, permute, slice, cat, "
+    "pad, nearest upsampling)"
 )
 
-_SMOOTH = "Only affine and piecewise-linear layers have an exact form; retrain with ReLU."
+_CURVED = (
+    "Of curved functions sigmoid, tanh, SiLU, GELU, ELU, softplus, hardswish, Mish, squares and products are known; "
+    "retrain with one of them, or with ReLU, which exact methods answer too."
+)
 _MONOTONE = "Return the logits: softmax keeps their order and the CAM does not depend on it."
 _VARIANCE = "It divides by the input's own variance; use batch norm instead."
 
 _ADVICE = {
-    **dict.fromkeys(("sigmoid", "tanh", "gelu", "silu", "elu", "mish", "softplus", "hardswish"), _SMOOTH),
+    **dict.fromkeys(("exp", "expm1", "log", "log1p", "sin", "cos", "erf", "sqrt", "rsqrt", "reciprocal"), _CURVED),
     **dict.fromkeys(("softmax", "_softmax", "log_softmax", "_log_softmax"), _MONOTONE),
     **dict.fromkeys(("native_layer_norm", "layer_norm", "native_group_norm", "group_norm"), _VARIANCE),
     "_native_batch_norm_legit": "Batch norm must be in eval mode with running statistics.",

@@ -1,4 +1,4 @@
-"""The whole vocabulary of a lowered network: affine operations, and ReLU.
+"""The vocabulary of a lowered network that exact methods take: affine operations, and ReLU. (Curved ones: smooth.py.)
 
 Every tensor between nodes is a map ``(N, C, H, W)``; a vector is a map of one pixel. Each operation knows
 
@@ -37,6 +37,13 @@ class Window(NamedTuple):
     x: int
     h: int
     w: int
+
+    def union(self, other: Window) -> Window:
+        """The smallest window that holds both."""
+        y, x = min(self.y, other.y), min(self.x, other.x)
+        bottom = max(self.y + self.h, other.y + other.h)
+        right = max(self.x + self.w, other.x + other.w)
+        return Window(y, x, bottom - y, right - x)
 
     def intersects(self, other: Window) -> bool:
         rows = self.y < other.y + other.h and other.y < self.y + self.h
@@ -289,7 +296,7 @@ class Input(Op):
 
 @dataclass(frozen=True, eq=False)
 class ReLU(Monotone):
-    """``max(x, 0)``, the only nonlinearity of a lowered network."""
+    """``max(x, 0)``, the only nonlinearity that exact methods take."""
 
     elementwise = True
 

@@ -17,6 +17,7 @@ from corgi_opt.network.exported import Exported
 from corgi_opt.network.graph import LayerGraph, Node
 from corgi_opt.network.ingest import Ingested
 from corgi_opt.network.ops import Input, Weighted
+from corgi_opt.network.smooth import Curved
 
 STEP_TOLERANCE = 1e-11
 """Largest difference of one operation's value from torch's in float64, relative to the sum of its absolute terms."""
@@ -50,6 +51,8 @@ def _size(node: Node, operands: list[Tensor], value: Tensor) -> Tensor:
     op = node.op
     if isinstance(op, Input):
         return value.abs()
+    if isinstance(op, Curved):
+        return op.terms(operands)
     return (op.absolute() if isinstance(op, Weighted) else op).apply(operands)
 
 

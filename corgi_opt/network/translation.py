@@ -41,12 +41,14 @@ class Value:
 
 
 class Translation:
-    """``values``: what each fx node gives (a tuple of values for one that gives several)."""
+    """``values``: what each fx node gives (a tuple of values for one that gives several). ``halves``: nodes that are
+    sums or means over one axis of a map."""
 
     def __init__(self, constants: Mapping[Any, Any]) -> None:
         self.builder = GraphBuilder()
         self.constants = constants
         self.values: dict[Any, Value | tuple[Value, ...]] = {}
+        self.halves: set[str] = set()
         self._starts: dict[str, int] = {}
         self._names: list[str] = []
         self._begins: list[int] = []  # the starts of these, rising

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from corgi_opt.errors import ProofError
 from corgi_opt.proof.arithmetic import UNIT, Arithmetic, Array, Numbers
 from corgi_opt.proof.network import Network
-from corgi_opt.proof.operations import Combine, Input, Relu, Selection, Weighted
+from corgi_opt.proof.operations import Combine, Curved, Input, Relu, Selection, Weighted
 from corgi_opt.proof.region import Region, add_minimum
 from corgi_opt.proof.rows import Rows, Shape
 from corgi_opt.proof.tally import GENEROUS, Tally
@@ -86,6 +86,8 @@ class Bounds:
 
     def _interval(self, node: int) -> tuple[Array, Array]:
         op, inputs = self.network.nodes[node].op, self.network.nodes[node].inputs
+        if isinstance(op, Curved):
+            raise ProofError(f"node {node} is {op.function}, of which no rule is known here: nothing is proven")
         if isinstance(op, Input):
             return self._low, self._high
         known = [(self.lower[i], self.upper[i]) for i in inputs]
@@ -213,6 +215,7 @@ class Bounds:
                 continue
             here = pending.pop(at).on(self.network.nodes[at].shape)
             op, inputs = self.network.nodes[at].op, self.network.nodes[at].inputs
+            assert not isinstance(op, Curved)  # bounds of its node would have been asked for before
             if isinstance(op, Input):
                 return here
             below = [at_relu(at, here, tally)] if isinstance(op, Relu) else self._through(at, op, here, tally)

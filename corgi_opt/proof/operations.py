@@ -1,7 +1,7 @@
 """The operations of a network, each with the rules that bounds need of it. Nothing else in proof/ tells one affine
 operation from another, except that bounds.py recognises a maximum by its ``Combine``.
 
-Beside the image and ReLU there are two kinds, both of maps (C, H, W):
+Beside the image, ReLU and what no rule is known of there are two kinds, both of maps (C, H, W):
 
 * a *selection*: every value is one of its operands' or zero. Nothing is calculated, so nothing is rounded;
 * a *weighted* sum ``sum_i M_i x_i + b``, whose rounding bounds.py counts from its numbers of terms.
@@ -47,6 +47,15 @@ class Input(Operation):
 @dataclass(frozen=True, eq=False)
 class Relu(Operation):
     """``max(x, 0)``."""
+
+
+@dataclass(frozen=True, eq=False)
+class Curved(Operation):
+    """One that is neither affine nor ReLU, by its name and its numbers: it has its place in the network's hash, and
+    nothing is proven of a network that has one."""
+
+    function: str
+    numbers: tuple[float, ...]
 
 
 class Selection(Operation, ABC):
@@ -99,7 +108,7 @@ class Weighted(Operation, ABC):
             tally.add(rows.coefs * rows.over(bias))
 
 
-Op = Input | Relu | Selection | Weighted
+Op = Input | Relu | Curved | Selection | Weighted
 
 
 @dataclass(frozen=True, eq=False)

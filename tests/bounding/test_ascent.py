@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import statistics
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -15,12 +16,12 @@ from encoding import PATIENT
 from nets import Deep, Everything, Plain, Pooled, Residual, image, seeded
 from oracles import points_in
 from relaxing import pairs, pixels, relaxed
-from torch import Tensor
+from torch import Tensor, nn
 
 import corgi_opt as co
 from corgi_opt.bounding import ascent as ASCENT
 from corgi_opt.bounding.ascent import ascend
-from corgi_opt.bounding.dual import Rows
+from corgi_opt.bounding.dual import Rows, descend
 from corgi_opt.encode.expressions import Expressions
 from corgi_opt.encode.program import compile_program
 from corgi_opt.encode.triangle import triangle
@@ -28,7 +29,7 @@ from corgi_opt.network.ops import ReLU
 
 DUAL = sys.modules["corgi_opt.bounding.dual"]
 
-CASES = {
+CASES: dict[str, tuple[Callable[[int], nn.Module], tuple[int, ...], float]] = {
     "plain": (functools.partial(seeded, Plain, channels=4), (1, 6, 6), 0.1),
     "residual": (functools.partial(seeded, Residual), (1, 7, 5), 0.08),
     "deep": (functools.partial(seeded, Deep), (1, 8, 6), 0.08),
@@ -141,7 +142,6 @@ def test_enough_saves_steps(monkeypatch):
     """Rows that CROWN itself decides take one evaluation, not all."""
     at = setting("pooled", 0)
     evaluated: list[int] = []
-    descend = ASCENT.descend
 
     def counting(graph, node, rows, *rest):
         evaluated.append(len(rows))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -36,9 +37,16 @@ def test_a_gpu_gives_a_share_of_what_is_free(free, chunk):
 
 def test_what_torch_keeps_without_using_it_is_free(monkeypatch):
     asked = []
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: asked.append(device) or (10, 100))
-    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: asked.append(device) or 50)
-    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: asked.append(device) or 20)
+
+    def saying(value: Any) -> Callable[[torch.device], Any]:
+        def said(device: torch.device) -> Any:
+            asked.append(device)
+            return value
+
+        return said
+
+    for name, value in {"mem_get_info": (10, 100), "memory_reserved": 50, "memory_allocated": 20}.items():
+        monkeypatch.setattr(torch.cuda, name, saying(value))
     assert free_bytes(DEVICE) == 40
     assert asked == [DEVICE] * 3
 
@@ -171,7 +179,7 @@ def test_verdicts_are_the_same_with_little_memory(method, monkeypatch):
 @pytest.mark.parametrize("call", ["verify", "bounds", "heat_map"])
 def test_a_device_that_is_full_is_an_error_that_says_what_to_do(call, monkeypatch):
     net, x = co.from_torch(seeded(Pooled, 1), image(1, 8, 8)), image(1, 8, 8, seed=1)
-    calls = {
+    calls: dict[str, Callable[[], object]] = {
         "verify": lambda: co.verify(net, x, eps=0.037, k=1),
         "bounds": lambda: co.bounds(net, co.Ball(x, 0.037)),
         "heat_map": lambda: co.heat_map(net, x, eps=0.037, k=1),

@@ -41,10 +41,10 @@ def test_any_multipliers_give_a_lower_bound(model, kwargs, shape, seed):
     class Garbage:
         """Multipliers of no sense, with the share of D that phi says they have."""
 
-        def __init__(self, source):
+        def __init__(self, source: str) -> None:
             self.source = source
 
-        def step(self, rows):
+        def step(self, rows: Rows) -> Step:
             l, u = (rows.gather(side) for side in known.intervals[self.source])
             noise = torch.randn(2, *rows.coefs.shape, generator=generator, dtype=torch.float64)
             mu = rows.coefs * noise[0] + 0.1 * noise[1]

@@ -109,6 +109,7 @@ def test_the_network_fits_in_the_package():
 @pytest.fixture(scope="module")
 def script():
     spec = importlib.util.spec_from_file_location("train_digits", REPO / "examples" / "train_digits.py")
+    assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

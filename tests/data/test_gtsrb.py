@@ -190,7 +190,7 @@ def test_a_training_row_of_another_class_is_refused(root):
 
 def test_a_missing_folder_table_or_split_is_refused(root, tmp_path):
     with pytest.raises(InputError, match="'train' or 'test'"):
-        gtsrb.load_split(root, "validation")
+        gtsrb.load_split(root, "validation")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="no folder"):
         gtsrb.load_split(tmp_path / "nowhere", "train")
     (root / "GT-final_test.csv").unlink()
@@ -416,4 +416,4 @@ def test_the_published_tables_have_their_shape(paper_root):
     assert (paper_root / tests.model).is_file()
     assert (paper_root / image.model).is_file()
     with pytest.raises(AttributeError):
-        image.k1 = 3
+        image.k1 = 3  # type: ignore[misc]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from missing import hidden
+from torch import nn
 
 from corgi_opt.data import gtsrb
 from corgi_opt.errors import InputError, MissingPackageError
@@ -17,11 +19,11 @@ h5py = pytest.importorskip("h5py")
 signal = pytest.importorskip("scipy.signal")
 
 
-def entry(kind: str, name: str, **config) -> dict:
+def entry(kind: str, name: str, **config: Any) -> dict[str, Any]:
     return {"class_name": kind, "config": {"name": name, **config}}
 
 
-def write_model(path: Path, layers: list[dict], weights: dict[str, dict[str, np.ndarray]], **attrs) -> Path:
+def write_model(path: Path, layers: list[dict[str, Any]], weights: dict[str, dict[str, np.ndarray]], **attrs) -> Path:
     """A file as Keras 2 writes it: JSON in an attribute, arrays under model_weights/<layer>/<layer>."""
     config = {"class_name": "Sequential", "config": {"name": "sequential", "layers": layers}}
     with h5py.File(path, "w") as file:
@@ -126,7 +128,7 @@ def test_the_children_bear_the_names_of_the_keras_layers(tmp_path):
         "d2",
     ]
     assert not any(module.training for module in model.modules())
-    assert model.c2.bias is None
+    assert isinstance(model.c2, nn.Conv2d) and model.c2.bias is None
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     assert torch.equal(before, torch.get_rng_state())
 

@@ -60,7 +60,7 @@ def test_with_the_input_fixed_the_milp_leaves_no_choice(case):
             problem.integrality,
         )
         found = Highs().solve(fixed)
-        assert found.status is Status.OPTIMAL
+        assert found.status is Status.OPTIMAL and found.x is not None
         np.testing.assert_allclose(found.x[: n + program.units], point[: n + program.units], atol=1e-6)
 
 
@@ -97,6 +97,7 @@ def test_optima_are_in_order_and_attained(case):
     assert crown(at) - 1e-6 <= lp.bound * scale <= exact.bound * scale + 1e-6
     assert exact.objective * scale <= sampled + 1e-6
     # the minimiser, run through the network, attains the optimum
+    assert exact.x is not None
     witness = program.image(exact.x, at.ball.center)
     assert float((witness - at.ball.center).abs().max()) <= at.ball.eps + 1e-12
     assert at.ball.contains(at.ball.project(witness))

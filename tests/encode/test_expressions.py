@@ -28,7 +28,7 @@ def relu_columns(at: Setting, relu: str) -> np.ndarray:
 
 def every_unit(at: Setting, expressions: Expressions, order: int = 1) -> dict[int, Expression]:
     """Pre-activations of every unit of the network, by column, asked for from the image up or (-1) down."""
-    found = {}
+    found: dict[int, Expression] = {}
     for relu in at.net.graph.relus[::order]:
         columns = relu_columns(at, relu)
         found.update(zip(columns.tolist(), expressions.units(relu, columns, PATIENT), strict=True))
@@ -202,6 +202,7 @@ def test_cuts_are_planes_and_maxima(index):
     start = at.expressions.columns - int(np.prod(at.net.graph[name].shape))
     windows = np.arange(start, at.expressions.columns)
     cuts = at.expressions.cuts(name, windows, PATIENT)
+    assert planes.used is not None
     below, above = (used[0].flatten().numpy() for used in planes.used)
     assert len(cuts) == below.sum() + above.sum() > 0
     for x in at.points(40):

@@ -92,6 +92,7 @@ def test_optima_are_in_order_and_in_the_ball(case):
     crown = float(pairs(at.net, at.whole, 0, torch.tensor([at.pair]))[0])
     assert crown - 1e-6 <= lp.bound * scale <= exact.bound * scale + 1e-6
     assert exact.objective * scale <= float(at.pair_at(images(at, 400)).min()) + 1e-6
+    assert exact.x is not None
     witness = program.image(exact.x, at.ball.center)
     assert at.ball.distance(witness) <= at.ball.eps * (1 + 1e-6)
     assert at.ball.distance(witness) > 0.99 * at.ball.eps  # it uses what it may
@@ -158,8 +159,8 @@ def test_inputs_cut_off_by_the_box_of_images():
     channel, row, column = program.places.T
     low, high = (side[channel, row, column].numpy() for side in (at.ball.lower, at.ball.upper))
     center = at.ball.center[0][channel, row, column].numpy()
-    for t, side in ((-1.0, low), (1.0, high)):
-        np.testing.assert_allclose(program.reach * t + program.shift, (side - center) / at.ball.eps, atol=1e-12)
+    for end, side in ((-1.0, low), (1.0, high)):
+        np.testing.assert_allclose(program.reach * end + program.shift, (side - center) / at.ball.eps, atol=1e-12)
     # one such input alone, all the way to the farther end of its box
     problem, n = triangle(program), program.inputs
     for i in cut[:5]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import warnings
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -279,7 +280,7 @@ def test_what_clearing_may_have_moved_is_allowed_for(case, planes):
     at, program = setting(case)
     nodes = random_nodes(scaled(at, program, images(at, 12))[1], 24)
 
-    def bound(**changed: np.ndarray) -> Tensor:
+    def bound(**changed: Any) -> Tensor:
         planes_ = hull(case) if planes else None
         return PhaseBounds(replace(program, **changed), planes_, torch.float64, CPU).descend(nodes)
 

@@ -42,6 +42,12 @@ def shown_by(cells: list[nbformat.NotebookNode], call: str, kind: str = "text/pl
     return "\n".join(outputs(cell, kind))
 
 
+def matched(pattern: str, text: str) -> re.Match[str]:
+    found = re.search(pattern, text)
+    assert found is not None, text
+    return found
+
+
 def test_there_are_notebooks():
     names = ["01_first_certificate.ipynb", "02_bound_tightness.ipynb", "03_paper_gtsrb.ipynb"]
     assert [path.name for path in NOTEBOOKS] == names
@@ -67,8 +73,8 @@ def test_the_first_certificate_shows_the_network_and_both_verdicts(first_certifi
 
 def test_the_first_certificate_brackets_the_radius(first_certificate):
     text = shown_by(first_certificate, "co.radius(")
-    low, high = map(float, re.search(r"certified up to (\S+), falsified at (\S+):", text).groups())
-    paper = float(re.search(r"bound alone certifies (\S+)", text).group(1))
+    low, high = map(float, matched(r"certified up to (\S+), falsified at (\S+):", text).groups())
+    paper = float(matched(r"bound alone certifies (\S+)", text).group(1))
     assert 0 < paper < low <= high <= 1.011 * low
     assert low > 0.03
     assert high < 0.05  # as the two verdicts say
@@ -105,8 +111,8 @@ def test_the_papers_network_is_closed_and_proven(gtsrb, tmp_path, monkeypatch):
     monkeypatch.setenv("CORGI_GTSRB_DIR", str(gtsrb.resolve()))
     cells = run_through("03_paper_gtsrb.ipynb", tmp_path)
     text = shown_by(cells, "r = co.radius(")
-    paper, ours = (float(re.search(rf"{who}:\s+certified (\S+),", text).group(1)) for who in ("paper", "ours"))
+    paper, ours = (float(matched(rf"{who}:\s+certified (\S+),", text).group(1)) for who in ("paper", "ours"))
     assert ours > 1.3 * paper
-    assert float(re.search(r": (\S+) apart", text).group(1)) <= 1.0021
+    assert float(matched(r": (\S+) apart", text).group(1)) <= 1.0021
     assert re.search(r"0\.\d\d MB, proven again in \S+ s: margin >= [1-9]", shown_by(cells, 'proof="checked"'))
     assert_pictures(cells, "plot_counterexample(net", "eps=1.10e-3, k=k, class_idx=c).plot()", "eps=2.5e-3")

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from nets import Deep, Everything, Plain, Pooled, Residual, image, seeded
+from torch import Tensor, nn
 
 import corgi_opt as co
 from corgi_opt.network.cone import reach_of
 from corgi_opt.network.ops import Window
 
-CASES = [
+CASES: list[tuple[type[nn.Module], dict[str, int], tuple[int, ...]]] = [
     (Everything, {}, (3, 20, 22)),
     (Residual, {}, (1, 7, 5)),
     (Pooled, {}, (1, 8, 8)),
@@ -19,11 +22,11 @@ CASES = [
 ]
 
 
-def build(model, kwargs, shape):
+def build(model: type[nn.Module], kwargs: dict[str, int], shape: tuple[int, ...]) -> co.CamNetwork:
     return co.from_torch(seeded(model, **kwargs), image(*shape))
 
 
-def positive(model, shape):
+def positive(model: type[nn.Module], shape: tuple[int, ...]) -> co.CamNetwork:
     torch_model = seeded(model)
     with torch.no_grad():
         for parameter in torch_model.parameters():
@@ -31,7 +34,7 @@ def positive(model, shape):
     return co.from_torch(torch_model, image(*shape))
 
 
-def seen(window, size):
+def seen(window: Window, size: Sequence[int]) -> Tensor:
     """The positions (H, W) of a map that a window holds."""
     y, x = torch.arange(size[0])[:, None] - window.y, torch.arange(size[1]) - window.x
     return (y >= 0) & (y < window.h) & (x >= 0) & (x < window.w)
@@ -50,10 +53,9 @@ def test_far_apart_pixels_leave_the_middle_out():
 
 def test_the_papers_receptive_field():
     """conv3-conv3-pool2-conv3-conv3: one CAM pixel reads 14x14 inputs."""
-    from torch import nn
 
     class Paper(nn.Module):
-        def __init__(self):
+        def __init__(self) -> None:
             super().__init__()
             self.f = nn.Sequential(
                 nn.Conv2d(3, 8, 3, padding=1),
@@ -92,7 +94,7 @@ def marks(height: int, width: int) -> torch.Tensor:
     return mask
 
 
-def influence(net, x, mask):
+def influence(net: co.CamNetwork, x: Tensor, mask: Tensor) -> dict[str, Tensor]:
     """{node: positions (H, W)} with a nonzero gradient, in any channel, of random weights on marked positions."""
     leaves = {n: v for n, v in net.graph.values(x.requires_grad_(True), net.features).items() if v.requires_grad}
     weights = torch.randn(leaves[net.features].shape, generator=torch.Generator().manual_seed(4), dtype=torch.float64)

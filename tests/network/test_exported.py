@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from nets import Deep, Everything, Plain, Pooled, Residual, Small, image, seeded
@@ -9,6 +12,7 @@ from torch import nn
 
 import corgi_opt as co
 from corgi_opt.network.exported import export
+from corgi_opt.network.graph import LayerGraph
 from corgi_opt.network.ingest import Ingested, ingest, known
 from corgi_opt.network.standin import stand_in
 
@@ -32,7 +36,7 @@ class Squared(Plain):
         return self.head(self.body(torch.square(x)).mean((2, 3)))
 
 
-NETWORKS = {
+NETWORKS: dict[str, tuple[type[nn.Module], tuple[int, ...], bool]] = {
     "normed": (Normed, (2, 7, 6), False),
     "small": (Small, (1, 3, 4), False),
     "plain": (Plain, (1, 6, 6), False),
@@ -43,7 +47,7 @@ NETWORKS = {
 }
 
 
-def read(model, x, known):
+def read(model: nn.Module, x: torch.Tensor, known: Callable[[Any], bool]) -> LayerGraph:
     found = ingest(export(stand_in(model), x, known))
     assert isinstance(found, Ingested)
     return found.graph
@@ -54,11 +58,12 @@ def test_the_second_pass_changes_no_value(name, monkeypatch):
     build, shape, needs_it = NETWORKS[name]
     model, x = seeded(build), image(*shape)
     passes, decompose = [], torch.export.ExportedProgram.run_decompositions
-    monkeypatch.setattr(
-        torch.export.ExportedProgram,
-        "run_decompositions",
-        lambda *given, **named: passes.append(1) or decompose(*given, **named),
-    )
+
+    def counted(*given: Any, **named: Any) -> Any:
+        passes.append(1)
+        return decompose(*given, **named)
+
+    monkeypatch.setattr(torch.export.ExportedProgram, "run_decompositions", counted)
     once = read(model, x, known)
     assert bool(passes) == needs_it
     twice = read(model, x, lambda target: False)

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
-from nets import Plain, image, seeded
+from nets import Plain, bias_of, image, seeded
 from torch import Tensor, nn
 
 import corgi_opt as co
@@ -28,7 +28,7 @@ class Headed(Plain):
         return self.tail(self, self.body(x))
 
 
-def by_hand(model: nn.Module, weight: Tensor, x: Tensor) -> Tensor:
+def by_hand(model: Plain, weight: Tensor, x: Tensor) -> Tensor:
     """CAMs (classes, H, W) of float64 features and a matrix (classes, C)."""
     return torch.einsum("kc,chw->khw", weight.double(), model.double().body(x.double())[0])
 
@@ -76,8 +76,8 @@ def test_a_head_that_is_taken_for_another_is_never_a_net(monkeypatch, change):
     """Whatever finds the head, and however it errs: the model itself does not agree."""
     model = seeded(Headed, tail=lambda m, y: m.head(y.sum((2, 3))))
 
-    def misled(graph, target):
-        right = find_head(graph, target)
+    def misled(graph, *given):
+        right = find_head(graph, *given)
         changes = {
             "weight": {"weight": right.weight * torch.linspace(1, 1.001, 4, dtype=torch.float64)},
             "swapped": {"weight": right.weight[:, [1, 0, 2, 3]]},
@@ -164,15 +164,18 @@ def test_the_map_lies_as_the_model_has_it(turned, mean):
 
 
 def test_linear_layers_without_anything_between_are_one():
-    layer = nn.Sequential(nn.Linear(4, 5, bias=False), nn.BatchNorm1d(5), nn.Dropout(), nn.Linear(5, 3))
+    first, norm, last = nn.Linear(4, 5, bias=False), nn.BatchNorm1d(5), nn.Linear(5, 3)
+    layer = nn.Sequential(first, norm, nn.Dropout(), last)
     model = seeded(Headed, tail=lambda m, y: m.layer(y.mean((2, 3))), layer=layer)
     with torch.no_grad():
-        layer[1].running_mean.copy_(torch.linspace(-1, 1, 5))
-        layer[1].running_var.copy_(torch.linspace(0.5, 2, 5))
-        layer[1].weight.copy_(torch.linspace(-2, 1, 5))
+        assert norm.running_mean is not None and norm.running_var is not None
+        norm.running_mean.copy_(torch.linspace(-1, 1, 5))
+        norm.running_var.copy_(torch.linspace(0.5, 2, 5))
+        norm.weight.copy_(torch.linspace(-2, 1, 5))
     net = co.from_torch(model, X)
-    scale = layer[1].weight.double() / (layer[1].running_var.double() + layer[1].eps).sqrt()
-    weight = layer[3].weight.double() @ (scale[:, None] * layer[0].weight.double())
+    assert norm.running_var is not None
+    scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
+    weight = last.weight.double() @ (scale[:, None] * first.weight.double())
     for k in range(3):
         torch.testing.assert_close(net.cam(X, k), by_hand(model, weight, X)[k].detach(), rtol=1e-9, atol=1e-9)
 
@@ -226,7 +229,7 @@ def test_the_map_behind_a_relu_that_is_always_on_when_it_is_read():
     """At all images that the reading is checked on, the maps before and behind it are the same."""
     model = seeded(Headed, tail=lambda m, y: m.head(y.mean((2, 3))))
     with torch.no_grad():
-        model.body[2].bias.fill_(50.0)
+        bias_of(model.body[2]).fill_(50.0)
     net = co.from_torch(model, X)
     far = torch.full((1, 1, 6, 6), 1e3).double() * torch.linspace(-1, 1, 36).view(1, 1, 6, 6)
     expected = by_hand(model, model.head.weight, far)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -32,7 +34,10 @@ def apart(index: list[Tensor]) -> tuple[Tensor, ...]:
 SHAPE = (5, 4, 6)
 CHANNELS = Channels(apart([drawn(c, (5,), False) for c in (3, 4)]), (3, 4))
 MOVE = Move(apart([drawn(c * h * w, SHAPE, True) for c, h, w in ((3, 2, 7), (2, 5, 3))]), ((3, 2, 7), (2, 5, 3)))
-CASES = {"channels": (CHANNELS, [(3, 4, 6), (4, 4, 6)]), "move": (MOVE, [(3, 2, 7), (2, 5, 3)])}
+CASES: dict[str, tuple[Any, list[tuple[int, ...]]]] = {
+    "channels": (CHANNELS, [(3, 4, 6), (4, 4, 6)]),
+    "move": (MOVE, [(3, 2, 7), (2, 5, 3)]),
+}
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -72,13 +77,14 @@ def test_the_adjoint_is_the_transpose_on_windows_that_overhang(name):
 @pytest.mark.parametrize("name", CASES)
 def test_values_are_where_they_are_said_to_be_and_intervals_move_with_them(name):
     op, shapes = CASES[name]
+    index_of: Any = op.index
     inputs = [torch.randn(2, *s, generator=G, dtype=torch.float64) for s in shapes]
     out = op.apply(inputs)
     for c in range(SHAPE[0]):
         for y in range(SHAPE[1]):
             for x in range(SHAPE[2]):
                 expected = torch.zeros(2, dtype=torch.float64)
-                for value, index in zip(inputs, op.index, strict=True):
+                for value, index in zip(inputs, index_of, strict=True):
                     if name == "channels" and index[c] != NOTHING:
                         expected = value[:, index[c], y, x]
                     if name == "move" and index[c, y, x] != NOTHING:

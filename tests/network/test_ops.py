@@ -28,7 +28,8 @@ def test_adjoint_and_constant_are_the_transpose(name):
     op, shapes = OPS[name]
     xs = [random(1, *s, seed=n) for n, s in enumerate(shapes)]
     out = op.apply(xs)
-    shape = tuple(out.shape[1:])
+    _, *size = out.shape
+    shape = (size[0], size[1], size[2])
     for seed, (y, x) in enumerate([(0, 0), (1, 1), (-2, -1), (shape[1] - 1, shape[2] - 2)]):
         lam, origin = random(1, shape[0], 3, 2, seed=seed), Places.of(torch.tensor([[y, x]]))
         mask = inside(shape, origin, 3, 2)
@@ -70,6 +71,8 @@ def test_windows():
 
 def test_precision_and_device_move_every_tensor():
     conv = OPS["conv"][0].to(torch.float32, torch.device("cpu"))
+    assert isinstance(conv, Conv2d) and conv.bias is not None
     assert conv.weight.dtype == conv.bias.dtype == torch.float32
     combine = OPS["combine"][0].to(torch.float32, torch.device("cpu"))
+    assert isinstance(combine, Combine) and combine.shift is not None
     assert {c.dtype for c in (*combine.coefs, combine.shift)} == {torch.float32}

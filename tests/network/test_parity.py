@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 import torch
 import torch.nn.functional as F
-from nets import Everything, Plain, Residual, image, seeded
+from nets import Everything, Plain, Residual, bias_of, conv_of, image, seeded
 from torch import nn
 
 import corgi_opt as co
 from corgi_opt.network import builders
 from corgi_opt.network.cam import require_parity
+from corgi_opt.network.exported import module_path
 
 X = image(1, 6, 6)
 
@@ -20,7 +23,7 @@ def scaled(scale: float, channels: int = 2) -> Plain:
     with torch.no_grad():
         for weight in model.body[0].parameters():
             weight.mul_(scale)
-        model.body[2].bias.mul_(scale)
+        bias_of(model.body[2]).mul_(scale)
     return model
 
 
@@ -40,18 +43,18 @@ def test_scales_do_not_hide_a_misread_operation(monkeypatch, scale):
 def test_a_small_channel_beside_a_large_one_counts_as_much(monkeypatch):
     model = scaled(1.0)
     with torch.no_grad():
-        model.body[2].weight[0] *= 1e12
+        conv_of(model.body[2]).weight[0] *= 1e12
         model.head.weight[:, 0] = 0
     right = builders.BUILDERS["conv2d.default"]
     co.from_torch(model, X)
 
     def wrong(t, fx, *, bias, **given):
         given_bias = bias
-        if "body.2" in builders.module_path(fx):
+        if "body.2" in module_path(fx):
             t.constants = {**t.constants, bias: t.constants[bias] + torch.tensor([0.0, 1e-3])}
         return right(t, fx, bias=given_bias, **given)
 
-    wrong.__signature__ = builders.inspect.signature(right)
+    wrong.__signature__ = inspect.signature(right)  # type: ignore[attr-defined]
     monkeypatch.setitem(builders.BUILDERS, "conv2d.default", wrong)
     with pytest.raises(co.ParityError, match=r"body\.2"):
         co.from_torch(model, X)

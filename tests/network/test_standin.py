@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ import corgi_opt as co
 from corgi_opt.network.standin import stand_in
 
 X = image(1, 5, 5, seed=1)
-ASKED = {"eps": 0.004, "k": 3}
+ASKED: dict[str, Any] = {"eps": 0.004, "k": 3}
 
 
 def refused(call: Callable[..., object], *given: object, **more: object) -> None:
@@ -56,6 +57,7 @@ def test_nothing_of_the_callers_changes(name, tmp_path):
         assert Snapshot.of(model, x) == before, what
     brightest = net.cam(x).flatten().argsort(descending=True)
     co.export_mps(net, x, tmp_path / "pair.mps", pair=(int(brightest[2]), int(brightest[3])), **ASKED)
+    co.export_vnnlib(net, x, tmp_path / "files", **ASKED)
     co.verify(net, x, **ASKED).prove().save(tmp_path / "a.cert")
     co.check_certificate(tmp_path / "a.cert", model)
     assert Snapshot.of(model, x) == before
@@ -64,8 +66,13 @@ def test_nothing_of_the_callers_changes(name, tmp_path):
 def test_every_public_function_that_takes_a_model_or_an_image_is_called():
     functions = {name: f for name in co.__all__ if inspect.isfunction(f := getattr(co, name))}
     takes = {n for n, f in functions.items() if {"x", "model", "ball"} & {*inspect.signature(f).parameters}}
-    called = {word for what in CALLS for word in (what, what.partition(",")[0])} | {"export_mps", "check_certificate"}
-    assert takes - called == {"load_weights"}, "load_weights alone is there to write to a model"
+    called = {word for what in CALLS for word in (what, what.partition(",")[0])} | {
+        "export_mps",
+        "export_vnnlib",
+        "check_certificate",
+    }
+    others = {"load_weights", "from_onnx"}  # the one is there to write to a model, the other's is a file or bytes
+    assert takes - called == others
 
 
 @pytest.mark.parametrize("name", [n for n in AWKWARD if "returns" not in n and "casts" not in n])
@@ -89,11 +96,11 @@ def test_casts_are_identities():
 def test_training_on_moves_neither_bounds_nor_replay(dtype):
     model, x = Base().to(dtype).eval(), X.to(dtype)
     net = co.from_torch(model, x)
-    before = [net.cam(x, 0), net.model_cam(x, 0), co.radius(net, x, k=3, class_idx=0).lower]
+    before = (net.cam(x, 0), net.model_cam(x, 0), co.radius(net, x, k=3, class_idx=0).lower)
     with torch.no_grad():
         for weight in model.parameters():
             weight.mul_(-0.5)
-    after = [net.cam(x, 0), net.model_cam(x, 0), co.radius(net, x, k=3, class_idx=0).lower]
+    after = (net.cam(x, 0), net.model_cam(x, 0), co.radius(net, x, k=3, class_idx=0).lower)
     assert torch.equal(before[0], after[0]) and torch.equal(before[1], after[1]) and before[2] == after[2]
 
 
@@ -159,18 +166,20 @@ def test_hooks_on_all_modules_stay_silent():
 
 
 def test_a_stand_in_keeps_what_is_shared_shared():
-    model = AWKWARD["one layer twice"]()
-    copy = stand_in(model, torch.float64)
+    model: Any = AWKWARD["one layer twice"]()
+    copy: Any = stand_in(model, torch.float64)
     assert copy.again is copy.body[2] and copy.again.weight is copy.body[2].weight
     assert copy.again.weight.dtype == torch.float64 and model.again.weight.dtype == torch.float32
     assert copy.again.weight.data_ptr() != model.again.weight.data_ptr()
-    itself = stand_in(AWKWARD["holds itself"]())
+    itself: Any = stand_in(AWKWARD["holds itself"]())
     assert itself.me[0] is itself
 
 
 def test_a_buffer_that_forward_reads_and_changes_is_refused():
     class Drifts(Base):
-        def __init__(self):
+        shift: torch.Tensor
+
+        def __init__(self) -> None:
             super().__init__()
             self.register_buffer("shift", torch.zeros(1))
 
@@ -191,7 +200,7 @@ def test_what_is_returned_beside_the_logits_has_to_be_named():
     assert co.check_model(model, X)
 
     class Logits(nn.Module):
-        def __init__(self):
+        def __init__(self) -> None:
             super().__init__()
             self.model = model
 
@@ -225,7 +234,8 @@ def test_an_example_that_the_model_cannot_take_is_an_input_error(shape):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, of TorchScript
 def test_compiled_models_are_read_as_what_was_compiled():
     expected = co.from_torch(Base().eval(), X).cam(X, 0)
-    for compiled in (torch.compile(Base().eval()), nn.DataParallel(Base()).eval()):
+    compiled_models: tuple[Any, ...] = (torch.compile(Base().eval()), nn.DataParallel(Base()).eval())
+    for compiled in compiled_models:
         assert torch.equal(co.from_torch(compiled, X).cam(X, 0), expected)
     with pytest.raises(co.InputError, match="TorchScript"):
         co.from_torch(torch.jit.trace(Base().eval(), X), X)

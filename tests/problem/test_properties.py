@@ -17,13 +17,14 @@ import corgi_opt as co
 from corgi_opt.problem.atoms import MEAN, Groups, Parts, alone, cam_pixels
 from corgi_opt.problem.properties import PROPERTIES, Property, property_from, register
 from corgi_opt.problem.scene import Scene
+from corgi_opt.proof.statement import Statement
 
 
 def scene_of(cam: Tensor) -> Any:
     """A scene whose CAM this is: what a property looks at."""
     weight, features = torch.ones(1, 1, dtype=torch.float64), cam[None]
     net = SimpleNamespace(classes=1, weight=weight, bias=torch.zeros(1, dtype=torch.float64))
-    scene = SimpleNamespace(net=net, cam=cam, class_idx=0, features=features)
+    scene: Any = SimpleNamespace(net=net, cam=cam, class_idx=0, features=features)
     scene.scale_of = lambda parts: Scene.scale_of(scene, parts)
     return scene
 
@@ -80,7 +81,8 @@ def test_properties_have_names_and_values():
     ):
         with pytest.raises(co.InputError, match=message):
             property_from(wrong)
-    for k, within in ((0, None), (1.5, None), (True, None), (3, 2), (3, "4")):
+    given: list[tuple[Any, Any]] = [(0, None), (1.5, None), (True, None), (3, 2), (3, "4")]
+    for k, within in given:
         with pytest.raises(co.InputError, match="must be an int"):
             co.TopK(k, within)
 
@@ -175,7 +177,7 @@ def test_atoms_of_any_coefficients_are_bounded_decided_and_proven(tmp_path):
     x = image(1, 6, 6, seed=3)
     net = co.from_torch(seeded(Plain, 1), x)
     wanted = register(Threshold)(0.1)
-    asked = {"property": wanted, "class_idx": 2, "clip": None}
+    asked: dict[str, Any] = {"property": wanted, "class_idx": 2, "clip": None}
     try:
         r = co.radius(net, x, rtol=0.01, **asked)
         assert r.counterexample is not None and r.ratio <= 1.01
@@ -188,7 +190,8 @@ def test_atoms_of_any_coefficients_are_bounded_decided_and_proven(tmp_path):
         cams = net.cams(images, 2).flatten(1)
         assert float(groups.margin(groups.atoms(cams)).min()) > 0
         v = co.verify(net, x, eps=r.lower, proof="checked", **asked)
-        assert v.proof == "checked" and v.certificate.claim.says.coefs.tolist() == [[1.0, -0.1]]
+        says = v.certificate.claim.says
+        assert v.proof == "checked" and isinstance(says, Statement) and says.coefs.tolist() == [[1.0, -0.1]]
         v.certificate.save(tmp_path / "a.cert")
         assert co.check_certificate(tmp_path / "a.cert", net).margin > 0
         with pytest.raises(co.InputError, match="says nothing about this image"):

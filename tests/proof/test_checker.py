@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from certificates import cases, of_kind, rejected, with_claim, with_region
-from torch import nn
 
 import corgi_opt as co
 from corgi_opt.answering.prover import plain_network
@@ -65,7 +64,7 @@ def test_another_network_is_refused():
     for case in of_kind("certified")[:8]:
         model = replace(case.asked).model
         with torch.no_grad():
-            moved: nn.Parameter = model.head.weight
+            moved = model.head.weight
             moved[0, 0] = torch.nextafter(moved[0, 0], moved[0, 0] + 1)
             other = plain_network(co.from_torch(model, case.asked.x.float()))
             moved[0, 0] = torch.nextafter(moved[0, 0], moved[0, 0] - 1)
@@ -119,11 +118,11 @@ def test_nonsense_is_refused():
         ({"class_idx": -1}, "does not exist"),
     ):
         assert why in rejected(case.claiming(**changes), case.network)
-    for changes, why in (
+    for other, why in (
         ({"region": replace(region, center=region.center[:, :1])}, "shape"),
         ({"region": replace(region, clip=(2.0, 3.0))}, "outside its box"),
     ):
-        assert why in rejected(with_claim(case.certificate, **changes), case.network)
+        assert why in rejected(with_claim(case.certificate, **other), case.network)
     extra = {**case.certificate.claims, 99: next(iter(case.certificate.claims.values()))}
     assert "do not exist" in rejected(replace(case.certificate, claims=extra), case.network)
 
@@ -188,6 +187,7 @@ def test_a_counterexample_is_one_or_is_refused():
             check(at_center, case.network, exact=True)
         assert "no image" in rejected(replace(certificate, witness=None), case.network)
         assert "no image" in rejected(replace(certificate, witness=certificate.witness[:, :-1]), case.network)
+        assert case.verdict.counterexample is not None
         nearer = with_region(certificate, eps=case.verdict.counterexample.distance * (1 - 1e-12))
         assert "farther than eps" in rejected(nearer, case.network)
         outside = np.array(certificate.witness)

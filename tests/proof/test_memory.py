@@ -16,6 +16,8 @@ from patience import mostly_slow
 from corgi_opt.errors import CertificateError, ProofError
 from corgi_opt.proof import archive, memory
 from corgi_opt.proof import checker as checker_module
+from corgi_opt.proof.arithmetic import Float64
+from corgi_opt.proof.bounds import Bounds
 from corgi_opt.proof.certificate import Certificate, PartTree
 from corgi_opt.proof.checker import check
 
@@ -74,7 +76,7 @@ def test_what_is_proven_does_not_depend_on_how_much_is_held_at_once(monkeypatch)
     made = certificate(net, (PartTree((0, 3), (1.0, -1.0), tree(40, inputs=5)),), top=3)
 
     def found() -> np.ndarray:
-        bounds = checker_module.Bounds(net, made.claim.region, checker_module.Float64())
+        bounds = Bounds(net, made.claim.region, Float64())
         for node in range(3):
             bounds.reach(node)
         margins = checker_module.Margins(bounds, made.claim.says.of(net))
@@ -84,20 +86,25 @@ def test_what_is_proven_does_not_depend_on_how_much_is_held_at_once(monkeypatch)
 
     before = found()
     monkeypatch.setattr(memory, "ENTRIES_AT_ONCE", 40)
-    monkeypatch.setattr(checker_module.Float64, "at_once", 50)
+    monkeypatch.setattr(Float64, "at_once", 50)
     np.testing.assert_allclose(found(), before, rtol=1e-12)
 
 
 def test_more_open_atoms_than_may_be_are_left_to_trees(monkeypatch):
     net = network(6)
     made = certificate(net, top=3)
-    bounds = checker_module.Bounds(net, made.claim.region, checker_module.Float64())
+    bounds = Bounds(net, made.claim.region, Float64())
     for node in range(3):
         bounds.reach(node)
     margins = checker_module.Margins(bounds, made.claim.says.of(net))
     assert len(margins.open_atoms()) == 3 * 33
     bounded = []
-    monkeypatch.setattr(margins, "_bounded", lambda terms, coefs: bounded.append(len(terms)) or np.zeros(len(terms)))
+
+    def counted(terms: np.ndarray, coefs: np.ndarray) -> np.ndarray:
+        bounded.append(len(terms))
+        return np.zeros(len(terms))
+
+    monkeypatch.setattr(margins, "_bounded", counted)
     monkeypatch.setattr(checker_module, "MOST_OPEN", 98)
     margins.bound_atoms()
     monkeypatch.setattr(checker_module, "MOST_OPEN", 99)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -156,12 +157,11 @@ def graph_of(op: ops.Op) -> LayerGraph:
 
 
 def plain(graph: LayerGraph) -> Network:
-    return plain_network(
-        SimpleNamespace(graph=graph, features="last", weight=torch.ones(1, CHANNELS), bias=torch.zeros(1))
-    )
+    net: Any = SimpleNamespace(graph=graph, features="last", weight=torch.ones(1, CHANNELS), bias=torch.zeros(1))
+    return plain_network(net)
 
 
-def setting(name: str) -> tuple[LayerGraph, co.Ball, dict[str, Tensor]]:
+def setting(name: str) -> tuple[LayerGraph, co.Ball, Mapping[str, Tensor]]:
     graph, ball = graph_of(OPS[name]), co.Ball(image(1, HEIGHT, WIDTH, seed=1), 0.1)
     return graph, ball, graph.values(points_in(ball.lower, ball.upper, 500, seed=2))
 
@@ -203,6 +203,7 @@ def test_what_the_checker_proves_contains_what_is_sampled(name, arithmetic):
 
 def test_the_hash_tells_its_settings_and_weights_apart():
     moved, shuffle = OPS["moved"], OPS["shuffle"]
+    assert isinstance(moved, Moved) and isinstance(shuffle, Shuffle)
     scale = moved.scale.clone()
     scale[2] = torch.nextafter(scale[2], scale[2] + 1)
     others = [replace(moved, scale=scale), replace(moved, by=(-2, 0, 3, 1)), replace(shuffle, order=(2, 0, 1, 3))]
@@ -211,7 +212,7 @@ def test_the_hash_tells_its_settings_and_weights_apart():
 
 def test_the_hash_refuses_what_it_cannot_say():
     with pytest.raises(TypeError, match=r"PlainShuffle\.order"):
-        _ = replace_op(plain(graph_of(OPS["shuffle"])), PlainShuffle(None)).sha256
+        _ = replace_op(plain(graph_of(OPS["shuffle"])), PlainShuffle(None)).sha256  # type: ignore[arg-type]
 
 
 def replace_op(network: Network, op: operations.Op) -> Network:

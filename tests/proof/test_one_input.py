@@ -32,7 +32,9 @@ def ends(region: Region) -> tuple[Fraction, Fraction]:
     center, eps = Fraction(float(region.center[0, 0, 0])), Fraction(region.eps)
     low, high = center - eps, center + eps
     if region.clip is not None:
-        low, high = max(low, Fraction(region.clip[0])), min(high, Fraction(region.clip[1]))
+        least, most = region.clip
+        assert isinstance(least, float) and isinstance(most, float)  # one interval for all channels
+        low, high = max(low, Fraction(least)), min(high, Fraction(most))
     return low, high
 
 

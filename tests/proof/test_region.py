@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from corgi_opt.proof.arithmetic import Exact, Float64
-from corgi_opt.proof.region import Region, add_minimum
+from corgi_opt.proof.region import Norm, Region, add_minimum
 from corgi_opt.proof.tally import Tally
 
-NORMS = ("inf", "1", "2")
+NORMS: tuple[Norm, ...] = ("inf", "1", "2")
 
 
 def drawn(rng: np.random.Generator, decades: float) -> tuple[Region, np.ndarray]:
@@ -29,8 +29,8 @@ def drawn(rng: np.random.Generator, decades: float) -> tuple[Region, np.ndarray]
 
 def found(region: Region, lam: np.ndarray, arithmetic: Float64 | Exact) -> np.ndarray:
     tally = Tally(arithmetic, len(lam))
-    sides = (m.reshape(1, -1) for m in (region.center, region.lower, region.upper))
-    add_minimum(tally, region.norm, region.eps, arithmetic.of(lam), *sides, arithmetic)
+    center, lower, upper = (m.reshape(1, -1) for m in (region.center, region.lower, region.upper))
+    add_minimum(tally, region.norm, region.eps, arithmetic.of(lam), center, lower, upper, arithmetic)
     return tally.lower
 
 
@@ -41,7 +41,9 @@ def room(region: Region, row: list[Fraction]) -> list[Fraction]:
     for c, a in zip((Fraction(v) for v in region.center.flatten().tolist()), row, strict=True):
         low, high = c - eps, c + eps
         if region.clip is not None:
-            low, high = max(low, Fraction(region.clip[0])), min(high, Fraction(region.clip[1]))
+            least, most = region.clip
+            assert isinstance(least, float) and isinstance(most, float)  # one interval for all channels
+            low, high = max(low, Fraction(least)), min(high, Fraction(most))
         far.append(c - low if a > 0 else high - c)
     return far
 

@@ -112,6 +112,7 @@ def test_parts_at_an_image_are_what_the_network_says_there(seed, exact):
         *(s[2].reshape(CHANNELS, -1) for s in (bounds.lower, bounds.upper))
     )
     conv = net.nodes[1].op
+    assert isinstance(conv, Conv)
     padded = np.pad(image[0], 1)
     features = np.zeros((CHANNELS, SIDE, SIDE))
     for y in range(SIDE):

@@ -13,6 +13,7 @@ from oracles import points_in
 
 from corgi_opt.proof.bounds import Bounds
 from corgi_opt.proof.operations import Relu
+from corgi_opt.proof.region import Norm
 from corgi_opt.proof.rows import Rows
 from corgi_opt.proof.tree import Program, Tree, covers
 
@@ -105,7 +106,7 @@ def tree_of(
     )
 
 
-def images(case: str, norm: str, count: int) -> torch.Tensor:
+def images(case: str, norm: Norm, count: int) -> torch.Tensor:
     ball = region(case, norm)[0]
     return torch.cat([ball.project(p[None]) for p in points_in(ball.lower, ball.upper, count, seed=5)])
 
@@ -136,6 +137,7 @@ def test_programs_say_what_the_network_does(case, norm, share):
     assert (np.abs(said - z) <= program.slack + tolerance).all()
     if share == 1.0 and len(units) == len(every):
         assert program.slack.max(initial=0.0) < 1e-10
+    assert program.planes is not None
     assert (np.maximum(z, 0) <= v @ program.planes.T + program.shifts + tolerance).all()
     objective = values[network.features] @ whole.flatten()
     assert (np.abs(v @ program.objective[0] + program.offset[0] - objective) <= program.off_by[0] + tolerance).all()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -215,7 +216,8 @@ def test_an_lp_solver_that_lies_proves_nothing_false(duals):
             return Solution(Status.OPTIMAL, 1e9, 1e9, None, y, Report("liar", "0", 0.0, 0, 0, "optimal"))
 
     question, at = setting()
-    solver = SolvedProgram(triangle, Liar())
+    liar: Any = Liar()
+    solver = SolvedProgram(triangle, liar)
     for pair in TOGETHER:
         cam = PartExpressions(question, at.expressions)
         answer = AtomSolver(question, at.ball, cam, solver).solve(numbered(pair), PATIENT)

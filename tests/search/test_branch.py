@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from nets import Pooled, image, seeded
 import corgi_opt as co
 from corgi_opt._deadline import Deadline
 from corgi_opt.encode.big_m import big_m
+from corgi_opt.encode.hull import hull_planes
 from corgi_opt.encode.phases import PhaseBounds
 from corgi_opt.encode.program import Program
 from corgi_opt.encode.triangle import triangle
@@ -75,8 +77,13 @@ def require_right(case: str, norm: str, below: float, above: float) -> list[Sear
 )
 def test_both_sides_of_the_minimum(case, norm, first, monkeypatch):
     monkeypatch.setattr(branch_module, "FIRST_NODES", FIRST_NODES[first])
-    searched, hull_planes = [], branch_module.hull_planes
-    monkeypatch.setattr(branch_module, "hull_planes", lambda *args: searched.append(args) or hull_planes(*args))
+    searched = []
+
+    def told(*args: Any) -> Any:
+        searched.append(args)
+        return hull_planes(*args)
+
+    monkeypatch.setattr(branch_module, "hull_planes", told)
     require_right(case, norm, below=1e-3, above=3e-5)
     assert bool(searched) == (first == "planes")
 
@@ -229,7 +236,7 @@ def test_what_float32_closes_and_float64_does_not_stays_open(case, monkeypatch):
         misled.append(bool(((value > threshold) & (proven <= threshold)).any()))
         return nodes, replace(bound, value=value), point
 
-    def searched():
+    def searched() -> Searched:
         misled.clear()
         return branch_module._Tree(program, None, threshold, Highs(), CPU).search(PATIENT, math.inf)
 
@@ -354,8 +361,8 @@ def test_children_are_by_the_unit_that_does_most_for_the_weaker(case):
     lam = bound.lam[program.inputs :]
     worth = []
     for unit in range(program.units):
-        both = (bounds.descend(nodes.split(units[unit], lam[unit])) - bound.value).clamp(min=0)
-        worth.append(float(both.min() + 0.1 * both.max()))
+        gains = (bounds.descend(nodes.split(units[unit], lam[unit])) - bound.value).clamp(min=0)
+        worth.append(float(gains.min() + 0.1 * gains.max()))
     for start in range(program.units - 4):
         likely = Likely(units.T[:, start : start + 5], lam.T[:, start : start + 5])
         both = children(bounds, nodes, bound.value, likely, 1e9, costs)

@@ -8,10 +8,11 @@ import time
 import pytest
 from corgi_solvers import Problem, Solution, Status
 from corgi_solvers.claims import Claim, vouch, without_solver
-from solver_problems import INF
+from solver_problems import INF, problem_of
 
-LP = Problem([1.0, 1.0], 0.0, [[1.0, 1.0]], [1.0], [INF], [0.0, 0.0], [5.0, 5.0], [False, False])  # minimum 1 at y = 1
-MIP = Problem([1.0, 1.0], 0.0, [[2.0, 2.0]], [1.0], [INF], [0.0, 0.0], [5.0, 5.0], [True, True])  # minimum 1
+# minimum 1, of the first at y = 1
+LP = problem_of([1.0, 1.0], 0.0, [[1.0, 1.0]], [1.0], [INF], [0.0, 0.0], [5.0, 5.0], [False, False])
+MIP = problem_of([1.0, 1.0], 0.0, [[2.0, 2.0]], [1.0], [INF], [0.0, 0.0], [5.0, 5.0], [True, True])
 
 
 def judge(problem: Problem, status: Status, x: object = None, y: object = None, bound: float = -INF) -> Solution:
@@ -66,9 +67,10 @@ def test_other_statuses_hold_nothing(status: Status) -> None:
 
 
 def test_residues_on_free_columns_cost_what_they_may_be_worth() -> None:
-    p = Problem([1.0], 0.0, [[1.0]], [1.0], [INF], [-INF], [INF], [False])  # minimum 1 at y = 1
+    p = problem_of([1.0], 0.0, [[1.0]], [1.0], [INF], [-INF], [INF], [False])  # minimum 1 at y = 1
     s = judge(p, Status.OPTIMAL, [1.0], [1.0 + 1e-9])  # y L alone is above 1
-    assert (s.status, s.bound) == (Status.OPTIMAL, pytest.approx(1.0, abs=1e-8))
+    assert s.status is Status.OPTIMAL
+    assert s.bound == pytest.approx(1.0, abs=1e-8)
     assert s.bound < 1.0
     assert judge(p, Status.OPTIMAL, [1.0], [1.0 - 1e-4]).bound == -INF
     assert judge(p, Status.LIMIT, None, [1.0 + 1e-9]).bound == -INF  # no point: no idea of the column's reach
@@ -77,8 +79,8 @@ def test_residues_on_free_columns_cost_what_they_may_be_worth() -> None:
 
 def test_rows_without_a_side_ask_for_no_solver() -> None:
     """Whatever stands in them: each column settles for itself."""
-    p = Problem([1.0, -1.0], 2.0, [[1.0, 3.0]], [-INF], [INF], [-1.0, -1.0], [5.0, 5.0], [False, True])
+    p = problem_of([1.0, -1.0], 2.0, [[1.0, 3.0]], [-INF], [INF], [-1.0, -1.0], [5.0, 5.0], [False, True])
     claim = without_solver(p)
     assert claim is not None and claim.x is not None
     assert (claim.status, claim.x.tolist(), claim.bound) == (Status.OPTIMAL, [-1.0, 5.0], -4.0)
-    assert without_solver(Problem([1.0], 0.0, [[1.0]], [0.5], [INF], [0.0], [5.0], [False])) is None
+    assert without_solver(problem_of([1.0], 0.0, [[1.0]], [0.5], [INF], [0.0], [5.0], [False])) is None

@@ -16,7 +16,17 @@ from corgi_solvers import (
     Status,
     backend,
 )
-from solver_problems import INF, assert_kkt, knapsack, random_lp, scipy_minimum, skip_without, small_mip, usable
+from solver_problems import (
+    INF,
+    assert_kkt,
+    knapsack,
+    problem_of,
+    random_lp,
+    scipy_minimum,
+    skip_without,
+    small_mip,
+    usable,
+)
 
 BACKENDS = ["highs", "pulp:cbc", "pulp:highs", "cvxpy:clarabel", "cvxpy:scs"]
 OPTIONAL = ["pulp:scip", "pulp:gurobi", "pulp:cplex"]  # one skip each where they are not installed
@@ -161,18 +171,18 @@ def test_empty_rows_and_columns(name: str, solver: Backend) -> None:
 
 def test_problems_without_rows_or_columns(solver: Backend) -> None:
     none = np.zeros(0)
-    free = Problem([1.0, -1.0], 2.0, np.zeros((0, 2)), none, none, [0.0, 0.0], [1.5, 1.5], [False, True])
+    free = problem_of([1.0, -1.0], 2.0, np.zeros((0, 2)), none, none, [0.0, 0.0], [1.5, 1.5], [False, True])
     if solver.capabilities.mip:
         s = solver.solve(free)
         assert (s.status, s.objective, s.bound) == (Status.OPTIMAL, 1.0, 1.0)
     s = solver.solve(free.relaxed())
     assert (s.status, s.objective, s.bound) == (Status.OPTIMAL, 0.5, 0.5)
-    open_ended = Problem([1.0], 0.0, np.zeros((0, 1)), none, none, [-INF], [INF], [False])
+    open_ended = problem_of([1.0], 0.0, np.zeros((0, 1)), none, none, [-INF], [INF], [False])
     assert solver.solve(open_ended).status is Status.UNBOUNDED
-    held = Problem(none, 2.0, np.zeros((1, 0)), [-1.0], [1.0], none, none, none.astype(bool))
+    held = problem_of(none, 2.0, np.zeros((1, 0)), [-1.0], [1.0], none, none, none.astype(bool))
     s = solver.solve(held)
     assert (s.status, s.objective, s.bound) == (Status.OPTIMAL, 2.0, 2.0)
-    broken = Problem(none, 2.0, np.zeros((1, 0)), [0.5], [1.0], none, none, none.astype(bool))
+    broken = problem_of(none, 2.0, np.zeros((1, 0)), [0.5], [1.0], none, none, none.astype(bool))
     s = solver.solve(broken)
     assert (s.status, s.objective, s.bound) == (Status.INFEASIBLE, INF, INF)
     nothing = Problem(none, 2.0, np.zeros((0, 0)), none, none, none, none, none.astype(bool))
@@ -203,14 +213,14 @@ def test_mips_agree_with_enumeration_and_scipy(name: str, mip: Backend) -> None:
 
 
 def test_integrality_is_not_lost(mip: Backend) -> None:
-    p = Problem([-1.0, -1.0], 0.0, [[2.0, 2.0]], [-INF], [3.0], [0.0, 0.0], [1.0, 1.0], [True, True])
+    p = problem_of([-1.0, -1.0], 0.0, [[2.0, 2.0]], [-INF], [3.0], [0.0, 0.0], [1.0, 1.0], [True, True])
     assert mip.solve(p).objective == pytest.approx(-1.0, abs=1e-6)
     assert mip.solve(p.relaxed()).objective == pytest.approx(-1.5, abs=1e-6)
 
 
 def test_integer_columns_have_no_hidden_bounds(mip: Backend) -> None:
     """MPS readers disagree on an integer column without bounds: [0, 1], [0, inf)?"""
-    p = Problem(
+    p = problem_of(
         [-1.0, 1.0], 0.0, [[2.0, 0.0], [0.0, 2.0]], [-INF, -15.0], [15.0, INF], [0, -INF], [INF, INF], [1 > 0] * 2
     )
     s = mip.solve(p)
@@ -219,7 +229,7 @@ def test_integer_columns_have_no_hidden_bounds(mip: Backend) -> None:
 
 
 def test_unbounded_mip_claims_nothing(mip: Backend) -> None:
-    p = Problem([-1.0, 1.0], 0.0, [[1.0, -1.0]], [-1.0], [INF], [0.0, 0.0], [INF, INF], [True, True])
+    p = problem_of([-1.0, 1.0], 0.0, [[1.0, -1.0]], [-1.0], [INF], [0.0, 0.0], [INF, INF], [True, True])
     s = mip.solve(p)
     assert s.status in (Status.UNBOUNDED, Status.ERROR)  # some only say "unbounded or infeasible"
     assert s.bound == -INF
@@ -280,7 +290,7 @@ def test_ball_box_and_rows(name: str, soc: Backend) -> None:
     """The minimum of -(x + y) over the unit disc with x <= 0.6 is at (0.6, 0.8); a row then cuts y to 0.5."""
 
     def disc(y_most: float) -> Problem:
-        return Problem(
+        return problem_of(
             [-1.0, -1.0], 0.0, [[0.0, 2.0]], [-INF], [2 * y_most], [-INF, -INF], [0.6, INF], [False, False],
             (NormBall([0, 1], [1.0, 1.0], [0.0, 0.0], 1.0),),  # type: ignore[arg-type]
         )  # fmt: skip
@@ -297,7 +307,7 @@ def test_ball_box_and_rows(name: str, soc: Backend) -> None:
 
 def test_a_ball_outside_the_box_is_infeasible_or_no_answer(soc: Backend) -> None:
     ball = NormBall([0, 1], [1.0, 1.0], [-3.0, -3.0], 1.0)  # type: ignore[arg-type]
-    p = Problem([1.0, 1.0], 0.0, [[1.0, 1.0]], [-INF], [3.0], [0.0, 0.0], [1.0, 1.0], [False, False], (ball,))
+    p = problem_of([1.0, 1.0], 0.0, [[1.0, 1.0]], [-INF], [3.0], [0.0, 0.0], [1.0, 1.0], [False, False], (ball,))
     s = soc.solve(p)
     assert s.status in (Status.INFEASIBLE, Status.ERROR)
     assert s.x is None
@@ -308,7 +318,7 @@ def test_a_ball_outside_the_box_is_infeasible_or_no_answer(soc: Backend) -> None
 
 def test_what_a_backend_does_not_declare_it_refuses(solver: Backend) -> None:
     ball = NormBall([0], [1.0], [0.0], 1.0)  # type: ignore[arg-type]
-    p = Problem([1.0], 0.0, [[1.0]], [0.0], [1.0], [0.0], [2.0], [True], (ball,))
+    p = problem_of([1.0], 0.0, [[1.0]], [0.0], [1.0], [0.0], [2.0], [True], (ball,))
     if not solver.capabilities.soc:
         with pytest.raises(ProblemError, match="cvxpy:clarabel"):
             solver.solve(p.relaxed())

@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 from corgi_solvers import BackendMissingError, Cvxpy, NormBall, Problem, ProblemError, Solution, Status, cvxpy
 from ending import ended
-from solver_problems import INF
+from solver_problems import INF, problem_of
 
-LP = Problem([1.0, 1.0], 0.0, [[1.0, 2.0]], [1.0], [INF], [0.0, 0.0], [5.0, 5.0], [False, False])  # minimum 0.5
+LP = problem_of([1.0, 1.0], 0.0, [[1.0, 2.0]], [1.0], [INF], [0.0, 0.0], [5.0, 5.0], [False, False])  # minimum 0.5
 
 
 def assert_no_claim(s: Solution) -> None:
@@ -121,10 +121,11 @@ def test_the_bound_is_no_optimum_of_clarabel() -> None:
         A = rng.normal(size=(3, n))
         ball = NormBall(np.arange(n), np.ones(n), -centre, 0.3)
         box = (np.zeros(n), np.ones(n))
-        p = Problem(r, 0.0, A, [-INF] * 3, A @ centre + 0.05, *box, np.zeros(n, dtype=bool), (ball,))
+        p = problem_of(r, 0.0, A, [-INF] * 3, A @ centre + 0.05, *box, np.zeros(n, dtype=bool), (ball,))
         s = Cvxpy().solve(p)
         assert s.status is Status.OPTIMAL
         assert s.objective - 1e-6 <= s.bound <= s.objective + 1e-7
+        assert s.x is not None
         inward = centre + (s.x - centre) * (1 - 1e-7)  # strictly feasible, and as good as optimal
         assert p.violation(inward) == 0.0
         assert s.bound <= p.objective(inward)
@@ -148,7 +149,7 @@ def test_at_a_limit_the_bound_still_holds() -> None:
 def test_other_solvers_and_integers_are_refused() -> None:
     with pytest.raises(ProblemError, match="no solver 'osqp' behind CVXPY here; there are clarabel, scs"):
         Cvxpy("osqp")
-    p = Problem([1.0], 0.0, [[1.0]], [0.0], [1.0], [0.0], [1.0], [True])
+    p = problem_of([1.0], 0.0, [[1.0]], [0.0], [1.0], [0.0], [1.0], [True])
     with pytest.raises(ProblemError, match="relaxed"):
         Cvxpy().solve(p)
 

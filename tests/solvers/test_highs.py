@@ -26,7 +26,7 @@ from corgi_solvers import (
     highs_run,
 )
 from ending import ended
-from solver_problems import INF, knapsack, linear_minimum, small_mip
+from solver_problems import INF, knapsack, linear_minimum, problem_of, small_mip
 
 # ---------------------------------------------------------------------------------------------- linear programs
 
@@ -64,7 +64,7 @@ def test_an_unbounded_lp_that_presolve_calls_infeasible_is_unbounded() -> None:
     A = [[1.0, 1.0, 0.9, 0.4, 0.0, -0.8], [0.5, 0.0, 0.8, 0.3, -0.1, 0.0]]
     lower, upper = [-0.4, 1.5, -INF, 1.6, -0.4, -0.9], [0.3, 2.0, 0.7, INF, 0.5, -0.2]
     c = [-1.2, 1.4, 0.2, -1.1, -0.1, 0.2]
-    p = Problem(c, 0.0, A, [2.7, -INF], [INF, 0.6], lower, upper, [False] * 6)
+    p = problem_of(c, 0.0, A, [2.7, -INF], [INF, 0.6], lower, upper, [False] * 6)
     s = Highs().solve(p)
     assert (s.status, s.bound) == (Status.UNBOUNDED, -INF)
 
@@ -72,13 +72,13 @@ def test_an_unbounded_lp_that_presolve_calls_infeasible_is_unbounded() -> None:
 @pytest.mark.parametrize("rows", [0, 1])
 def test_unbounded_mip(rows: int) -> None:
     A, sides = np.ones((rows, 2)), np.zeros(rows)
-    p = Problem([1.0, -1.0], 0.0, A, sides, sides + INF, [0.0, 0.0], [INF, INF], [True, True])
+    p = problem_of([1.0, -1.0], 0.0, A, sides, sides + INF, [0.0, 0.0], [INF, INF], [True, True])
     s = Highs().solve(p)
     assert (s.status, s.bound) == (Status.UNBOUNDED, -INF)
 
 
 def test_unbounded_relaxation_without_an_integer_point_is_infeasible() -> None:
-    p = Problem([1.0, -1.0], 0.0, [[2.0, 2.0]], [1.0], [1.0], [-INF, -INF], [INF, INF], [True, True])
+    p = problem_of([1.0, -1.0], 0.0, [[2.0, 2.0]], [1.0], [1.0], [-INF, -INF], [INF, INF], [True, True])
     s = Highs().solve(p)
     assert (s.status, s.bound) == (Status.INFEASIBLE, INF)
 
@@ -127,7 +127,7 @@ def test_limit_counts_from_each_run(monkeypatch: pytest.MonkeyPatch) -> None:
     told.clear()
     spent.clear()
     # infeasible, and its objective could run away: HiGHS is asked again without the objective
-    lp = Problem([-1.0], 0.0, [[1.0], [1.0]], [3.0, -INF], [INF, 2.0], [0.0], [INF], [False])
+    lp = problem_of([-1.0], 0.0, [[1.0], [1.0]], [3.0, -INF], [INF, 2.0], [0.0], [INF], [False])
     assert Highs().solve(lp, time_limit=300.0).status is Status.INFEASIBLE
     assert told == [300.0 + before for before in spent]
     assert len(told) == 2
@@ -190,7 +190,7 @@ def test_undecided_within_the_limit_says_limit(monkeypatch: pytest.MonkeyPatch) 
 
 
 def one_column(a: float = 1.0, c: float = 1.0, upper: float = 2.0, row_lower: float = -INF) -> Problem:
-    return Problem([c], 0.0, [[1.0], [a]], [0.0, row_lower], [1.0, 2.0], [0.0], [upper], [False])
+    return problem_of([c], 0.0, [[1.0], [a]], [0.0, row_lower], [1.0, 2.0], [0.0], [upper], [False])
 
 
 @pytest.mark.parametrize(
@@ -211,7 +211,7 @@ def test_what_highs_would_silently_change_is_refused(p: Problem, message: str) -
 
 def test_the_smallest_entries_that_are_accepted_are_kept() -> None:
     # Without its entry the row would not hold x back from 1e12.
-    p = Problem([-1.0], 0.0, [[2e-12]], [-INF], [0.2], [0.0], [1e12], [False])
+    p = problem_of([-1.0], 0.0, [[2e-12]], [-INF], [0.2], [0.0], [1e12], [False])
     assert Highs().solve(p).objective == pytest.approx(-1e11, rel=1e-6)
 
 
@@ -265,7 +265,7 @@ def test_nothing_is_printed_though_a_new_highs_object_prints_a_banner(
     """highspy 1.16 prints it as the constructor sets the callback; other objects than ours still may."""
     import highspy
 
-    honest = highspy.Highs.enableCallbacks
+    honest: Any = highspy.Highs.enableCallbacks
 
     def printing(self: Any) -> None:
         if self.getOptionValue("output_flag")[1]:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from corgi_solvers import Highs, NormBall, Problem, ProblemError, Pulp, write_mps
 from corgi_solvers.pulp import cbc_executable
-from solver_problems import INF, random_lp, scipy_minimum, skip_without, small_mip, usable
+from solver_problems import INF, problem_of, random_lp, scipy_minimum, skip_without, small_mip, usable
 
 
 def read(path: Path) -> Any:
@@ -67,7 +67,7 @@ def test_awkward_numbers_survive(tmp_path: Path) -> None:
     n = len(c)
     sides = ([1e-17, -1.0, -1 / 3, -INF], [1.0, 1e-17, 1 / 7, INF])
     A = np.arange(1, 4 * n + 1).reshape(4, n) / 7
-    p = Problem(c, -1e-3, A, *sides, np.full(n, -1 / 3), np.full(n, 1e18 / 7), np.arange(n) == 2)
+    p = problem_of(c, -1e-3, A, *sides, np.full(n, -1 / 3), np.full(n, 1e18 / 7), np.arange(n) == 2)
     source = write_mps(p, tmp_path / "p.mps")
     lp = read(tmp_path / "p.mps")
     np.testing.assert_array_equal(lp.col_cost_[:4], c[:4])
@@ -81,7 +81,7 @@ def test_awkward_numbers_survive(tmp_path: Path) -> None:
 def test_a_range_that_would_round_becomes_two_rows(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     sides = np.sort(rng.normal(size=(300, 2)) * 10.0 ** rng.integers(-6, 7, (300, 2)), axis=1)
-    p = Problem([1.0], 0.0, np.ones((300, 1)), sides[:, 0], sides[:, 1], [-INF], [INF], [False])
+    p = problem_of([1.0], 0.0, np.ones((300, 1)), sides[:, 0], sides[:, 1], [-INF], [INF], [False])
     source = write_mps(p, tmp_path / "p.mps")
     assert 300 < source.size < 400
     lp = read(tmp_path / "p.mps")
@@ -122,7 +122,7 @@ def test_cbc_reads_the_problem_that_was_written(tmp_path: Path) -> None:
         written = p.A.toarray()[source]
         if not (written.any(axis=0).all() and written.any(axis=1).all()):
             continue  # what CBC writes lacks empty columns
-        command = [cbc_executable(), path, "-presolve", "off", "-export", again]
+        command: list[str | Path] = [cbc_executable(), path, "-presolve", "off", "-export", again]
         done = subprocess.run(command, capture_output=True, text=True, timeout=20)
         assert "read with 0 errors" in done.stdout
         ours, theirs = read(path), read(again)
@@ -149,7 +149,7 @@ def test_scip_reads_the_problem_that_was_written(tmp_path: Path) -> None:
 
 def test_empty_problems_can_be_written(tmp_path: Path) -> None:
     none = np.zeros(0)
-    p = Problem([1.0, 0.0], 2.0, np.zeros((1, 2)), [-1.0], [1.0], [-INF, -INF], [INF, 3.0], [False, True])
+    p = problem_of([1.0, 0.0], 2.0, np.zeros((1, 2)), [-1.0], [1.0], [-INF, -INF], [INF, 3.0], [False, True])
     assert write_mps(p, tmp_path / "p.mps").tolist() == [0]
     lp = read(tmp_path / "p.mps")
     assert (lp.num_row_, lp.num_col_) == (1, 2)
@@ -160,7 +160,7 @@ def test_empty_problems_can_be_written(tmp_path: Path) -> None:
 def test_balls_are_refused(tmp_path: Path) -> None:
     none = np.zeros(0)
     ball = NormBall([0], [1.0], [0.0], 1.0)  # type: ignore[arg-type]
-    p = Problem([1.0], 0.0, np.zeros((0, 1)), none, none, [0.0], [1.0], [False], (ball,))
+    p = problem_of([1.0], 0.0, np.zeros((0, 1)), none, none, [0.0], [1.0], [False], (ball,))
     with pytest.raises(ProblemError, match="cannot hold balls"):
         write_mps(p, tmp_path / "p.mps")
     assert not (tmp_path / "p.mps").exists()

@@ -10,6 +10,7 @@ import pytest
 from corgi_solvers import Problem, ProblemError, dual_objective
 from scipy.optimize import linprog
 from scipy.sparse import csr_array
+from solver_problems import problem_of
 
 INF = math.inf
 
@@ -129,10 +130,10 @@ def test_boxed_looks_at_the_columns_that_the_objective_moves() -> None:
 
 def test_empty_problems_exist() -> None:
     none = np.zeros(0)
-    rows_only = Problem(none, 2.0, np.zeros((1, 0)), [-1.0], [1.0], none, none, none.astype(bool))
+    rows_only = problem_of(none, 2.0, np.zeros((1, 0)), [-1.0], [1.0], none, none, none.astype(bool))
     assert (rows_only.m, rows_only.n, rows_only.is_mip) == (1, 0, False)
     assert rows_only.violation(none) == 0.0
-    cols_only = Problem([1.0], 2.0, np.zeros((0, 1)), none, none, [3.0], [4.0], [True])
+    cols_only = problem_of([1.0], 2.0, np.zeros((0, 1)), none, none, [3.0], [4.0], [True])
     assert (cols_only.m, cols_only.n, cols_only.is_mip) == (0, 1, True)
     assert dual_objective(cols_only, none) == 5.0
 
@@ -158,7 +159,7 @@ def test_any_multipliers_bound_a_boxed_lp_from_below() -> None:
 
 def test_dual_objective_at_infinite_sides() -> None:
     # min x, x free, 1 <= x < inf: y = 1 is optimal; y < 0 presses on the missing side and is dropped.
-    p = Problem([1.0], 0.0, [[1.0]], [1.0], [INF], [-INF], [INF], [False])
+    p = problem_of([1.0], 0.0, [[1.0]], [1.0], [INF], [-INF], [INF], [False])
     assert dual_objective(p, [1.0]) == 1.0
     assert dual_objective(p, [-1.0]) == -INF
     assert dual_objective(p, [1.0 - 1e-10]) == -INF
@@ -168,5 +169,5 @@ def test_dual_objective_at_infinite_sides() -> None:
 
 
 def test_dual_objective_overflow_is_no_bound() -> None:
-    p = Problem([1.0], 0.0, [[1e300]], [1.0], [2.0], [-1.0], [1.0], [False])
+    p = problem_of([1.0], 0.0, [[1e300]], [1.0], [2.0], [-1.0], [1.0], [False])
     assert dual_objective(p, [1e300]) == -INF

@@ -20,10 +20,10 @@ import pytest
 from corgi_solvers import BackendMissingError, Problem, ProblemError, Pulp, Solution, Status, cbc, child, pulp
 from corgi_solvers.pulp import read_answer
 from ending import ended
-from solver_problems import INF, skip_without, usable
+from solver_problems import INF, problem_of, skip_without, usable
 
-LP = Problem([1.0, 1.0], 0.0, [[1.0, 2.0]], [1.0], [INF], [0.0, 0.0], [5.0, 5.0], [False, False])  # minimum 0.5
-MIP = Problem([1.0, 1.0], 0.0, [[2.0, 2.0]], [1.0], [INF], [0.0, 0.0], [5.0, 5.0], [True, True])  # minimum 1
+LP = problem_of([1.0, 1.0], 0.0, [[1.0, 2.0]], [1.0], [INF], [0.0, 0.0], [5.0, 5.0], [False, False])  # minimum 0.5
+MIP = problem_of([1.0, 1.0], 0.0, [[2.0, 2.0]], [1.0], [INF], [0.0, 0.0], [5.0, 5.0], [True, True])  # minimum 1
 
 posix = pytest.mark.skipif(os.name != "posix", reason="stands a script in for the solver")
 
@@ -151,7 +151,7 @@ def test_a_child_that_outstays_its_time_is_killed(fake_cbc, monkeypatch: pytest.
     fake_cbc("time.sleep(3600)")
     started = []
 
-    class Told(subprocess.Popen):
+    class Told(subprocess.Popen[bytes]):
         def __init__(self, *args, **kwargs):
             super().__init__(*args, **kwargs)
             started.append(self.pid)
@@ -184,11 +184,11 @@ def test_mips_that_cbc_gets_wrong_by_itself() -> None:
     ]
     c = [28.35423289334687, -89.30997222024614, -0.2010201765218665, -95.75409509167008]
     box = np.ones(4)
-    p = Problem(c, 7.0, A, [-INF] * 2, [2.6553696523831523, 2.9329953091025076], -box, box, np.arange(4) < 2)
+    p = problem_of(c, 7.0, A, [-INF] * 2, [2.6553696523831523, 2.9329953091025076], -box, box, np.arange(4) < 2)
     assert Pulp().solve(p).objective == pytest.approx(-206.61932038178497)
     c = [-71.46397570991022, 45.211812615863025, 151.27703793394602, 138.87156685999273]
     A = [[-4.903309198699517, -5.63997277922874, 2.0012795055806762, 2.7309425813168686]]
-    p = Problem(c, 7.0, A, [-1.3159375071081887], [0.3938261344473661], -box, box, box > 0)
+    p = problem_of(c, 7.0, A, [-1.3159375071081887], [0.3938261344473661], -box, box, box > 0)
     s = Pulp().solve(p)
     assert s.status is Status.OPTIMAL
     assert s.bound == pytest.approx(-260.95282625971925)
@@ -257,10 +257,11 @@ def test_answers_are_read_exactly(tmp_path: Path) -> None:
 
 
 def test_the_offset_that_pulp_drops_is_in_the_bound() -> None:
-    p = Problem([1.0, 1.0], 100.0, [[2.0, 2.0]], [1.0], [INF], [0.0, 0.0], [5.0, 5.0], [True, True])
+    p = problem_of([1.0, 1.0], 100.0, [[2.0, 2.0]], [1.0], [INF], [0.0, 0.0], [5.0, 5.0], [True, True])
     for solver in (one for one in ("cbc", "highs") if usable(f"pulp:{one}")):
         s = Pulp(solver).solve(p)
-        assert (s.status, s.objective) == (Status.OPTIMAL, pytest.approx(101.0))
+        assert s.status is Status.OPTIMAL
+        assert s.objective == pytest.approx(101.0)
         assert s.bound == pytest.approx(101.0, abs=1e-5)
 
 
@@ -274,9 +275,10 @@ def test_columns_that_pulp_leaves_out_are_where_they_may_be(solver: str) -> None
     c[[2, 10]] = 3.0, 5.0
     lower, upper, whole = np.zeros(n), np.full(n, 9.0), np.zeros(n, dtype=bool)
     lower[7], whole[7], lower[3], upper[3] = 2.5, True, -4.0, -1.0
-    p = Problem(c, 0.0, A, [4.0, 1.5, -INF], [INF, 2.0, INF], lower, upper, whole)
+    p = problem_of(c, 0.0, A, [4.0, 1.5, -INF], [INF, 2.0, INF], lower, upper, whole)
     s = Pulp(solver).solve(p)
-    assert (s.status, s.objective) == (Status.OPTIMAL, pytest.approx(10.0))
+    assert s.status is Status.OPTIMAL
+    assert s.objective == pytest.approx(10.0)
     assert s.x is not None
     assert s.x[[2, 3, 7, 10]].tolist() == pytest.approx([0.0, -1.0, 3.0, 2.0])
     assert 1.5 - 1e-6 <= s.x[5] <= 2.0 + 1e-6
@@ -290,7 +292,7 @@ def test_settings_that_cannot_be_taken_are_refused() -> None:
         Pulp("glpk")
     for settings in ({"threads": 0}, {"mip_rel_gap": -1.0}, {"mip_abs_gap": math.nan}):
         with pytest.raises(ProblemError):
-            Pulp(**settings)  # type: ignore[arg-type]
+            Pulp(**settings)
 
 
 def test_a_missing_solver_names_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -324,7 +326,7 @@ def test_ctrl_c_is_raised_and_leaves_no_child(solver: str) -> None:
         import numpy as np
         from corgi_solvers import Problem, Pulp, child
 
-        class Told(subprocess.Popen):
+        class Told(subprocess.Popen[bytes]):
             def __init__(self, *args, **kwargs):
                 super().__init__(*args, **kwargs)
                 print(self.pid, flush=True)

@@ -6,27 +6,26 @@ import math
 import sys
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
 from corgi_solvers import Highs, NormBall, Problem, ProblemError, Status, dual_objective, proves_infeasible, safe_bound
 from exact_programs import above, dot, exact_minimum, exactly, is_feasible, nearest
-from solver_problems import INF, scipy_minimum
+from solver_problems import INF, ball_of, problem_of, scipy_minimum
 
 Vector = np.ndarray
-NO_ROWS = ([], [])
+NO_ROWS: tuple[list[float], list[float]] = ([], [])
 OPEN_BOX = [-INF, -INF], [INF, INF]
 PAIR = np.array([0, 1])
 w = 2.0**-1074
 
 
-def problem(
-    c: object, A: object, rows: object, box: object, offset: float = 0.0, balls: Sequence[NormBall] = ()
-) -> Problem:
+def problem(c: Any, A: Any, rows: Any, box: Any, offset: float = 0.0, balls: Sequence[NormBall] = ()) -> Problem:
     """``rows`` and ``box``: (lower, upper)."""
-    n = np.size(c)  # type: ignore[arg-type]
+    n = np.size(c)
     A = np.asarray(A, dtype=float).reshape(-1, n)
-    return Problem(c, offset, A, *rows, *box, np.zeros(n, dtype=bool), tuple(balls))  # type: ignore[arg-type,misc]
+    return problem_of(c, offset, A, *rows, *box, np.zeros(n, dtype=bool), tuple(balls))
 
 
 # --- feasible problems of every scale ---------------------------------------------------------------------------------
@@ -66,7 +65,7 @@ def feasible_problem(rng: np.random.Generator, kind: str, *, tight: bool = False
     m, n = int(rng.integers(0, 4)), int(rng.integers(1, 4))
     short = rng.random() < 0.4  # few digits: exact products, ties, degenerate vertices
 
-    def numbers(exponent: Vector) -> Vector:
+    def numbers(exponent: Any) -> Any:
         size = np.shape(exponent)
         raw = rng.integers(-3, 4, size).astype(float) if short else rng.normal(size=size)
         return np.ldexp(raw, exponent)
@@ -174,7 +173,7 @@ def lost_ones(sign: int) -> tuple[Problem, Vector, list[Fraction]]:
 
 
 B = 2.0**53
-CASES = {
+CASES: dict[str, tuple[Problem, Sequence[float] | Vector, list[Fraction]]] = {
     "0.1 + 0.2": (problem([0.1, 0.2], [], NO_ROWS, ([1, 1], [1, 1])), [], exactly([1, 1])),
     "a reduced cost that is not quite zero": (
         problem([1], [[0.1]], ([1e8], [INF]), ([0], [1e9])),
@@ -423,13 +422,13 @@ def fixed_or_open(rng: np.random.Generator, wild: bool) -> Problem:
 
 BALLS = {
     "the norm of a ball's denormal multipliers": problem(
-        [2.0**-574] * 2, [], NO_ROWS, OPEN_BOX, 0.0, [NormBall(PAIR, [2.0**500] * 2, [0, 0], 2.0**1000)]
+        [2.0**-574] * 2, [], NO_ROWS, OPEN_BOX, 0.0, [ball_of(PAIR, [2.0**500] * 2, [0, 0], 2.0**1000)]
     ),
     "a ball that is narrower than any float": problem(
-        [2.0**1000, 0], [], NO_ROWS, OPEN_BOX, 0.0, [NormBall(PAIR, [4, 4], [0, 0], w)]
+        [2.0**1000, 0], [], NO_ROWS, OPEN_BOX, 0.0, [ball_of(PAIR, [4, 4], [0, 0], w)]
     ),
     "the other side of such a ball": problem(
-        [-(2.0**1000), 0], [], NO_ROWS, OPEN_BOX, 0.0, [NormBall(PAIR, [-4, 4], [0, 0], w)]
+        [-(2.0**1000), 0], [], NO_ROWS, OPEN_BOX, 0.0, [ball_of(PAIR, [-4, 4], [0, 0], w)]
     ),
 }
 
@@ -443,7 +442,7 @@ def test_not_above_the_closed_form_at_the_ends_of_the_range(name: str) -> None:
 
 
 def test_a_ball_whose_multipliers_overflow_is_left_to_its_box() -> None:
-    ball = NormBall(PAIR, [1e-300, 1e-300], [0, 0], 4e-300)
+    ball = ball_of(PAIR, [1e-300, 1e-300], [0, 0], 4e-300)
     p = problem([1e300, 1.0], [], NO_ROWS, ([-1, -INF], [INF, 1]), 0.0, [ball])
     assert safe_bound(p, []) == pytest.approx(-1e300)
 
@@ -518,7 +517,7 @@ def test_rows_box_and_balls_together(overlap: bool) -> None:
 
 
 def test_balls_prove_infeasibility_together_with_rows() -> None:
-    ball = NormBall(PAIR, [2.0, -2.0], [0.0, 2.0], 1.0)  # around (0, 1), of radius 1/2
+    ball = ball_of(PAIR, [2.0, -2.0], [0.0, 2.0], 1.0)  # around (0, 1), of radius 1/2
     reach = 1 + math.sqrt(0.5)  # of x + y on it
     beyond = problem([1, 1], [[1, 1]], ([reach + 1e-9], [INF]), OPEN_BOX, balls=[ball])
     touching = problem([1, 1], [[1, 1]], ([reach - 1e-9], [INF]), OPEN_BOX, balls=[ball])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -95,7 +96,8 @@ def test_a_box_of_its_own_for_every_channel_is_one_question_however_it_is_said(s
 
 def test_a_box_of_numbers_has_the_key_it_always_had():
     assert Ask("radius", 1, "bab", clip=(0, 1)).plain()["clip"] == [0.0, 1.0]
-    assert Ask("radius", 1, "bab", clip=[np.float32(0), 1]).plain() == Ask("radius", 1, "bab").plain()
+    written: Any = [np.float32(0), 1]
+    assert Ask("radius", 1, "bab", clip=written).plain() == Ask("radius", 1, "bab").plain()
 
 
 @pytest.mark.parametrize("clip", [[[0, 0], [1, 0]], [[0, 0, 0], [1, 1]], "0,1;2", [0, 1, 2], {"low": 0}])

@@ -11,6 +11,7 @@ import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -97,12 +98,13 @@ def test_every_cell_has_its_answer(studied):
             assert row.status == co.verify(net, x, eps=0.01, k=2).status and row.settled_by
         else:
             v = co.compare(net, x, k=2, eps=0.01, methods=["lp"]).only.answers["lp"]
+            assert isinstance(v, co.Verdict)
             assert (row.lower, row.upper) == pytest.approx((v.margin_lower, v.margin_upper))
         cam = net.cam(x).flatten().sort(descending=True).values
         assert row.gap == pytest.approx(float(cam[1] - cam[2]), rel=1e-5)
-        assert row.class_idx == int(net.class_index(x, None)) and row.seconds > 0 and row.host
+        assert row.class_idx == int(net.class_index(x, None)) and (row.seconds or 0) > 0 and row.host
     (failed,) = (r for r in rows if r.state == "failed")
-    assert failed.model == "wrong" and "this network is wrong" in failed.reason
+    assert failed.model == "wrong" and "this network is wrong" in (failed.reason or "")
 
 
 def test_running_again_does_nothing_and_starts_no_worker(studied, monkeypatch):
@@ -120,7 +122,7 @@ def test_a_cluster_that_was_there_before_gives_the_same_answers(studied, tmp_pat
         port = probe.getsockname()[1]
     address = f"tcp://127.0.0.1:{port}"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": environment}
+    quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": environment}
     dask = [sys.executable, "-m", "dask"]
     with ExitStack() as stack:
         local = ["--host", "127.0.0.1"]

@@ -12,6 +12,7 @@ import tomllib
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -154,7 +155,7 @@ PLAN = """
     method = "both"
 """
 
-TABLES = (methods.TABLE, BUILDERS, BACKENDS, PROPERTIES, FIGURES)
+TABLES: tuple[dict[str, Any], ...] = (methods.TABLE, BUILDERS, BACKENDS, PROPERTIES, FIGURES)
 
 
 @contextmanager
@@ -216,14 +217,16 @@ def test_its_rows_are_what_the_functions_give(studied, tables):
     for row in rows:
         cell = cells[row.key]
         x = cell.image.x
-        net, asked = co.from_torch(cell.model.built(), x), {"method": row.method, "time_limit": 60, "device": "cpu"}
+        net = co.from_torch(cell.model.built(), x)
+        asked: dict[str, Any] = {"method": row.method, "time_limit": 60, "device": "cpu"}
         if row.property is not None:
-            r = co.radius(net, x, property={"name": "InTop", "pixel": 53, "rank": 2}, rtol=0.1, **asked)
+            in_top: Any = {"name": "InTop", "pixel": 53, "rank": 2}
+            r = co.radius(net, x, property=in_top, rtol=0.1, **asked)
         elif row.kind == "radius":
             r = co.radius(net, x, k=1, **asked)
         else:
             v = co.verify(net, x, eps=0.01, k=2, solver="mine", **asked)
-            assert (row.status, row.lower) == (v.status, pytest.approx(v.margin_lower))
+            assert row.status == v.status and row.lower == pytest.approx(v.margin_lower)
             continue
         assert 0 < r.lower < r.upper
         assert (row.lower, row.upper, row.attack) == pytest.approx((r.lower, r.upper, r.attack))
@@ -341,12 +344,20 @@ def test_what_is_known_and_asked_wrongly_gets_no_advice(tmp_path, tables):
     assert not isinstance(refused.value, co.StudyError)
 
 
+def known_as(role: Any, name: str) -> own.Own:
+    """What of one's own has this name."""
+    mine = own.own_of(role, name)
+    assert mine is not None
+    return mine
+
+
 # --- keys ---------------------------------------------------------------------------------------------------------
 
 
-def keys(folder: Path, text: str, **more: object) -> list[str]:
+def keys(folder: Path, text: str, **more: Any) -> list[str]:
     """Of a cell that uses a property and a method of one's own, and of one that uses nothing of the kind."""
-    mine, plain = plan()["questions"][0], {"k": 1, "method": "crown"}
+    made: Any = plan()
+    mine, plain = made["questions"][0], {"k": 1, "method": "crown"}
     with as_before():
         write(folder, text)
         return [c.key for c in Plan.of(plan(imports=["mine.py"], questions=[mine, plain], **more), folder).cells()]
@@ -424,9 +435,9 @@ def test_a_module_is_found_where_the_caller_finds_it_and_plans_do_not_mix(tmp_pa
         replies.append(worker.run_guarded(task, 2.0**31)["known"])
     worker.end_children()
     first, second = replies
-    assert first[0] == first[1] == own.own_of("method", "both").sha256 and first[2:] == ["", None]
+    assert first[0] == first[1] == known_as("method", "both").sha256 and first[2:] == ["", None]
     assert second[0] == second[1] == own._sha256([other]) != first[0]
-    assert own.own_of("property", "InTop").homes == ("package.things",)  # by dots: it may import its neighbours so
+    assert known_as("property", "InTop").homes == ("package.things",)  # by dots: it may import its neighbours so
 
 
 STARTS = """

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import sqlite3
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -16,7 +17,7 @@ from corgi_opt.study import Row, Store
 from corgi_opt.study.store import FILE
 
 
-def row(key: str, **more: object) -> Row:
+def row(key: str, **more: Any) -> Row:
     base = Row(
         key=key,
         state="done",

@@ -1,0 +1,196 @@
+"""Comparisons: several images, k and eps; margins whose bounds are as sharp as their methods; tables and pictures."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+import torch
+from asking import about
+from nets import Pooled, image, seeded
+
+import corgi_opt as co
+
+mpl.use("Agg")  # before pyplot: no display is needed
+from matplotlib import pyplot as plt
+
+K = 4
+
+
+@pytest.fixture(autouse=True)
+def _close_figures():
+    yield
+    plt.close("all")
+
+
+@pytest.fixture(scope="module")
+def network():
+    return co.from_torch(seeded(Pooled), image(1, 8, 8))
+
+
+def radius(method: str, lower: float, upper: float) -> co.Radius:
+    return co.Radius(about(K), lower, upper, method, lower, upper, None, None, "")
+
+
+def comparison(upper: float, clip: tuple[float, float] | None = (0.0, 1.0), **lower: float) -> co.Comparison:
+    question = co.Compared(0, about(K, clip=clip), None, {m: radius(m, r, upper) for m, r in lower.items()}, {})
+    return co.Comparison((question,), 0.01)
+
+
+def texts(ax) -> list[str]:
+    return [t.get_text().strip() for t in ax.texts]
+
+
+def test_bars_are_as_long_as_the_certified_eps_and_the_line_is_where_it_breaks():
+    ax = comparison(0.04, corgi=0.008, milp=0.039).plot()
+    assert [bar.get_width() for bar in ax.patches] == [0.008, 0.039]
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["corgi", "milp"]
+    assert ax.yaxis_inverted()  # the weakest on top
+    (line,) = ax.lines
+    assert line.get_xdata() == [0.04, 0.04]
+    assert texts(ax) == ["0.008", "0.039", "counterexample at 0.04"]
+    assert "clip box [0, 1]" in ax.get_xlabel()
+    assert "top-4" in ax.get_title() and "class 1" in ax.get_title()
+
+
+def test_no_counterexample_means_no_line():
+    ax = comparison(float("inf"), clip=None, corgi=0.1).plot()
+    assert len(ax.lines) == 0
+    assert texts(ax) == ["0.1"]
+    assert "no clip box" in ax.get_xlabel()
+
+
+def test_radii_of_zero_can_be_drawn():
+    ax = comparison(float("inf"), corgi=0.0, milp=0.0).plot()
+    assert ax.get_xlim()[1] > 0
+
+
+def test_a_given_axes_is_drawn_on():
+    _, (left, right) = plt.subplots(1, 2)
+    assert comparison(0.04, corgi=0.01).plot(right) is right
+    assert comparison(0.04, corgi=0.01).plot(left) is left
+
+
+def test_the_numbers_are_inside_the_figure():
+    figure = comparison(0.04, ibp=0.0001, corgi=0.008, milp=0.03999).plot().figure
+    figure.canvas.draw()
+    for text in figure.axes[0].texts:
+        box = text.get_window_extent()
+        assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1
+
+
+def test_several_questions_are_one_table_indexed_by_what_varies(network):
+    x = torch.cat([image(1, 8, 8, seed=s) for s in range(2)])
+    c = co.compare(network, x, k=[1, 2], methods=["corgi", "crown"], rtol=0.1)
+    frame = c.to_frame()
+    assert frame.index.names == ["image", "k", "method"]
+    assert len(c.questions) == 4 and len(frame) == 8
+    for q in c.questions:
+        k = q.asked.property.to_dict()["k"]
+        alone = co.compare(network, x[q.image : q.image + 1], k=k, methods=["corgi", "crown"], rtol=0.1)
+        assert {n: r.lower for n, r in alone.radii.items()} == {n: q.lower(n) for n in q.answers}
+        assert frame.loc[(q.image, k, "crown"), "certified_eps"] == q.lower("crown")
+    assert co.compare(network, x[:1], k=1, methods=["crown"], rtol=0.1).to_frame().index.names == ["method"]
+    with pytest.raises(co.InputError, match="4 questions"):
+        _ = c.only
+    assert repr(c).count("\n") == 4 and "image 1, k=2" in repr(c)
+    assert c._repr_html_().count("<tr") == 9 + 1
+
+
+def test_margins_at_fixed_eps_are_as_sharp_as_their_method(network):
+    x = image(1, 8, 8)
+    eps = co.radius(network, x, k=2).lower
+    c = co.compare(network, x, k=2, eps=[0.5 * eps, 1.5 * eps], methods=["bab", "corgi", "crown"], rtol=0.001)
+    assert [q.eps for q in c.questions] == [0.5 * eps, 1.5 * eps]
+    for q, status in zip(c.questions, ("certified", "falsified"), strict=True):
+        assert list(q.answers) == ["corgi", "crown", "bab"]
+        assert q.lower("corgi") <= q.lower("crown") <= q.lower("bab") <= q.attack
+        answer = q.answers["bab"]
+        assert isinstance(answer, co.Verdict) and answer.status == status
+        assert answer.margin_upper == q.attack
+    frame = c.to_frame()
+    assert frame.index.names == ["eps", "method"] and list(frame.columns)[:3] == [
+        "status",
+        "margin_lower",
+        "margin_upper",
+    ]
+    with pytest.raises(co.InputError, match="margins"):
+        _ = co.compare(network, x, k=2, eps=eps, methods=["crown"]).radii
+
+
+def test_comparisons_go_through_json_and_back(network):
+    x = image(1, 8, 8)
+    radii = co.compare(network, x, k=[1, 2], methods=["corgi", "crown"], rtol=0.1)
+    margins = co.compare(network, x, k=2, eps=[0.001, 0.5], methods=["corgi", "crown"])
+    for found in (radii, margins):
+        back = co.Comparison.from_dict(json.loads(json.dumps(found.to_dict(), allow_nan=False)))
+        assert back.to_dict() == found.to_dict() and repr(back) == repr(found)
+        assert [q.asked for q in back.questions] == [q.asked for q in found.questions]
+    assert {q.asked.property for q in radii.questions} == {co.TopK(1), co.TopK(2)}
+
+
+def test_one_tied_image_of_several_is_answered(network):
+    tied = torch.zeros(1, 1, 8, 8)
+    x = torch.cat([image(1, 8, 8), tied])
+    with pytest.raises(co.TieError):
+        co.compare(network, tied, k=2, methods=["corgi"])
+    c = co.compare(network, x, k=2, methods=["corgi"], rtol=0.1)
+    assert c.questions[0].lower("corgi") > 0
+    radius = c.questions[1].answers["corgi"]
+    assert isinstance(radius, co.Radius) and radius.upper == 0 and "differ by" in radius.reason
+    margins = co.compare(network, x, k=2, eps=0.001, methods=["corgi"])
+    verdict = margins.questions[1].answers["corgi"]
+    assert isinstance(verdict, co.Verdict) and verdict.status == "unknown"
+    assert margins.questions[1].lower("corgi") == -math.inf
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"eps": []}, "got none"),
+        ({"k": []}, "got none"),
+        ({"eps": -1.0}, ">= 0"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(network, options, message):
+    with pytest.raises(co.InputError, match=message):
+        co.compare(network, image(1, 8, 8), **{"k": 2, **options})
+
+
+def test_a_ladder_of_margins_says_its_numbers_beside_the_names(network):
+    x = image(1, 8, 8)
+    eps = co.radius(network, x, k=2).lower
+    c = co.compare(network, x, k=2, eps=3 * eps, methods=["corgi", "bab"])
+    ax = c.plot()
+    labels = [t.get_text() for t in ax.get_yticklabels()]
+    assert labels == [f"{m}  {c.only.lower(m):.4g}" for m in ("corgi", "bab")]
+    assert [bar.get_width() for bar in ax.patches] == [c.only.lower(m) for m in ("corgi", "bab")]
+    assert ax.lines[0].get_xdata() == [c.only.attack] * 2
+    assert "margin at eps" in ax.get_xlabel()
+
+
+def test_several_questions_are_drawn_as_shares_of_the_attack(network):
+    x = torch.cat([image(1, 8, 8, seed=s) for s in range(3)])
+    c = co.compare(network, x, k=2, methods=["corgi", "crown"], rtol=0.1)
+    ax = c.plot()
+    dots = [line for line in ax.lines if line.get_marker() == "."]
+    for line, method in zip(dots, ("corgi", "crown"), strict=True):
+        assert sorted(line.get_xdata()) == pytest.approx(sorted(q.lower(method) / q.attack for q in c.questions))
+    medians = [t.get_text() for t in ax.texts if t.get_text() != "median"]
+    assert medians == [f"{np.median([q.lower(m) / q.attack for q in c.questions]):.3f}" for m in ("corgi", "crown")]
+
+
+def test_verdicts_and_radii_show_themselves(network):
+    x = image(1, 8, 8)
+    r = co.radius(network, x, k=2)
+    v = co.verify(network, x, eps=0.5 * r.lower, k=2)
+    assert f"{r.lower:.6g}" in r._repr_html_() and "broken at" in r._repr_html_()
+    assert "certified" in v._repr_html_() and "every pair keeps its order" in v._repr_html_()
+    ax = r.plot()
+    assert [bar.get_width() for bar in ax.patches] == [r.corgi, r.lower]
+    assert ax.lines[0].get_xdata() == [r.upper] * 2
+    ax = v.plot()
+    assert ax.lines[0].get_xdata() == [v.margin_upper] * 2 and "certified" in ax.get_title()

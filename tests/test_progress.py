@@ -1,0 +1,66 @@
+"""Where progress is shown and what it says: on standard error, asked for or before a terminal, and nowhere else."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from corgi_opt._progress import counting, reporting, silent
+from corgi_opt.errors import InputError
+
+
+class Terminal:
+    """Standard error before somebody's eyes."""
+
+    def __init__(self) -> None:
+        self.text = ""
+
+    def write(self, text: str) -> int:
+        self.text += text
+        return len(text)
+
+    def flush(self) -> None: ...
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_line_says_its_title_and_what_is_left(capfd):
+    with reporting(True, "radius") as report:
+        report("12 pairs left")
+    out, err = capfd.readouterr()
+    assert out == "" and "radius" in err and "12 pairs left" in err
+
+
+@pytest.mark.parametrize("wanted", [False, None])
+def test_where_nobody_looks_nothing_is_written(wanted, capfd):
+    with reporting(wanted, "radius") as report:
+        report("12 pairs left")
+        assert report is silent
+    with counting(wanted, "cells", total=5) as step:
+        step(2)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_before_a_terminal_it_is_shown_unasked_unless_told_not_to(monkeypatch):
+    for wanted, shown in ((None, True), (False, False)):
+        terminal = Terminal()
+        monkeypatch.setattr(sys, "stderr", terminal)
+        with counting(wanted, "cells", total=4) as step:
+            step(1)
+        assert ("cells" in terminal.text) is shown
+
+
+def test_a_bar_counts_on_from_what_was_done_before(capfd):
+    with counting(True, "cells", total=9, done=4) as step:
+        assert "4/9" in capfd.readouterr().err
+        step(5)
+    assert "9/9" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("wanted", [1, 0, "yes", []])
+@pytest.mark.parametrize("shown", [lambda w: reporting(w, "a"), lambda w: counting(w, "a", 1)])
+def test_what_is_no_wish_is_refused(shown, wanted):
+    with pytest.raises(InputError, match="progress must be True, False or None"), shown(wanted):
+        pass
