@@ -65,6 +65,11 @@ def atom_of(question: Question, pair: Any) -> int:
     raise InputError(f"pair must be two {groups.things[1]} that the {what} compares, the one ahead first, got {pair!r}")
 
 
+def curved_layers(net: object) -> tuple[str, ...]:
+    """``net.curved``; nothing for what is no network, which is refused where the image is looked at."""
+    return net.curved if isinstance(net, CamNetwork) else ()
+
+
 @dataclass(frozen=True, eq=False)
 class Means:
     """What a question is answered with: the method, the solver that it asks, the device it runs on, and until when.
@@ -92,11 +97,10 @@ class Means:
     ) -> Means:
         """Raises InputError, UnknownMethodError; MissingPackageError where the solver is not installed."""
         norm = canonical_norm(norm)
-        curved = net.curved if isinstance(net, CamNetwork) else ()
+        curved = curved_layers(net)
         row, deadline = check_method(method, norm, curved), check_time_limit(time_limit)
-        note = (
-            "" if row.name == method else f"method {method!r} is {row.name!r} here: no exact one takes {listed(curved)}"
-        )
+        replaced = row.name != method
+        note = f"method {method!r} is {row.name!r} here: no exact one takes {listed(curved)}" if replaced else ""
         backend = check_solver(solver, row.name, norm)
         return cls(row, backend, resolve_device(device), deadline, float(time_limit), note)
 

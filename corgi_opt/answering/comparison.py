@@ -14,7 +14,7 @@ from corgi_opt._ambient import pinned
 from corgi_opt._checks import check_rtol, resolve_device
 from corgi_opt._deadline import check_time_limit
 from corgi_opt._progress import reporting
-from corgi_opt.answering.asking import asked, chosen_property
+from corgi_opt.answering.asking import asked, chosen_property, curved_layers
 from corgi_opt.answering.backends import check_solver
 from corgi_opt.answering.batches import images_of
 from corgi_opt.answering.margin_search import MarginSearch
@@ -232,7 +232,7 @@ def compare(
     Interrupted (``partial``: the comparison so far).
     """
     norm, epses = canonical_norm(norm), [None] if eps is None else _several("eps", eps)
-    curved = net.curved if isinstance(net, CamNetwork) else ()
+    curved = curved_layers(net)
     wanted = _properties(net, property, k, within)
     if methods is None:
         exact = ("lp", "auto" if keep_class or within is not None else "bab")

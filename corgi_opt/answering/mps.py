@@ -13,7 +13,7 @@ from torch import Tensor
 from corgi_opt._ambient import pinned
 from corgi_opt._checks import resolve_device
 from corgi_opt._deadline import Deadline
-from corgi_opt.answering.asking import atom_of, chosen_property
+from corgi_opt.answering.asking import atom_of, chosen_property, curved_layers
 from corgi_opt.answering.ladder import Ladder
 from corgi_opt.encode.big_m import big_m
 from corgi_opt.encode.expressions import Expressions
@@ -70,10 +70,7 @@ def export_mps(
     for norm "2", whose region is no linear program.
     """
     norm = canonical_norm(norm)
-    if (
-        check_method(method, norm, net.curved if isinstance(net, CamNetwork) else ()).name not in ("lp", "milp")
-        or norm == "2"
-    ):
+    if check_method(method, norm, curved_layers(net)).name not in ("lp", "milp") or norm == "2":
         raise InputError(f"an MPS file holds an 'lp' or 'milp' for norm 'inf' or '1', not {method!r} for norm {norm!r}")
     where, wanted = resolve_device(device), chosen_property(property, k, within, net)
     scene = Scene.of(net, x, class_idx=class_idx, norm=norm, clip=clip)

@@ -10,11 +10,12 @@ float32 and proves nothing. The result is D at the best slopes met, evaluated in
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from corgi_opt.bounding.adam import Adam
 from corgi_opt.bounding.budget import in_parts
 from corgi_opt.bounding.crown import Relaxed
 from corgi_opt.bounding.dual import Interval, Relaxation, Rows, Step, descend, phi, rows_at_once
@@ -88,13 +89,11 @@ def _search(relaxed: Relaxed, node: str, rows: Rows, enough: float, steps: int) 
 
 @dataclass(eq=False)
 class _Ascending:
-    """A ReLU whose lower slopes are being searched, by Adam (Kingma & Ba 2015) within [0, 1]."""
+    """A ReLU whose lower slopes are being searched, by Adam within [0, 1]."""
 
     lines: ReluLines
     below: Tensor | None = None
-    mean: Tensor | None = None
-    square: Tensor | None = None
-    moves: int = field(default=0)
+    adam: Adam | None = None
 
     def step(self, rows: Rows) -> Step:
         below, above, shift = self.lines.at(rows)
@@ -105,21 +104,16 @@ class _Ascending:
 
     def move(self, gradient: Tensor, rate: float) -> None:
         assert self.below is not None
-        if self.mean is None or self.square is None:
-            self.mean, self.square = torch.zeros_like(gradient), torch.zeros_like(gradient)
-        self.moves += 1
-        self.mean = 0.9 * self.mean + 0.1 * gradient
-        self.square = 0.999 * self.square + 0.001 * gradient**2
-        mean, square = self.mean / (1 - 0.9**self.moves), self.square / (1 - 0.999**self.moves)
-        moved = self.below.detach() + rate * mean / (square.sqrt() + 1e-8)
+        self.adam = self.adam or Adam(gradient)
+        moved = self.below.detach() + rate * self.adam.step(gradient)
         self.below = moved.clamp(0, 1).requires_grad_(True)
 
     def keep(self, rows: Tensor) -> None:
         """Forgets all rows but these."""
         assert self.below is not None
         self.below = self.below.detach()[rows].requires_grad_(True)
-        self.mean = None if self.mean is None else self.mean[rows]
-        self.square = None if self.square is None else self.square[rows]
+        if self.adam is not None:
+            self.adam.keep(rows)
 
 
 @dataclass(frozen=True, eq=False)

@@ -28,6 +28,7 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
+from corgi_opt.bounding.adam import Adam
 from corgi_opt.bounding.budget import in_parts
 from corgi_opt.bounding.regions import Move, least
 from corgi_opt.encode.hull import HullPlanes, layers
@@ -228,7 +229,7 @@ class PhaseBounds:
         best, lines = nodes, self._lines(nodes)
         bound = self._descend(nodes.goal, lines)
         start = value = bound.value
-        memory = [_Adam(nodes.slopes) for _ in range(3)]
+        memory = [Adam(nodes.slopes) for _ in range(3)]
         for step in range(steps):
             point = self._rise(bound.lam, lines)
             open_ = lines.open * bound.lam[self.inputs :]
@@ -342,20 +343,6 @@ class PhaseBounds:
 
     def _moved(self, move: Move) -> Tensor:
         return ((move.offset - self._center) / self._reach).T
-
-
-class _Adam:
-    """Directions of Adam (Kingma & Ba 2015) for one map of multipliers."""
-
-    def __init__(self, like: Tensor) -> None:
-        self._mean, self._square, self._steps = torch.zeros_like(like), torch.zeros_like(like), 0
-
-    def step(self, gradient: Tensor) -> Tensor:
-        self._steps += 1
-        self._mean.mul_(0.9).add_(gradient, alpha=0.1)
-        self._square.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
-        size = (self._square / (1 - 0.999**self._steps)).sqrt_().add_(1e-12)
-        return self._mean / (1 - 0.9**self._steps) / size
 
 
 def _block(

@@ -9,6 +9,7 @@ import pytest
 import torch
 from asking import ask
 from clock import Clock
+from curved_nets import read
 from nets import Plain, image, seeded
 
 import corgi_opt as co
@@ -78,7 +79,7 @@ def test_what_stands_beside_an_answer_is_what_was_asked():
 
 @pytest.mark.parametrize(("norm", "method", "solver"), [("inf", "milp", "highs"), (2, "lp", "cvxpy")])
 def test_means_name_the_solver_that_a_norm_needs(norm, method, solver):
-    found = Means.of(**{**MEANS, "method": method, "norm": norm})
+    found = Means.of(net_of(), **{**MEANS, "method": method, "norm": norm})
     assert found.method.name == method
     assert found.solver.name == solver
     assert found.device == torch.device("cpu")
@@ -88,10 +89,10 @@ def test_the_time_of_means_counts_from_when_they_are_made(monkeypatch):
     clock = Clock()
     clock.stand_in(monkeypatch, _deadline)
     clock.now = 100.0
-    found = Means.of(**MEANS)
+    found = Means.of(net_of(), **MEANS)
     clock.now += 45.0
     assert found.seconds == 60.0 and found.deadline.left == 15.0
-    assert Means.of(**{**MEANS, "time_limit": math.inf}).deadline.left == math.inf
+    assert Means.of(net_of(), **{**MEANS, "time_limit": math.inf}).deadline.left == math.inf
 
 
 @pytest.mark.parametrize(
@@ -107,4 +108,15 @@ def test_the_time_of_means_counts_from_when_they_are_made(monkeypatch):
 )
 def test_means_that_are_none_are_refused(changes, error):
     with pytest.raises(error):
-        Means.of(**{**MEANS, **changes})
+        Means.of(net_of(), **{**MEANS, **changes})
+
+
+def test_another_method_answers_where_a_layer_is_curved_and_says_so():
+    net = read("silu")
+    found = Means.of(net, **{**MEANS, "method": "auto"})
+    assert found.method.name == "dual"
+    assert found.said("no time") == f"no time; method 'auto' is 'dual' here: no exact one takes {', '.join(net.curved)}"
+    asked_for = Means.of(net, **{**MEANS, "method": "crown"})
+    assert (asked_for.method.name, asked_for.said("no time")) == ("crown", "no time")
+    with pytest.raises(InputError, match=r"'milp' takes affine and piecewise-linear layers only"):
+        Means.of(net, **MEANS)
