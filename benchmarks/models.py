@@ -1,6 +1,6 @@
 """Well-known architectures, unedited: does each build, how long does it take, and what is proven of it?
 
-    OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE python benchmarks/models.py [--only NAME,NAME] [--limit 30] [--root DIR]
+    OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE python benchmarks/models.py [--only NAME,NAME] [--limit 20] [--root DIR]
 
 Prints the rows of the table in docs/models.md, which says how to install torchvision and timm; DIR is the folder of
 trained networks that benchmarks/zoo.py reads. Weights are as each library draws them after seed 0, or trained ones
@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,13 +61,13 @@ class Entry:
 
 def entries(zoo: Zoo) -> Iterator[Entry]:
     for name in zoo.architectures():
-        yield Entry(f"zoo {name}", lambda name=name: zoo.model(name), (3, 32, 32), name in zoo.names)
+        yield Entry(f"zoo {name}", partial(zoo.model, name), (3, 32, 32), name in zoo.names)
     for name, (make, shape) in HANDMADE.items():
         yield Entry(name, make, shape)
     for name, size in TORCHVISION.items():
-        yield Entry(f"torchvision {name}", lambda name=name: of_torchvision(name), (3, size, size))
+        yield Entry(f"torchvision {name}", partial(of_torchvision, name), (3, size, size))
     for name, size in TIMM.items():
-        yield Entry(f"timm {name}", lambda name=name: of_timm(name), (3, size, size))
+        yield Entry(f"timm {name}", partial(of_timm, name), (3, size, size))
 
 
 def torchvision_models() -> Any:
@@ -181,32 +182,36 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Well-known architectures, unedited: what builds, and how fast.")
     parser.add_argument("--root", type=Path, default=DEFAULT)
     parser.add_argument("--only", default="", help="names, separated by commas; all by default")
-    parser.add_argument("--limit", type=float, default=30.0, help="seconds for a radius")
+    parser.add_argument("--limit", type=float, default=20.0, help="seconds for a radius")
+    parser.add_argument("--patience", type=float, default=240.0, help="seconds for a network, all together")
+    parser.add_argument("--memory", type=float, default=8.0, help="GiB for a network")
     parser.add_argument("--one", default="", help="one name, in this process")
     args = parser.parse_args()
     found = {entry.name: entry for entry in entries(Zoo(args.root))}
     if args.one:
+        most = int(args.memory * 2**30)
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
         co.from_torch(HANDMADE["DS-CNN"][0]().eval(), torch.rand(1, 1, 49, 10))  # torch's first export is slow
         print(row(found[args.one], args.limit), flush=True)
         return
     print("| model | image | CAM | nodes, ReLUs | parity | build (s) | memory (GiB) | what was asked |")
     print("|---|---|---|---|---|---|---|---|", flush=True)
     for name in args.only.split(",") if args.only else found:
-        given = [
-            sys.executable,
-            "-W",
-            "ignore",
-            __file__,
-            "--one",
-            name,
-            "--limit",
-            str(args.limit),
-            "--root",
-            str(args.root),
-        ]
-        ended = subprocess.run(given, capture_output=True, text=True)
-        last = (ended.stdout.splitlines() or [""])[-1]
-        print(last or f"| {name} | | {(ended.stderr.splitlines() or ['died'])[-1][:200]} |", flush=True)
+        print(alone(name, args), flush=True)
+
+
+def alone(name: str, args: argparse.Namespace) -> str:
+    """The row of a network in a process of its own; where that gives none, why."""
+    given = [sys.executable, "-W", "ignore", __file__, "--one", name, "--root", str(args.root)]
+    given += ["--limit", str(args.limit), "--memory", str(args.memory)]
+    try:
+        ended = subprocess.run(given, capture_output=True, text=True, timeout=args.patience)
+    except subprocess.TimeoutExpired:
+        return f"| {name} | | unfinished | | | | | stopped after {args.patience:.0f} s |"
+    if ended.returncode == 0:
+        return ended.stdout.splitlines()[-1]
+    said = (ended.stderr.splitlines() or ["died"])[-1][:160].replace("|", "/")
+    return f"| {name} | | failed | | | | | {said} |"
 
 
 if __name__ == "__main__":

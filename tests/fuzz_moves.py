@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -62,7 +63,7 @@ CHANNELS: dict[str, Move] = {
 """What keeps rows and columns."""
 
 
-def set_item(x: Tensor, place: tuple[slice | int, ...], value: float | Tensor) -> Tensor:
+def set_item(x: Tensor, place: Any, value: float | Tensor) -> Tensor:
     y = x.clone()
     y[place] = value
     return y

@@ -105,18 +105,19 @@ class Head(nn.Module):
 
     def forward(self, a: Tensor) -> Any:
         z = self.logits(self.drop(self.pooled(a)))
-        return {
+        ways: dict[str, Callable[[], Any]] = {
             "plain": lambda: z,
             "tuple": lambda: (z,),
             "dict": lambda: {"logits": z},
             "softmax": lambda: z.softmax(1),
             "log_softmax": lambda: F.log_softmax(z, dim=-1),
             "sigmoid": lambda: torch.sigmoid(z),
-        }[self.output]()
+        }
+        return ways[self.output]()
 
     def pooled(self, a: Tensor) -> Tensor:
         """(N, C, 1, 1)"""
-        ways: dict[str, Callable[[], Tensor]] = {
+        ways: dict[str, Callable[[], Any]] = {
             "mean(2,3)": lambda: a.mean((2, 3))[:, :, None, None] if self.conv else a.mean((2, 3)),
             "mean(-1,-2)": lambda: a.mean((-1, -2), keepdim=self.conv),
             "mean keepdim": lambda: a.mean((3, 2), keepdim=True),

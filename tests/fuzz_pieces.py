@@ -65,6 +65,9 @@ PIECES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
 
 
 class Piece(nn.Module):
+    low: Tensor
+    high: Tensor
+
     def __init__(self, how: str, channels: int) -> None:
         super().__init__()
         self.how = how

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from nets import Plain, conv_of, image, seeded
 from reading import Asked, ramp
-from torch import nn
+from torch import Tensor, nn
 
 import corgi_opt as co
 from corgi_opt.network.builders import (
@@ -115,6 +115,11 @@ def test_weights_are_frozen_scaled_and_normalised_in_many_ways():
 
     class Frozen(nn.Module):
         """As torchvision has it: four buffers, no module of torch."""
+
+        weight: Tensor
+        bias: Tensor
+        mean: Tensor
+        var: Tensor
 
         def __init__(self) -> None:
             super().__init__()

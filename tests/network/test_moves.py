@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,7 +13,7 @@ from reading import Asked, ramp, require_read
 import corgi_opt as co
 
 
-def written(y, place, value):
+def written(y: torch.Tensor, place: Any, value: Any) -> torch.Tensor:
     y = y.clone()
     y[place] = value
     return y
