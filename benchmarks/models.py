@@ -10,14 +10,16 @@ where the folder has them. Every network has a process of its own, so that its m
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import resource
-import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -183,35 +185,47 @@ def main() -> None:
     parser.add_argument("--root", type=Path, default=DEFAULT)
     parser.add_argument("--only", default="", help="names, separated by commas; all by default")
     parser.add_argument("--limit", type=float, default=20.0, help="seconds for a radius")
-    parser.add_argument("--patience", type=float, default=240.0, help="seconds for a network, all together")
+    parser.add_argument("--patience", type=float, default=300.0, help="seconds for a network, all together")
     parser.add_argument("--memory", type=float, default=8.0, help="GiB for a network")
-    parser.add_argument("--one", default="", help="one name, in this process")
     args = parser.parse_args()
     found = {entry.name: entry for entry in entries(Zoo(args.root))}
-    if args.one:
-        most = int(args.memory * 2**30)
-        resource.setrlimit(resource.RLIMIT_AS, (most, most))
-        co.from_torch(HANDMADE["DS-CNN"][0]().eval(), torch.rand(1, 1, 49, 10))  # torch's first export is slow
-        print(row(found[args.one], args.limit), flush=True)
-        return
+    # torch's first export is slow; its autograd must not have run before a fork
+    torch.export.export(nn.Sequential(nn.Conv2d(1, 1, 3), nn.ReLU(inplace=True)).eval(), (torch.rand(1, 1, 4, 4),))
     print("| model | image | CAM | nodes, ReLUs | parity | build (s) | memory (GiB) | what was asked |")
     print("|---|---|---|---|---|---|---|---|", flush=True)
     for name in args.only.split(",") if args.only else found:
-        print(alone(name, args), flush=True)
+        print(alone(found[name], args.limit, args.patience, args.memory), flush=True)
 
 
-def alone(name: str, args: argparse.Namespace) -> str:
-    """The row of a network in a process of its own; where that gives none, why."""
-    given = [sys.executable, "-W", "ignore", __file__, "--one", name, "--root", str(args.root)]
-    given += ["--limit", str(args.limit), "--memory", str(args.memory)]
+def alone(entry: Entry, limit: float, patience: float, memory: float) -> str:
+    """The row of a network from a process of its own; where that gives none, why."""
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=send_row, args=(theirs, entry, limit, memory))
+    process.start()
+    theirs.close()
+    size = "x".join(map(str, entry.shape))
     try:
-        ended = subprocess.run(given, capture_output=True, text=True, timeout=args.patience)
-    except subprocess.TimeoutExpired:
-        return f"| {name} | | unfinished | | | | | stopped after {args.patience:.0f} s |"
-    if ended.returncode == 0:
-        return ended.stdout.splitlines()[-1]
-    said = (ended.stderr.splitlines() or ["died"])[-1][:160].replace("|", "/")
-    return f"| {name} | | failed | | | | | {said} |"
+        if ours.poll(patience):
+            return str(ours.recv())
+        return f"| {entry.name} | {size} | unfinished | | | | | stopped after {patience:.0f} s |"
+    except EOFError:
+        process.join()
+        return f"| {entry.name} | {size} | died | | | | | exit code {process.exitcode} |"
+    finally:
+        process.kill()
+        process.join()
+
+
+def send_row(to: Connection, entry: Entry, limit: float, memory: float) -> None:
+    most = int(memory * 2**30)
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    warnings.simplefilter("ignore")
+    try:
+        to.send(row(entry, limit))
+    except Exception as error:
+        said = f"{type(error).__name__}: {error}".splitlines()[0][:160].replace("|", "/")
+        to.send(f"| {entry.name} | {'x'.join(map(str, entry.shape))} | failed | | | | | {said} |")
 
 
 if __name__ == "__main__":
