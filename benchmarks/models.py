@@ -13,6 +13,7 @@ import argparse
 import multiprocessing
 import os
 import resource
+import signal
 import sys
 import time
 import warnings
@@ -185,7 +186,7 @@ def main() -> None:
     parser.add_argument("--root", type=Path, default=DEFAULT)
     parser.add_argument("--only", default="", help="names, separated by commas; all by default")
     parser.add_argument("--limit", type=float, default=20.0, help="seconds for a radius")
-    parser.add_argument("--patience", type=float, default=300.0, help="seconds for a network, all together")
+    parser.add_argument("--patience", type=float, default=300.0, help="CPU seconds for a network, all together")
     parser.add_argument("--memory", type=float, default=8.0, help="GiB for a network")
     args = parser.parse_args()
     found = {entry.name: entry for entry in entries(Zoo(args.root))}
@@ -201,23 +202,24 @@ def alone(entry: Entry, limit: float, patience: float, memory: float) -> str:
     """The row of a network from a process of its own; where that gives none, why."""
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=send_row, args=(theirs, entry, limit, memory))
+    process = context.Process(target=send_row, args=(theirs, entry, limit, patience, memory))
     process.start()
     theirs.close()
     size = "x".join(map(str, entry.shape))
     try:
-        if ours.poll(patience):
-            return str(ours.recv())
-        return f"| {entry.name} | {size} | unfinished | | | | | stopped after {patience:.0f} s |"
+        return str(ours.recv())
     except EOFError:
         process.join()
-        return f"| {entry.name} | {size} | died | | | | | exit code {process.exitcode} |"
+        late = process.exitcode == -signal.SIGXCPU
+        why = f"stopped after {patience:.0f} CPU s" if late else f"exit code {process.exitcode}"
+        return f"| {entry.name} | {size} | unfinished | | | | | {why} |"
     finally:
         process.kill()
         process.join()
 
 
-def send_row(to: Connection, entry: Entry, limit: float, memory: float) -> None:
+def send_row(to: Connection, entry: Entry, limit: float, patience: float, memory: float) -> None:
+    resource.setrlimit(resource.RLIMIT_CPU, (int(patience), int(patience) + 5))
     most = int(memory * 2**30)
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
     warnings.simplefilter("ignore")

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 Move = Callable[[Tensor], Tensor]
 
+ATEN: Any = torch.ops.aten
+
 
 def half(x: Tensor) -> int:
     return max(1, x.shape[1] // 2)
@@ -29,8 +31,8 @@ CHANNELS: dict[str, Move] = {
     "cat twice": lambda x: torch.cat((x, x), dim=1),
     "cat rotated": lambda x: torch.cat([x[:, 1:], x[:, :1]], 1),
     "cat zeros": lambda x: torch.cat([x, torch.zeros_like(x[:, :1])], 1),
-    "cat new ones": lambda x: torch.cat([x.new_ones(1, 1, *x.shape[2:]), x], 1),
-    "cat parameter": lambda x: torch.cat([x, torch.full((1, 1, *x.shape[2:]), 0.25).to(x)], 1),
+    "cat new ones": lambda x: torch.cat([x.new_ones(len(x), 1, *x.shape[2:]), x], 1),
+    "cat parameter": lambda x: torch.cat([x, torch.full((len(x), 1, *x.shape[2:]), 0.25).to(x)], 1),
     "option A": lambda x: F.pad(x, (0, 0, 0, 0, 1, 1)),
     "shuffle": shuffled,
     "F.channel_shuffle": lambda x: F.channel_shuffle(x, x.shape[1] // half(x)),
@@ -40,11 +42,13 @@ CHANNELS: dict[str, Move] = {
     "slice": lambda x: x[:, half(x) :],
     "narrow": lambda x: x.narrow(1, 0, half(x)),
     "index": lambda x: x[:, [*range(1, x.shape[1]), 0]],
+    "native shuffle": lambda x: torch.native_channel_shuffle(x, x.shape[1] // half(x)),
+    "split sizes, as torch has it": lambda x: torch.cat(ATEN.split.sizes(x, [1, x.shape[1] - 1], 1)[::-1], 1),
     "index_select": lambda x: x.index_select(1, torch.arange(x.shape[1] - 1, -1, -1)),
     "gather": lambda x: x.gather(1, torch.arange(x.shape[1]).flip(0).view(1, -1, 1, 1).expand(x.shape)),
     "unbind and stack": lambda x: torch.stack(x.unbind(1)[::-1], 1),
     "select": lambda x: x.select(1, 0).unsqueeze(1) + x,
-    "squeeze": lambda x: (x[:, :1].squeeze(1).unsqueeze(1) + x[:, 0].squeeze()[None, None]).view(1, 1, *x.shape[2:]),
+    "squeeze": lambda x: x[:, :1].squeeze(1).unsqueeze(1) + x[:, 0].squeeze().view(-1, 1, *x.shape[2:]),
     "squeeze dims": lambda x: x[None].squeeze((0,)),
     "expand": lambda x: x[:, :1].expand(-1, 3, -1, -1),
     "expand_as": lambda x: x[:, :1].expand_as(x) - x,
@@ -79,12 +83,24 @@ PIXELS: dict[str, Move] = {
     "movedim": lambda x: x.movedim(3, 2),
     "movedim lists": lambda x: x.movedim((2, 3), (3, 2)),
     "permute": lambda x: x.permute(0, 1, 3, 2),
+    "T": lambda x: torch.stack([torch.stack([plane.T for plane in one]) for one in x]),
+    "pad, as torch has it": lambda x: torch.constant_pad_nd(x, (1, 0, 0, 2), 0.3),
+    "reflect, as torch has it": lambda x: ATEN.reflection_pad2d(x, [1, 1, 0, 1]),
+    "replicate, as torch has it": lambda x: ATEN.replication_pad2d(x, [2, 0, 1, 1]),
+    "reflect a line, as torch has it": lambda x: ATEN.reflection_pad1d(x.flatten(2), [2, 1])[:, :, None],
+    "replicate a line, as torch has it": lambda x: ATEN.replication_pad1d(x.flatten(2), [1, 2])[:, :, None],
+    "nearest, as torch has it": lambda x: ATEN.upsample_nearest2d.default(x, [3, 5]),
+    "nearest-exact, as torch has it": lambda x: ATEN._upsample_nearest_exact2d.default(x, [5, 3]),
+    "nearest of a line, as torch has it": lambda x: ATEN.upsample_nearest1d.default(x.flatten(2), [7])[:, :, None],
+    "nearest-exact of a line, as torch has it": lambda x: ATEN._upsample_nearest_exact1d.default(x.flatten(2), [9])[
+        :, :, None
+    ],
     "cat rows": lambda x: torch.cat([x[:, :, 1:], x[:, :, :1]], 2),
     "cat flipped": lambda x: torch.cat([x, x.flip(3)], 3),
     "strided": lambda x: x[..., ::2, 1:],
     "even and odd": lambda x: torch.cat([x[:, :, ::2], x[:, :, 1::2]], 2),
     "unfold": lambda x: x.unfold(2, 2, 1)[..., 1],
-    "F.unfold": lambda x: F.unfold(x, 2, padding=1).view(1, -1, x.shape[2] + 1, x.shape[3] + 1)[:, ::3],
+    "F.unfold": lambda x: F.unfold(x, 2, padding=1).view(len(x), -1, x.shape[2] + 1, x.shape[3] + 1)[:, ::3],
     "pad": lambda x: F.pad(x, (1, 0, 0, 2)),
     "pad with a value": lambda x: F.pad(x, (1, 2), value=-0.4),
     "crop": lambda x: F.pad(x, (-1, 0, 0, 1)),
@@ -103,6 +119,7 @@ PIXELS: dict[str, Move] = {
     "nearest in a line": lambda x: F.interpolate(x.flatten(2), scale_factor=2)[:, :, None],
     "nearest-exact in a line": lambda x: F.interpolate(x.flatten(2), size=7, mode="nearest-exact")[:, :, None],
     "repeat": lambda x: x.repeat(1, 1, 2, 1),
+    "view, as torch has it": lambda x: ATEN._unsafe_view(x, [len(x), -1, x.shape[3], x.shape[2]]),
     "flatten and unflatten": lambda x: x.flatten(2).unflatten(2, (x.shape[3], x.shape[2])),
     "view_as": lambda x: x.flip(2).view_as(x),
     "a constant mask": lambda x: torch.where(torch.arange(x.shape[3]) % 2 == 0, x, x.flip(3)),

@@ -17,14 +17,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from fuzz_moves import moved
-from fuzz_pieces import Piece, layer, piece
+from fuzz_pieces import Piece, layer, piece, smooth
 from fuzz_stages import STAGES, Call, Draw, Plumbing, Shape, WrittenInto, conv, relu
 from torch import Tensor, nn
 
 MOST_PIXELS, MOST_VALUES = 24, 300
 """Of the CAM, and of any map: a case is for seconds, not minutes."""
 
-DRAWN: tuple[tuple[float, Draw], ...] = (*STAGES, (2.5, moved), (2.0, piece), (2.5, layer))
+DRAWN: tuple[tuple[float, Draw], ...] = (*STAGES, (2.5, moved), (2.0, piece), (2.5, layer), (0.4, smooth))
 """How often each kind of stage is drawn, and who draws it."""
 
 POOLS = (

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from fuzz_stages import Shape, pair
 from torch import Tensor, nn
+
+ATEN: Any = torch.ops.aten
+"""Operations as torch itself calls them; some no function of torch has a name for."""
 
 PIECES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "relu6": lambda x, low, high: F.relu6(4 * x),
@@ -44,9 +48,9 @@ PIECES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "lerp": lambda x, low, high: torch.lerp(x, x.flip(2), 0.3),
     "scaled by channel": lambda x, low, high: x * high + low,  # LayerScale
     "centred": lambda x, low, high: x - x.mean((2, 3), keepdim=True),
-    "centred over all": lambda x, low, high: x - x.mean(),
+    "centred over all": lambda x, low, high: torch.stack([one - one.mean() for one in x]),
     "sum of channels": lambda x, low, high: x - x.sum(1, keepdim=True),
-    "sum of all": lambda x, low, high: x + 0.1 * x.sum(),
+    "sum of all": lambda x, low, high: torch.stack([one + 0.1 * one.sum() for one in x]),
     "sum of five axes": lambda x, low, high: x.unflatten(1, (-1, 1)).sum(2) * 2,
     "rows averaged": lambda x, low, high: x.mean(3, keepdim=True) + x,
     "numbers": lambda x, low, high: 0.3 - (x * 2 + 1) / 4,
@@ -59,9 +63,40 @@ PIECES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "lerp with tensors": lambda x, low, high: torch.lerp(x, 1 - x, high),
     "differences": lambda x, low, high: torch.cat([x, x[:, :1]], 1).diff(dim=1),
     "operators": lambda x, low, high: torch.add(torch.sub(torch.mul(x, 2), 1), 3).div(2, rounding_mode=None),
+    "operations of numbers": lambda x, low, high: ATEN.div.Scalar(ATEN.mul.Scalar(ATEN.add.Scalar(x, 0.5, 2), 3), 2),
+    "others of numbers": lambda x, low, high: ATEN.div.Scalar_mode(ATEN.sub.Scalar(x, 0.2, 3), 2, rounding_mode=None),
+    "filled": lambda x, low, high: torch.cat([x, ATEN.fill.Scalar(x[:, :1], 0.3)], 1),
+    "prelu, as torch has it": lambda x, low, high: ATEN._prelu_kernel(x, high),
+    "convolution": lambda x, low, high: torch.convolution(
+        x, high.transpose(0, 1), None, [1, 2], [0, 1], [1, 1], False, [0, 0], x.shape[1]
+    ),
+    "as another": lambda x, low, high: ATEN.to.other(x, low) - low,
     "types": lambda x, low, high: x.type_as(low).to(low).to("cpu") + 0.1,
 }
 """Functions of a map and of two constants (1, C, 1, 1), the first smaller."""
+
+SMOOTH: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "sigmoid": lambda x, low, high: torch.sigmoid(x),
+    "tanh": lambda x, low, high: x.tanh(),
+    "silu": lambda x, low, high: F.silu(x),
+    "silu, written out": lambda x, low, high: x * x.sigmoid(),
+    "gelu": lambda x, low, high: F.gelu(2 * x),
+    "gelu, tanh": lambda x, low, high: F.gelu(x, approximate="tanh"),
+    "elu": lambda x, low, high: F.elu(x, 1.5),
+    "celu": lambda x, low, high: F.celu(x, 0.7),
+    "selu": lambda x, low, high: F.selu(x),
+    "softplus": lambda x, low, high: F.softplus(x, 2.0, 5.0),
+    "logsigmoid": lambda x, low, high: F.logsigmoid(x),
+    "logsigmoid, forward": lambda x, low, high: ATEN.log_sigmoid_forward(x)[0],
+    "hardswish": lambda x, low, high: F.hardswish(3 * x),
+    "mish": lambda x, low, high: F.mish(x),
+    "square": lambda x, low, high: 0.3 * x.square(),
+    "power": lambda x, low, high: (x - 0.2) ** 2,
+    "product": lambda x, low, high: x * (x.flip(3) + high),
+    "glu": lambda x, low, high: F.glu(torch.cat([x, low * x], 1), 1),
+    "gates": lambda x, low, high: x * torch.sigmoid(high * x.mean((2, 3), keepdim=True)),
+}
+"""Such functions with curved ones in them; exact methods take none of their networks."""
 
 
 class Piece(nn.Module):
@@ -78,11 +113,15 @@ class Piece(nn.Module):
         return repr(self.how)
 
     def forward(self, x: Tensor) -> Tensor:
-        return PIECES[self.how](x, self.low, self.high)
+        return {**PIECES, **SMOOTH}[self.how](x, self.low, self.high)
 
 
 def piece(r: random.Random, shape: Shape) -> nn.Module:
     return Piece(r.choice(tuple(PIECES)), shape[0])
+
+
+def smooth(r: random.Random, shape: Shape) -> nn.Module:
+    return Piece(r.choice(tuple(SMOOTH)), shape[0])
 
 
 # --- layers ----------------------------------------------------------------------------------------------------------
@@ -91,7 +130,7 @@ AROUND: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], T
     "channels last": (lambda x: x.permute(0, 2, 3, 1), lambda y, x: y.permute(0, 3, 1, 2)),
     "tokens": (lambda x: x.flatten(2).transpose(1, 2), lambda y, x: y.mT.unflatten(2, x.shape[2:])),
     "a line": (lambda x: x.flatten(2), lambda y, x: y[:, :, None]),
-    "a vector": (lambda x: x.flatten(1), lambda y, x: y.view(1, -1, 1, 2)),
+    "a vector": (lambda x: x.flatten(1), lambda y, x: y.view(len(y), -1, 1, 2)),
     "as it is": (lambda x: x, lambda y, x: y),
 }
 """How a map is laid out before a layer, and its result made a map again."""
@@ -116,7 +155,7 @@ PRODUCTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "@": lambda x, w: x @ w,
     "matmul": lambda x, w: torch.matmul(x, w),
     "mm": lambda x, w: torch.mm(x.flatten(0, -2), w).view(*x.shape[:-1], -1),
-    "bmm": lambda x, w: torch.bmm(x.flatten(1, -2), w[None]).view(*x.shape[:-1], -1),
+    "bmm": lambda x, w: torch.bmm(x.flatten(1, -2), w.expand(len(x), -1, -1)).view(*x.shape[:-1], -1),
     "addmm": lambda x, w: torch.addmm(w[0], x.flatten(0, -2), w, beta=0.5, alpha=2).view(*x.shape[:-1], -1),
     "einsum": lambda x, w: torch.einsum("...c,cd->...d", x, w),
 }
@@ -163,6 +202,12 @@ CALLS: dict[str, Callable[[Tensor], Tensor]] = {
     "avg_pool1d": lambda x: F.avg_pool1d(x.flatten(2), 3, 2, 1, ceil_mode=True, count_include_pad=False)[:, :, None],
     "adaptive_avg_pool1d": lambda x: F.adaptive_avg_pool1d(x.flatten(2), 5)[:, :, None],
     "adaptive_max_pool1d": lambda x: F.adaptive_max_pool1d(x.flatten(2), 3)[:, :, None],
+    "adaptive, as torch has it": lambda x: ATEN._adaptive_avg_pool2d(x, [2, 3]),
+    "bilinear, plain": lambda x: ATEN.upsample_bilinear2d.default(x, [3, 5], False),
+    "bicubic, plain": lambda x: ATEN.upsample_bicubic2d.default(x, [5, 3], True),
+    "blurred, plain": lambda x: ATEN._upsample_bilinear2d_aa.default(x, [2, 3], False),
+    "blurred bicubic, plain": lambda x: ATEN._upsample_bicubic2d_aa.default(x, [3, 2], False),
+    "linear, plain": lambda x: ATEN.upsample_linear1d.default(x.flatten(2), [9], False)[:, :, None],
     "alpha_dropout": lambda x: F.alpha_dropout(x, 0.5, training=False),
     "feature_alpha_dropout": lambda x: F.feature_alpha_dropout(x, 0.5, training=False),
     "dropout, nothing dropped": lambda x: F.dropout(x, 0.0),
