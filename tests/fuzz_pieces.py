@@ -48,9 +48,9 @@ PIECES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "lerp": lambda x, low, high: torch.lerp(x, x.flip(2), 0.3),
     "scaled by channel": lambda x, low, high: x * high + low,  # LayerScale
     "centred": lambda x, low, high: x - x.mean((2, 3), keepdim=True),
-    "centred over all": lambda x, low, high: torch.stack([one - one.mean() for one in x]),
+    "centred over all": lambda x, low, high: x - torch.stack([one.mean() for one in x]).view(-1, 1, 1, 1),
     "sum of channels": lambda x, low, high: x - x.sum(1, keepdim=True),
-    "sum of all": lambda x, low, high: torch.stack([one + 0.1 * one.sum() for one in x]),
+    "sum of all": lambda x, low, high: x + 0.1 * torch.stack([one.sum() for one in x]).view(-1, 1, 1, 1),
     "sum of five axes": lambda x, low, high: x.unflatten(1, (-1, 1)).sum(2) * 2,
     "rows averaged": lambda x, low, high: x.mean(3, keepdim=True) + x,
     "numbers": lambda x, low, high: 0.3 - (x * 2 + 1) / 4,

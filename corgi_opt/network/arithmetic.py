@@ -11,7 +11,7 @@ from corgi_opt.network import lowering
 from corgi_opt.network.builders import check_floating, covers, label
 from corgi_opt.network.curves import Sigmoid, Silu, Square
 from corgi_opt.network.ops import Combine, Conv2d
-from corgi_opt.network.pieces import slices_of
+from corgi_opt.network.pieces import reduced, slices_of
 from corgi_opt.network.smooth import Product, Smooth
 from corgi_opt.network.translation import NotCoveredError, Translation, Value, shape_of
 
@@ -151,16 +151,15 @@ def _sum_over(t: Translation, fx: Any, *, x: Any, dtype: Any, dim: Any = None, k
 
 
 def _summed(t: Translation, fx: Any, x: Any, dim: Any, mean: bool) -> Value:
-    numbers, size = t.numbers(x), shape_of(fx)
-    slices, rank = slices_of(numbers, dim), numbers.ndim
+    (numbers, dims), size = reduced(t.numbers(x), dim), shape_of(fx)
+    slices, rank = slices_of(numbers, dims), numbers.ndim
     share = 1.0 / len(slices) if mean else 1.0
-    dims = sorted({d % rank for d in ([dim] if isinstance(dim, int) else list(dim or range(1, rank)))})
     plane = tuple(numbers.shape[d] for d in dims) if len(dims) == 2 else (1, len(slices))
     whole = _planes(t, fx, slices, share, plane)
     if whole is not None:
         return Value(whole.reshape(size))
     if rank in (3, 4):
-        operand = t.map(x)
+        operand = t.map_of(numbers)
         axes = {d if rank == 4 else {1: 1, 2: 3}[d] for d in dims}
         return Value(t.entries(_over_axes(t, fx, operand, axes, share)).reshape(size))
     if len(slices) > MOST_TERMS:

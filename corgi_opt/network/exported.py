@@ -159,7 +159,7 @@ def _program(model: nn.Module, example: Tensor, known: Callable[[Any], bool]) ->
             if all(_writes_nothing(t) and known(t) for t in called):
                 return program
             ways = torch.export.default_decompositions()
-            return program.run_decompositions({t: ways[t] for t in called if str(t) in _MADE_OF_OTHERS and t in ways})
+            return program.run_decompositions({t: way for t, way in ways.items() if str(t) in _MADE_OF_OTHERS})
         except Exception as error:
             raise UnsupportedOpError(
                 type(model).__name__,
@@ -188,6 +188,7 @@ _MADE_OF_OTHERS = frozenset(
         "tensor_split.indices",
         "tensor_split.sections",
         "tensordot.default",
+        "vstack.default",
     )
 )
 """What torch itself calls others for, which are known: they are read in its place."""

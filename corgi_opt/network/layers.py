@@ -222,7 +222,9 @@ def dense(t: Translation, fx: Any, x: Any, weight: Tensor, bias: Tensor | None) 
     """``x @ weight.T + bias`` on the last axis of x: a convolution of the whole of a map that is read as a vector, or
     of one pixel for each of the others."""
     numbers = t.numbers(x)
-    if numbers[0].ndim == 1:
+    if len(numbers) != 1:  # rows of the one image of the batch
+        return _on_last_axis(t, fx, numbers[None], weight, bias)[0]
+    if numbers.ndim == 2:
         operand = t.value(x)
         shape = t.builder.nodes[operand].shape
         order = t.order_of(operand)

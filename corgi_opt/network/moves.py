@@ -19,6 +19,8 @@ MOVES = frozenset(
     {
         "alias.default",
         "atleast_1d.Sequence",
+        "atleast_2d.Sequence",
+        "atleast_3d.Sequence",
         "cat.default",
         "channel_shuffle.default",
         "chunk.default",
@@ -88,6 +90,7 @@ MOVES = frozenset(
         "_upsample_nearest_exact1d.vec",
         "_upsample_nearest_exact2d.default",
         "_upsample_nearest_exact2d.vec",
+        "_unsafe_index.Tensor",
         "_unsafe_view.default",
         "view.default",
         "view_as.default",

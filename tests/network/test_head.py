@@ -47,6 +47,16 @@ def test_a_grouped_head_reads_the_channels_of_its_own(groups):
         torch.testing.assert_close(net.cam(X, k), by_hand(model, dense, X)[k], rtol=1e-6, atol=1e-9)
 
 
+def test_a_kernel_that_reaches_over_the_one_pixel_is_read_by_its_middle():
+    torch.manual_seed(1)
+    layer = nn.Conv2d(4, 3, 3, padding=1)
+    model = seeded(Headed, tail=lambda m, y: m.layer(y.mean((2, 3), keepdim=True)).flatten(1), layer=layer)
+    net = co.from_torch(model, X)
+    expected = by_hand(model, layer.weight[:, :, 1, 1].detach(), X)
+    for k in range(3):
+        torch.testing.assert_close(net.cam(X, k), expected[k], rtol=1e-6, atol=1e-9)
+
+
 NO_HEADS = {
     "an average of a part": lambda m, y: m.head(F.avg_pool2d(y, 6, stride=13, padding=3).flatten(1)),
     "an average of the inside": lambda m, y: m.head(F.avg_pool2d(y, 5, stride=7).flatten(1)),

@@ -38,6 +38,8 @@ from reading import ramp, require_read
         lambda y: F.conv2d(y, ramp(y, 2, 1, 4, 3), padding="same", dilation=(1, 2), groups=2),
         lambda y: F.linear(y.permute(0, 2, 3, 1), ramp(y, 2, 2), ramp(y, 2)).relu().permute(0, 3, 1, 2),
         lambda y: (y.flatten(2).transpose(1, 2) @ ramp(y, 2, 2)).transpose(1, 2).view_as(y),
+        lambda y: (y.permute(0, 2, 3, 1).reshape(36, 2) @ ramp(y, 2, 2)).view(1, 6, 6, 2).permute(0, 3, 1, 2),
+        lambda y: F.interpolate(F.relu(y, inplace=True), size=(9, 4), mode="bicubic"),
         lambda y: ramp(y, 6, 6) @ y + y @ ramp(y, 1, 6, 6),
         lambda y: torch.matmul(ramp(y, 2, 2), y.flatten(2)).view_as(y),
         lambda y: torch.einsum("nchw,cd->ndhw", y, ramp(y, 2, 2)),
