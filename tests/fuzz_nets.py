@@ -16,11 +16,16 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from fuzz_stages import Call, Plumbing, Shape, WrittenInto, conv, relu, stage
+from fuzz_moves import moved
+from fuzz_pieces import Piece, layer, piece, smooth
+from fuzz_stages import STAGES, Call, Draw, Plumbing, Shape, WrittenInto, conv, relu
 from torch import Tensor, nn
 
 MOST_PIXELS, MOST_VALUES = 24, 300
 """Of the CAM, and of any map: a case is for seconds, not minutes."""
+
+DRAWN: tuple[tuple[float, Draw], ...] = (*STAGES, (2.5, moved), (2.0, piece), (2.5, layer), (0.4, smooth))
+"""How often each kind of stage is drawn, and who draws it."""
 
 POOLS = (
     "mean(2,3)",
@@ -38,16 +43,26 @@ POOLS = (
     "reshape",
     "mean mean",
     "flatten mean",
+    "channels last",
+    "transposed",
+    "pool1d",
+    "halves",
     "sum",
     "partial",
     "shifted",
     "max",
 )
-POOL_WEIGHTS = (4, 2, 2, 4, 1, 2, 2, 2, 1, 0.5, 0.4, 0.3, 1, 0.1, 0.1, 0.1, 0.15, 0.15, 0.1)
-LINEARS = ("linear", "F.linear", "conv 1x1", "grouped", "matmul", "two", "bn1d", "scaled", "shifted")
-LINEAR_WEIGHTS = (8, 2, 1.5, 0.5, 0.1, 0.2, 0.2, 0.3, 0.3)
-OUTPUTS = ("plain", "tuple", "dict")
-CURVED = (nn.ReLU, nn.LeakyReLU, nn.MaxPool2d, Call, WrittenInto)
+POOL_WEIGHTS = (4, 2, 2, 4, 1, 2, 2, 2, 1, 0.5, 0.4, 0.3, 1, *[0.3] * 7, 0.15, 0.15, 0.1)
+LINEARS = ("linear", "F.linear", "conv 1x1", "grouped", "matmul", "einsum", "addmm", "two", "bn1d", "scaled", "shifted")
+LINEAR_WEIGHTS = (8, 2, 1.5, 0.5, 0.3, 0.3, 0.3, 0.3, 0.3, 0.3, 0.3)
+OUTPUTS = ("plain", "tuple", "dict", "softmax", "log_softmax", "sigmoid")
+CURVED = (nn.ReLU, nn.LeakyReLU, nn.MaxPool2d, nn.AdaptiveMaxPool2d, Call, Piece, WrittenInto)
+
+
+def stage(r: random.Random, shape: Shape) -> nn.Module:
+    weights, draws = zip(*DRAWN, strict=True)
+    made: nn.Module = r.choices(draws, weights)[0](r, shape)
+    return made.eval()
 
 
 class Head(nn.Module):
@@ -58,7 +73,7 @@ class Head(nn.Module):
         channels, h, w = shape
         self.pool = r.choices(POOLS, POOL_WEIGHTS)[0]
         self.kind = r.choices(LINEARS, LINEAR_WEIGHTS)[0]
-        self.output = r.choices(OUTPUTS, (60, 1, 1))[0]
+        self.output = r.choices(OUTPUTS, (60, 1, 1, 2, 2, 2))[0]
         self.drop = nn.Dropout(0.3) if r.random() < 0.3 else nn.Identity()
         self.gap: nn.Module = {
             "adaptive pair": nn.AdaptiveAvgPool2d((1, 1)),
@@ -90,11 +105,19 @@ class Head(nn.Module):
 
     def forward(self, a: Tensor) -> Any:
         z = self.logits(self.drop(self.pooled(a)))
-        return {"plain": z, "tuple": (z,), "dict": {"logits": z}}[self.output]
+        ways: dict[str, Callable[[], Any]] = {
+            "plain": lambda: z,
+            "tuple": lambda: (z,),
+            "dict": lambda: {"logits": z},
+            "softmax": lambda: z.softmax(1),
+            "log_softmax": lambda: F.log_softmax(z, dim=-1),
+            "sigmoid": lambda: torch.sigmoid(z),
+        }
+        return ways[self.output]()
 
     def pooled(self, a: Tensor) -> Tensor:
         """(N, C, 1, 1)"""
-        ways: dict[str, Callable[[], Tensor]] = {
+        ways: dict[str, Callable[[], Any]] = {
             "mean(2,3)": lambda: a.mean((2, 3))[:, :, None, None] if self.conv else a.mean((2, 3)),
             "mean(-1,-2)": lambda: a.mean((-1, -2), keepdim=self.conv),
             "mean keepdim": lambda: a.mean((3, 2), keepdim=True),
@@ -104,6 +127,10 @@ class Head(nn.Module):
             "twice": lambda: F.adaptive_avg_pool2d(a.mean((2, 3), keepdim=True), 1),
             "mean mean": lambda: a.mean(3).mean(2).reshape(a.shape[0], -1, 1, 1),
             "flatten mean": lambda: a.flatten(2).mean(-1).reshape(a.shape[0], -1, 1, 1),
+            "channels last": lambda: a.permute(0, 2, 3, 1).mean((1, 2)).reshape(a.shape[0], -1, 1, 1),
+            "transposed": lambda: a.flatten(2).transpose(1, 2).mean(1)[:, :, None, None],
+            "pool1d": lambda: F.adaptive_avg_pool1d(a.flatten(2), 1)[..., None],
+            "halves": lambda: sum(a[..., i::2].sum((2, 3), keepdim=True) for i in (0, 1)) / (a.shape[2] * a.shape[3]),
             "sum": lambda: a.sum((2, 3), keepdim=True) / (a.shape[2] * a.shape[3]),
         }
         return ways[self.pool]() if self.pool in ways else self.gap(a)
@@ -120,6 +147,10 @@ class Head(nn.Module):
             return F.linear(g, self.linear.weight, self.linear.bias)
         if self.kind == "matmul":
             return g @ self.linear.weight.t()
+        if self.kind == "einsum":
+            return torch.einsum("nc,kc->nk", g, self.linear.weight)
+        if self.kind == "addmm":
+            return torch.addmm(self.linear.weight[:, 0], g, self.linear.weight.t())
         z = self.second(self.linear(g))
         return {"scaled": z * self.scale, "shifted": z - 0.25}.get(self.kind, z)
 
@@ -311,6 +342,7 @@ def plain_copy(model: FuzzNet) -> FuzzNet:
     for module in body.modules():
         if isinstance(module, Plumbing):
             module.through = True
+    head.output = "plain"  # what keeps the order of scores is no part of them
     return FuzzNet(body, head, "").eval()
 
 

@@ -1,7 +1,8 @@
-"""Stages of random CNNs: every operation that a CAM network may hold, in the spellings that people write.
+"""Stages of random CNNs: the usual layers of CAM networks, in the spellings that people write.
 
 A stage is a module from one map to another. ``STAGES`` holds how often each kind is drawn and who draws it; a draw may
-give a stage that does not fit its map, or that autograd refuses: the caller tries it and draws again.
+give a stage that does not fit its map, or that autograd refuses: the caller tries it and draws again. What moves values
+alone is in fuzz_moves.py, the rest of the vocabulary in fuzz_pieces.py.
 """
 
 from __future__ import annotations
@@ -100,14 +101,14 @@ class Call(nn.Module):
             "x.relu": lambda: x.relu(),
             "x.relu_": lambda: x.relu_(),
             "F.relu_": lambda: F.relu(x, inplace=True),
-            "clamp": lambda: x.clamp(min=0),
-            "relu6": lambda: F.relu6(x),
             "sigmoid": lambda: torch.sigmoid(x),
-            "maximum": lambda: torch.maximum(x, 0.3 * x),
             "F.leaky": lambda: F.leaky_relu(x, self.slope),
             "F.leaky_": lambda: F.leaky_relu(x, self.slope, inplace=True),
             "square": lambda: x * x,
-            "abs": lambda: x.abs(),
+            "where": lambda: torch.where(x > 0, x, 0.2 * x),
+            "sorted": lambda: x.sort(dim=1).values,
+            "cumsum": lambda: x.cumsum(2),
+            "softshrink": lambda: F.softshrink(x, 0.1),
         }[self.how]()
 
 
@@ -125,21 +126,15 @@ def leaky_relu(r: random.Random, shape: Shape) -> nn.Module:
 
 
 def unknown(r: random.Random, shape: Shape) -> nn.Module:
-    """Outside the vocabulary today: right or refused by name, and nothing else."""
+    """Outside the vocabulary: right or refused by name, and nothing else."""
     return r.choice(
         (
-            Call(r.choice(("clamp", "relu6", "sigmoid", "maximum", "square", "abs"))),
-            nn.PReLU(),
-            nn.Upsample(scale_factor=2),
-            nn.ZeroPad2d((0, 1, 2, 0)),
+            Call(r.choice(("sigmoid", "square", "where", "sorted", "cumsum", "softshrink"))),
             nn.LPPool2d(2, 2),
-            nn.PixelUnshuffle(1),
-            nn.ChannelShuffle(1),
             nn.InstanceNorm2d(shape[0]),
             nn.GroupNorm(1, shape[0]),
-            nn.AdaptiveAvgPool2d((2, 1)),
-            nn.ConvTranspose2d(shape[0], 2, 2),
-            Reshape(r, shape),
+            nn.Softmax2d(),
+            nn.FractionalMaxPool2d(2, output_ratio=0.5),
         )
     )
 
@@ -281,6 +276,10 @@ class Reshape(nn.Module):
         return x.reshape(x.shape[0], *self.shape)
 
 
+def reshaped(r: random.Random, shape: Shape) -> nn.Module:
+    return Reshape(r, shape)
+
+
 # --- several paths --------------------------------------------------------------------------------------------------
 
 
@@ -415,13 +414,8 @@ STAGES: tuple[tuple[float, Draw], ...] = (
     (2.5, summed),
     (1.5, constant),
     (0.5, plumbing),
+    (0.15, reshaped),
     (0.6, twice),
     (0.4, written_into),
     (0.15, unknown),
 )
-
-
-def stage(r: random.Random, shape: Shape) -> nn.Module:
-    weights, draws = zip(*STAGES, strict=True)
-    made = r.choices(draws, weights)[0](r, shape)
-    return made.eval()

@@ -11,7 +11,7 @@ from corgi_opt.network import lowering
 from corgi_opt.network.builders import check_floating, covers, label
 from corgi_opt.network.curves import Sigmoid, Silu, Square
 from corgi_opt.network.ops import Combine, Conv2d
-from corgi_opt.network.pieces import slices_of
+from corgi_opt.network.pieces import reduced, slices_of
 from corgi_opt.network.smooth import Product, Smooth
 from corgi_opt.network.translation import NotCoveredError, Translation, Value, shape_of
 
@@ -97,6 +97,16 @@ def _div(t: Translation, fx: Any, *, x: Any, other: Any, rounding_mode: Any = No
     return t.add(fx, str(fx.name), Combine((1.0 / _constant(t, other, fx, operand),)), (operand,))
 
 
+@covers("lerp.Scalar", "lerp.Tensor")
+def _lerp(t: Translation, fx: Any, *, x: Any, end: Any, weight: Any) -> str:
+    """``x + weight * (end - x)``."""
+    if not (t.is_map(x) and t.is_map(end)) or t.is_map(weight):
+        raise NotCoveredError("Only a constant way from one map to another is known; write x + weight * (end - x).")
+    nodes = t.broadcast(fx, x, end)
+    share = _constant(t, weight, fx, nodes[1])
+    return t.add(fx, str(fx.name), Combine((1.0 - share, share)), tuple(nodes))
+
+
 @covers("addcmul.default")
 def _addcmul(t: Translation, fx: Any, *, x: Any, tensor1: Any, tensor2: Any, value: Any) -> str:
     """``x + value * tensor1 * tensor2``."""
@@ -141,36 +151,38 @@ def _sum_over(t: Translation, fx: Any, *, x: Any, dtype: Any, dim: Any = None, k
 
 
 def _summed(t: Translation, fx: Any, x: Any, dim: Any, mean: bool) -> Value:
-    slices, size = slices_of(t.numbers(x), dim), shape_of(fx)
+    (numbers, dims), size = reduced(t.numbers(x), dim), shape_of(fx)
+    slices, rank = slices_of(numbers, dims), numbers.ndim
     share = 1.0 / len(slices) if mean else 1.0
-    whole = _planes(t, fx, slices, share)
+    plane = tuple(numbers.shape[d] for d in dims) if len(dims) == 2 else (1, len(slices))
+    whole = _planes(t, fx, slices, share, plane)
     if whole is not None:
         return Value(whole.reshape(size))
-    numbers = t.numbers(x)
-    if numbers.ndim in (3, 4):
-        rank = numbers.ndim
-        dims = {d % rank for d in ([dim] if isinstance(dim, int) else list(dim or range(1, rank)))}
-        operand = t.map(x)
+    if rank in (3, 4):
+        operand = t.map_of(numbers)
         axes = {d if rank == 4 else {1: 1, 2: 3}[d] for d in dims}
         return Value(t.entries(_over_axes(t, fx, operand, axes, share)).reshape(size))
     if len(slices) > MOST_TERMS:
-        raise NotCoveredError(
-            f"It adds {len(slices)} slices of a tensor of {numbers.ndim} axes; at most {MOST_TERMS} are."
-        )
+        raise NotCoveredError(f"It adds {len(slices)} slices of a tensor of {rank} axes; at most {MOST_TERMS} are.")
     coefs, nodes = tuple(lowering.scalar(share) for _ in slices), tuple(t.map_of(one) for one in slices)
     return Value(t.entries(t.add(fx, label(fx), Combine(coefs), nodes)).reshape(size))
 
 
-def _planes(t: Translation, fx: Any, slices: Tensor, share: float) -> Tensor | None:
-    """The numbers of sums that are each over the whole plane of a channel of a node; None where some are not."""
-    planes = [t.plane_of(sums) for sums in slices.flatten(1).T]  # what each entry of the result is the sum of
-    made = [plane for plane in planes if plane is not None]
+def _planes(t: Translation, fx: Any, slices: Tensor, share: float, plane: tuple[int, ...]) -> Tensor | None:
+    """The numbers of sums that are each over the whole plane of a channel of a node; None where some are not.
+
+    ``plane``: rows and columns of what is summed as the model has it. Where that is in another order than the node's
+    (it was flipped), the sums are over the map that the model has, whose CAM is asked for.
+    """
+    sums = slices.flatten(1).T  # what each entry of the result is the sum of
+    made = [found for found in map(t.plane_of, sums) if found is not None]
     names = list(dict.fromkeys(name for name, _ in made))
-    if len(made) < len(planes) or len({t.builder.nodes[name].shape[1:] for name in names}) != 1:
+    if len(made) < len(sums) or len({t.builder.nodes[name].shape[1:] for name in names}) != 1:
         return None
     operand, channels = names[0], [channel for _, channel in made]
-    if len(names) > 1:  # of several nodes: of the map that they make together
-        operand = t.map_of(torch.stack([t.entries(name)[channel] for name, channel in made])[None])
+    ordered = bool((sums[:, 1:] > sums[:, :-1]).all())
+    if len(names) > 1 or not ordered:
+        operand = t.map_of(sums.reshape(1, -1, *(t.builder.nodes[operand].shape[1:] if ordered else plane)))
         channels = list(range(len(made)))
     count, height, width = t.builder.nodes[operand].shape
     weight = torch.full((count, 1, height, width), share, dtype=torch.float64)

@@ -242,7 +242,7 @@ class _Ready:
             require_runs(stand_in(model), example)  # raises InputError where the image is at fault
             raise
         _check_hooks(model, image)
-        exported = export(stand_in(model), example, known)
+        exported = _exported(model, example)
         return cls(replayed, image, exported, ingest(exported))
 
     def built(self, ingested: Ingested, target: str | None = None) -> CamNetwork:
@@ -257,6 +257,15 @@ class _Ready:
         for x in images:
             require_parity(net, x, parity.MOST_ROUNDING)
         return net
+
+
+def _exported(model: nn.Module, example: Tensor) -> Exported:
+    """In float64, as it is replayed: what ``forward`` makes in the precision of its image (``torch.tensor([0.485],
+    dtype=x.dtype)``) is the same number then. A model that casts may be one in its own precision only."""
+    try:
+        return export(stand_in(model, torch.float64), example, known)
+    except UnsupportedOpError:
+        return export(stand_in(model), example, known)
 
 
 def _check_scores(logits: Tensor) -> None:

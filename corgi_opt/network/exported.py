@@ -156,7 +156,10 @@ def _program(model: nn.Module, example: Tensor, known: Callable[[Any], bool]) ->
             program = torch.export.export(_Logits(model), (example,))
             called = [fx.target for fx in program.graph.nodes if fx.op == "call_function"]
             # functional and covered as it is, it needs no second pass, which takes two thirds of the time
-            return program if all(_writes_nothing(t) and known(t) for t in called) else program.run_decompositions({})
+            if all(_writes_nothing(t) and known(t) for t in called):
+                return program
+            ways = torch.export.default_decompositions()
+            return program.run_decompositions({t: way for t, way in ways.items() if str(t) in _MADE_OF_OTHERS})
         except Exception as error:
             raise UnsupportedOpError(
                 type(model).__name__,
@@ -168,6 +171,27 @@ def _program(model: nn.Module, example: Tensor, known: Callable[[Any], bool]) ->
 
 def _writes_nothing(target: Any) -> bool:
     return isinstance(target, torch._ops.OpOverload) and not target._schema.is_mutable
+
+
+_MADE_OF_OTHERS = frozenset(
+    f"aten.{name}"
+    for name in (
+        "column_stack.default",
+        "diff.default",
+        "dstack.default",
+        "einsum.default",
+        "hstack.default",
+        "moveaxis.int",
+        "moveaxis.intlist",
+        "ravel.default",
+        "swapdims.default",
+        "tensor_split.indices",
+        "tensor_split.sections",
+        "tensordot.default",
+        "vstack.default",
+    )
+)
+"""What torch itself calls others for, which are known: they are read in its place."""
 
 
 class _Logits(nn.Module):
@@ -202,12 +226,23 @@ def _folded(calls: list[Any], constants: dict[Any, Tensor]) -> tuple[Any, ...]:
     left = []
     with torch.no_grad(), NoCasts():
         for fx in calls:
-            if all(a in constants for a in fx.all_input_nodes) and not _is_random(fx.target):
-                value = _called(fx, constants)
+            shapes = _shapes_read(fx)
+            if all(a in constants or a in shapes for a in fx.all_input_nodes) and not _is_random(fx.target):
+                value = _called(fx, {**constants, **shapes} if shapes else constants)
                 constants[fx] = _owned(value) if isinstance(value, Tensor) else value
             else:
                 left.append(fx)
     return tuple(left)
+
+
+_LIKE = frozenset({"zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full"})
+
+
+def _shapes_read(fx: Any) -> dict[Any, Tensor]:
+    """Of a call that reads nothing but the shape of its operands (``torch.zeros_like``): some values of that shape."""
+    if not isinstance(fx.target, torch._ops.OpOverload) or fx.target._schema.name.removeprefix("aten::") not in _LIKE:
+        return {}
+    return {a: torch.zeros(tuple(a.meta["val"].shape), dtype=torch.float64) for a in fx.all_input_nodes[:1]}
 
 
 def _is_random(target: Any) -> bool:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from corgi_opt.network import lowering
-from corgi_opt.network.builders import covers, label, on_row, pair
+from corgi_opt.network.builders import covers, label, on_row, overload, pair
 from corgi_opt.network.ops import Combine, Conv2d, MaxPool2d, Tap
 from corgi_opt.network.pieces import largest
 from corgi_opt.network.translation import NotCoveredError, Translation, as_shape, shape_of
@@ -204,27 +204,36 @@ def _matmul(t: Translation, fx: Any, *, x: Any, mat2: Any = None, other: Any = N
     second = other if mat2 is None else mat2
     if t.is_map(x) and t.is_map(second):
         raise NotCoveredError("A product of two feature maps is not piecewise linear.")
-    if not t.is_map(x):
-        raise NotCoveredError("Only a map times a constant matrix is known, x @ w; transpose both for w @ x.")
-    w = t.constant(second)
+    w = t.constant(second if t.is_map(x) else x)
     assert w is not None
     while w.ndim > 2 and w.shape[0] == 1:
         w = w[0]
     if w.ndim != 2:
         raise NotCoveredError(f"Only a constant matrix is known, not one of shape {tuple(w.shape)}.")
-    return dense(t, fx, x, w.T, None)
+    if t.is_map(x):
+        return dense(t, fx, x, w.T, None)
+    numbers = t.numbers(second)
+    if numbers.ndim < 3:
+        raise NotCoveredError("It mixes the images of a batch.")
+    return _on_last_axis(t, fx, numbers.mT, w, None).mT
 
 
 def dense(t: Translation, fx: Any, x: Any, weight: Tensor, bias: Tensor | None) -> str | Tensor:
     """``x @ weight.T + bias`` on the last axis of x: a convolution of the whole of a map that is read as a vector, or
     of one pixel for each of the others."""
     numbers = t.numbers(x)
-    if numbers[0].ndim == 1:
+    if len(numbers) != 1:  # rows of the one image of the batch
+        return _on_last_axis(t, fx, numbers[None], weight, bias)[0]
+    if numbers.ndim == 2:
         operand = t.value(x)
         shape = t.builder.nodes[operand].shape
         order = t.order_of(operand)
         w = weight if order is None else torch.zeros_like(weight).index_copy(1, order, weight)
         return t.add(fx, label(fx), Conv2d(w.reshape(len(w), *shape), bias), (operand,), (len(w), 1, 1))
+    return _on_last_axis(t, fx, numbers, weight, bias)
+
+
+def _on_last_axis(t: Translation, fx: Any, numbers: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     first = numbers.movedim(-1, 1)
     operand = t.channels_first(first)
     height, width = t.builder.nodes[operand].shape[1:]
@@ -373,8 +382,20 @@ def taps_of(t: Translation, operand: str, axis: int, starts: Tensor, ends: Tenso
     return made
 
 
-@covers("upsample_bilinear2d.default", "upsample_bilinear2d.vec", "upsample_linear1d.default", "upsample_linear1d.vec")
-def _upsample_linear(
+@covers(
+    *(
+        f"{name}.{variant}"
+        for name in (
+            "upsample_linear1d",
+            "upsample_bilinear2d",
+            "upsample_bicubic2d",
+            "_upsample_bilinear2d_aa",
+            "_upsample_bicubic2d_aa",
+        )
+        for variant in ("default", "vec")
+    )
+)
+def _resize(
     t: Translation,
     fx: Any,
     *,
@@ -386,22 +407,28 @@ def _upsample_linear(
     scales_w: Any = None,
     scale_factors: Any = None,
 ) -> str:
-    """Two taps for each axis; the weights are those that torch gives a ramp."""
-    operand = t.map(x)
+    """Along each axis sums of a few rows or columns, with the weights that torch itself gives each one."""
+    operand, name = t.map(x), overload(fx.target).partition(".")[0]
+    resize = getattr(torch.ops.aten, "upsample_bilinear2d" if name == "upsample_linear1d" else name).default
+    given = _scales(scales, scales_h, scales_w, scale_factors, line=len(shape_of(x)) == 3)
     for axis in (0, 1):
-        size = t.builder.nodes[operand].shape
-        length, out = size[1 + axis], as_shape(shape_of(fx))[1 + axis]
-        if length == out:
+        length, out = t.builder.nodes[operand].shape[1 + axis], as_shape(shape_of(fx))[1 + axis]
+        if length == out and given[axis] in (None, 1.0):
             continue
-        given = _scales(scales, scales_h, scales_w, scale_factors, line=len(shape_of(x)) == 3)[axis]
-        ramp = torch.arange(length, dtype=torch.float64)[None, None]
-        at = torch.ops.aten.upsample_linear1d(ramp, [out], bool(align_corners), given)[0, 0]
-        low = at.floor().clamp(0, length - 1)
-        high, share = (low + 1).clamp(max=length - 1), at - low
+        each = torch.eye(length, dtype=torch.float64)[None]
+        # twice side by side: torch 2.13 misreads maps of one column where it blurs
+        size, scale = ([out, 2], (given[0], None)) if axis == 0 else ([2, out], (None, given[1]))
+        resized = resize(torch.stack((each, each), 3 - axis), size, bool(align_corners), *scale)
+        weights = resized.select(3 - axis, 0)[0].T  # (out, length)
+        nonzero = weights != 0
+        places = nonzero.long().sort(dim=1, descending=True, stable=True).indices[:, : int(nonzero.sum(1).max())]
+        places = torch.where(nonzero.gather(1, places), places, places[:, :1])
+        first = torch.arange(places.shape[1]) < nonzero.sum(1, keepdim=True)
+        shares = torch.where(first, weights.gather(1, places), 0.0)
         entries = t.entries(operand)
-        sides = [t.map_of(entries.index_select(1 + axis, side.long())[None]) for side in (low, high)]
-        coefs = (_wide(1.0 - share, axis, sides[0], t), _wide(share, axis, sides[0], t))
-        operand = t.add(fx, f"{label(fx)}.axis{axis}", Combine(coefs), tuple(sides))
+        taps = [t.map_of(entries.index_select(1 + axis, place)[None]) for place in places.T]
+        coefs = tuple(_wide(share, axis, tap, t) for share, tap in zip(shares.T, taps, strict=True))
+        operand = t.add(fx, f"{label(fx)}.axis{axis}", Combine(coefs), tuple(taps))
     return operand
 
 

@@ -1,36 +1,48 @@
-"""Calls that only move values: torch moves the numbers of entries as it would move the entries (translation.py).
+"""Calls that only move values, or put constants beside them: torch moves the numbers of entries as it would move the
+entries (translation.py).
 
 All of their arguments are handed on as they are, so that none can be forgotten.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx.node import map_arg
-from torch.utils._pytree import tree_map
 
 from corgi_opt.network.translation import NotCoveredError, Translation, Value
 
 MOVES = frozenset(
     {
         "alias.default",
+        "atleast_1d.Sequence",
+        "atleast_2d.Sequence",
+        "atleast_3d.Sequence",
         "cat.default",
         "channel_shuffle.default",
         "chunk.default",
         "clone.default",
         "constant_pad_nd.default",
         "contiguous.default",
+        "copy.default",
         "detach.default",
         "expand.default",
         "expand_as.default",
+        "fill.Scalar",
+        "fill.Tensor",
         "flatten.using_ints",
         "flip.default",
+        "gather.default",
+        "im2col.default",
         "index.Tensor",
+        "index_put.default",
         "index_select.default",
         "lift_fresh_copy.default",
+        "masked_fill.Scalar",
+        "masked_fill.Tensor",
         "movedim.int",
         "movedim.intlist",
         "narrow.default",
@@ -50,7 +62,9 @@ MOVES = frozenset(
         "roll.default",
         "rot90.default",
         "select.int",
+        "select_scatter.default",
         "slice.Tensor",
+        "slice_scatter.default",
         "split.Tensor",
         "split.sizes",
         "split_with_sizes.default",
@@ -62,6 +76,8 @@ MOVES = frozenset(
         "t.default",
         "tile.default",
         "transpose.int",
+        "tril.default",
+        "triu.default",
         "unbind.int",
         "unflatten.int",
         "unfold.default",
@@ -74,9 +90,13 @@ MOVES = frozenset(
         "_upsample_nearest_exact1d.vec",
         "_upsample_nearest_exact2d.default",
         "_upsample_nearest_exact2d.vec",
+        "_unsafe_index.Tensor",
         "_unsafe_view.default",
         "view.default",
         "view_as.default",
+        "where.ScalarOther",
+        "where.ScalarSelf",
+        "where.self",
     }
 )
 """By operation and overload."""
@@ -84,48 +104,42 @@ MOVES = frozenset(
 
 _VIEWS = frozenset({"aten.view.default", "aten._unsafe_view.default"})
 
+_PLACES = frozenset({"index", "indices", "condition", "mask"})
+"""Arguments that say which values move where; other tensors hold the values."""
+
+_NUMBER = frozenset({"value", "self", "other"})
+"""Arguments that may be a number in place of values (a border, say)."""
+
 
 def moved(t: Translation, fx: Any) -> Value | tuple[Value, ...]:
     """What a call gives. Raises NotCoveredError where it depends on the image which entries are moved."""
-    filled = _with_its_padding(t, fx)
-    args, kwargs = map_arg((fx.args, fx.kwargs), lambda arg: t.numbers(arg) if t.is_map(arg) else t.constants[arg])
-    if str(fx.target) in ("aten.cat.default", "aten.stack.default"):
-        # maps and constants side by side: of a constant, the numbers are literals
-        args = (map_arg(list(fx.args[0]), t.numbers), *args[1:])
-    if filled is not None:
-        args, kwargs = filled
+    given = {}
+    for position, argument in enumerate(fx.target._schema.arguments):
+        name = argument.name
+        value = fx.args[position] if position < len(fx.args) else fx.kwargs.get(name, argument.default_value)
+        given[name] = map_arg(value, t.constants.__getitem__ if name in _PLACES else partial(_shifted, t))
+        if name in _NUMBER and isinstance(value, (int, float)):
+            given[name] = float(_shifted(t, float(value)))
+        if name == "accumulate" and value:
+            raise NotCoveredError("It adds to what is there; write a sum.")
     # how numbers lie in memory is not how the values do
     target = torch.ops.aten.reshape.default if str(fx.target) in _VIEWS else fx.target
+    given = {"shape" if name == "size" and target is not fx.target else name: v for name, v in given.items()}
     try:
-        given = target(*args, **kwargs)
+        made = target(**given)
     except (RuntimeError, IndexError, TypeError, ValueError) as error:
         said = (str(error).splitlines() or [""])[0][:200]
         raise NotCoveredError(
             f"Which values it moves depends on the image, or is not known: torch said {said!r}."
         ) from error
-    if isinstance(given, Tensor):
-        return Value(given)
-    return tuple(tree_map(Value, list(given)))
+    if isinstance(made, Tensor):
+        return Value(made - 1.0)
+    return tuple(Value(one - 1.0) for one in made)
 
 
-def _with_its_padding(t: Translation, fx: Any) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    """The arguments of a pad whose border is a constant: its number in place of it."""
-    name = str(fx.target)
-    if name == "aten.constant_pad_nd.default":
-        x, pad, *rest = fx.args
-        value = fx.kwargs.get("value", rest[0] if rest else 0)
-    elif (
-        name == "aten.pad.default"
-        and (fx.args[2] if len(fx.args) > 2 else fx.kwargs.get("mode", "constant")) == "constant"
-    ):
-        x, pad = fx.args[:2]
-        value = fx.args[3] if len(fx.args) > 3 else fx.kwargs.get("value")
-    else:
-        return None
-    if not isinstance(value, (int, float, type(None))):
-        raise NotCoveredError("It pads with a value that is calculated; pad with a number.")
-    border = float(t.numbers(float(value or 0.0)))
-    return (t.numbers(x), pad, *(("constant",) if "pad.default" in name else ()), border), {}
+def _shifted(t: Translation, arg: Any) -> Tensor:
+    """The numbers of an operand's entries plus one, which makes that of a literal zero zero: what torch fills in."""
+    return t.numbers(arg) + 1.0
 
 
 def is_move(target: Any) -> bool:

@@ -7,7 +7,7 @@ a few units in the last place of its own: Higham, Accuracy and Stability of Nume
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -40,7 +40,7 @@ def size_of_step(graph: LayerGraph, name: str, values: Mapping[str, Tensor]) -> 
 
 
 def size_from_image(graph: LayerGraph, name: str, x: Tensor) -> Tensor:
-    """The sum of the absolute terms of all steps from the image x (1, C, H, W) to a node."""
+    """The sum of the absolute terms of all steps from images x (N, C, H, W) to a node."""
     sizes: dict[str, Tensor] = {}
     for each in graph.ancestors(name):
         sizes[each] = _size(graph[each], [sizes[i] for i in graph[each].inputs], x)
@@ -72,36 +72,48 @@ def probes(example: Tensor) -> Iterator[Tensor]:
     yield normal
 
 
+AT_ONCE = 1 << 26
+"""Values of all steps that are held at once, when several images are gone through together."""
+
+
 def check_steps(exported: Exported, ingested: Ingested, example: Tensor) -> None:
     """Compares every operation of the graph with torch's, each on the values that torch's own run has for its operands.
 
     Raises ParityError.
     """
+    total = sum(torch.Size(ingested.graph[name].shape).numel() for name in ingested.graph.order)
+    images, count = list(probes(example)), max(1, AT_ONCE // total)
+    for first in range(0, len(images), count):
+        _check_steps(exported, ingested, images[first : first + count])
+
+
+def _check_steps(exported: Exported, ingested: Ingested, images: Sequence[Tensor]) -> None:
+    theirs = [{fx: made for fx, made in exported.values(x).items() if fx in ingested.held} for x in images]
     calls: dict[str, list[tuple[object, Tensor]]] = {}
     for fx, (name, order) in ingested.held.items():
         calls.setdefault(name, []).append((fx, order))
-    for x in probes(example):
-        theirs = exported.values(x)
-        values: dict[str, Tensor] = {}
-        for name in ingested.graph.order:
-            node = ingested.graph[name]
-            ours = x if isinstance(node.op, Input) else node.op.apply([values[i] for i in node.inputs])
-            values[name] = ours
-            if name not in calls:
-                continue
-            own = size_of_step(ingested.graph, name, values)
-            for fx, order in calls[name]:
-                reference = torch.empty(ours.numel(), dtype=torch.float64)
-                reference[order] = theirs[fx].flatten()
-                reference = reference.view(ours.shape)
-                require_equal(f"{name!r} ({type(node.op).__name__})", ours, reference, STEP_TOLERANCE * own)
-                values[name] = reference
+    values: dict[str, Tensor] = {}
+    for name in ingested.graph.order:
+        node = ingested.graph[name]
+        ours = (
+            torch.cat(list(images)) if isinstance(node.op, Input) else node.op.apply([values[i] for i in node.inputs])
+        )
+        values[name] = ours
+        if name not in calls:
+            continue
+        own = size_of_step(ingested.graph, name, values)
+        for fx, order in calls[name]:
+            reference = torch.empty(len(images), len(order), dtype=torch.float64)
+            reference[:, order] = torch.stack([one[fx].flatten() for one in theirs])
+            reference = reference.view(ours.shape)
+            require_equal(f"{name!r} ({type(node.op).__name__})", ours, reference, STEP_TOLERANCE * own)
+            values[name] = reference
 
 
 def allowed(
     graph: LayerGraph, name: str, x: Tensor, values: Mapping[str, Tensor], most_rounding: float = MOST_ROUNDING
 ) -> Tensor:
-    """How far a node's value at x may be from the caller's model, channel by channel (1, C, 1, 1)."""
+    """How far a node's value at x (N, C, H, W) may be from the caller's model, channel by channel (N, C, 1, 1)."""
     own, rounding = (
         size.amax(dim=(2, 3), keepdim=True)
         for size in (size_of_step(graph, name, values), ROUNDING * size_from_image(graph, name, x))

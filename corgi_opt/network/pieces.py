@@ -190,19 +190,25 @@ MOST_SLICES = 4096
 
 def _extreme_of(t: Translation, fx: Any, x: Any, dim: Any, sign: float) -> Tensor:
     """``keepdim`` shows in the shape of the result alone."""
-    slices = slices_of(t.numbers(x), dim)
+    slices = slices_of(*reduced(t.numbers(x), dim))
     if len(slices) > MOST_SLICES:
         raise NotCoveredError(f"It takes the maximum of {len(slices)} values at once; at most {MOST_SLICES} are.")
     name = largest(t, fx, label(fx), [t.map_of(numbers) for numbers in slices], sign)
     return t.entries(name).reshape(shape_of(fx))
 
 
-def slices_of(numbers: Tensor, dim: Any) -> Tensor:
-    """What is reduced over some axes (none given: all but the batch's), (K, 1, ...): slice by slice."""
-    rank = numbers.ndim
-    dims = [dim] if isinstance(dim, int) else list(dim or range(1, rank))
-    dims = sorted(d % rank for d in dims)
+def reduced(numbers: Tensor, dim: Any) -> tuple[Tensor, list[int]]:
+    """Numbers with the batch's axis first, and the axes of these that are reduced, rising (none given: all others)."""
+    rank, given = numbers.ndim, [dim] if isinstance(dim, int) else list(dim or ())
+    if not rank or len(numbers) != 1:  # of the one image of the batch: its own axes alone
+        return numbers[None], sorted(d % max(rank, 1) + 1 for d in given or range(rank))
+    dims = sorted(d % rank for d in given or range(1, rank))
     if 0 in dims:
         raise NotCoveredError("It reduces over the batch dimension.")
-    rest = [d for d in range(rank) if d not in dims]
+    return numbers, dims
+
+
+def slices_of(numbers: Tensor, dims: Sequence[int]) -> Tensor:
+    """What is reduced over some axes, (K, 1, ...): slice by slice."""
+    rest = [d for d in range(numbers.ndim) if d not in dims]
     return numbers.permute(*dims, *rest).flatten(0, len(dims) - 1) if dims else numbers[None]

@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -62,17 +63,34 @@ def watch(model: nn.Module, x: Tensor, shape: tuple[int, int, int]) -> tuple[Ten
     return logits.detach().flatten(), seen.maps
 
 
+SLOPES_AT_ONCE = 1 << 22
+"""Values of the slopes of class scores that are held at once."""
+
+
 def slopes(model: nn.Module, x: Tensor, shape: tuple[int, int, int], place: int) -> Iterator[Tensor]:
     """The derivative (C, H, W) of each class score by one of the maps that go by, by torch's autograd."""
-    with alone(), torch.inference_mode(False), torch.enable_grad(), NoCasts(), _Maps(shape, place) as seen:
-        image = seen.see(x.detach().to("cpu", torch.float64, copy=True))
-        logits = seen.before_order_is_all(logits_of(model(image))).flatten()
+    with alone(), torch.inference_mode(False), torch.enable_grad():
+        with NoCasts(), _Maps(shape, place) as seen:
+            image = seen.see(x.detach().to("cpu", torch.float64, copy=True))
+            logits = seen.before_order_is_all(logits_of(model(image))).flatten()
         if seen.leaf is None or not logits.requires_grad:
             yield from torch.zeros(len(logits), *shape, dtype=torch.float64)
             return
-        for one in logits:
-            slope = torch.autograd.grad(one, seen.leaf, retain_graph=True, allow_unused=True)[0]
-            yield torch.zeros(shape, dtype=torch.float64) if slope is None else seen.spelling(slope)[0]
+        each = torch.eye(len(logits), dtype=torch.float64)
+        for some in each.split(max(1, SLOPES_AT_ONCE // seen.leaf.numel())):
+            for slope in _pulled_back(logits, seen.leaf, some):
+                yield seen.spelling(slope)[0]
+
+
+def _pulled_back(scores: Tensor, leaf: Tensor, weights: Tensor) -> Tensor:
+    """The derivative of ``weights @ scores`` by a map, row by row (K, *map)."""
+    given = partial(torch.autograd.grad, scores, leaf, retain_graph=True, allow_unused=True)
+    try:
+        (slope,) = given(grad_outputs=weights, is_grads_batched=True)
+    except RuntimeError:  # of what torch cannot do for many rows at once
+        rows = [given(grad_outputs=row)[0] for row in weights]
+        return torch.stack([torch.zeros_like(leaf) if row is None else row for row in rows])
+    return leaf.new_zeros(len(weights), *leaf.shape) if slope is None else slope
 
 
 def scores(model: nn.Module, x: Tensor) -> Tensor:

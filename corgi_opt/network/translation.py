@@ -9,6 +9,7 @@ values from anywhere (movement.py).
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -50,6 +51,7 @@ class Translation:
         self.halves: set[str] = set()
         self._starts: dict[str, int] = {}
         self._names: list[str] = []
+        self._begins: list[int] = []  # the starts of these, rising
         self._total = 0
         self._literals: dict[float, int] = {0.0: 0}
         self._made: dict[tuple[Shape, bytes], str] = {}
@@ -214,6 +216,7 @@ class Translation:
     def _number(self, name: str) -> None:
         self._starts[name] = self._total
         self._names.append(name)
+        self._begins.append(self._total)
         self._total += torch.Size(self.builder.nodes[name].shape).numel()
 
     def _literal(self, values: Tensor | None) -> Tensor:
@@ -241,8 +244,7 @@ class Translation:
 
     def _at(self, number: int) -> str:
         """The node that an entry is of."""
-        starts = [self._starts[name] for name in self._names]
-        return self._names[int(np.searchsorted(starts, number, side="right")) - 1]
+        return self._names[bisect_right(self._begins, number) - 1]
 
     def _as_map(self, numbers: Tensor, shape: Shape) -> str:
         """A node of this shape whose entries these are, in this order."""
@@ -269,7 +271,9 @@ class Translation:
 
     def _of_channels(self, moved: Numbers, shape: Shape) -> str | None:
         """Of whole channels, each with rows and columns cut in one way; None where some are not."""
-        places = [_Plane.of(self, plane) for plane in moved]
+        places = [
+            whole or _Plane.of(self, plane) for whole, plane in zip(self._whole_planes(moved), moved, strict=True)
+        ]
         if any(place is None for place in places):
             return None
         sources: dict[tuple[str, Tap | None], str] = {}
@@ -290,12 +294,25 @@ class Translation:
             return operands[0]
         return self._grown("channels", Channels(tuple(index), counts), tuple(operands), shape)
 
+    def _whole_planes(self, moved: Numbers) -> list[_Plane | None]:
+        """Which planes are channels of nodes as they are; None: looked at more closely."""
+        flat = moved.reshape(len(moved), -1)
+        first = flat[:, 0]
+        rising = (flat == first[:, None] + np.arange(flat.shape[1])).all(axis=1) & (first >= 0)
+        found: list[_Plane | None] = []
+        for number, so in zip(first.tolist(), rising.tolist(), strict=True):
+            name = self._at(number)
+            channel, inside = divmod(number - self._starts[name], flat.shape[1])
+            whole = so and not inside and self.builder.nodes[name].shape[1:] == moved.shape[1:]
+            found.append(_Plane(name, channel, None) if whole else None)
+        return found
+
     def _tapped(self, name: str, tap: Tap) -> str:
         return self._grown("cut", tap, (name,), (self.builder.nodes[name].shape[0], *tap.size))
 
     def _of_values(self, moved: Numbers, shape: Shape) -> str:
         """Of any values."""
-        starts = np.array([self._starts[name] for name in self._names])
+        starts = np.array(self._begins)
         owner = np.where(moved >= 0, np.searchsorted(starts, moved, side="right") - 1, -1)
         used = [int(at) for at in np.unique(owner) if at >= 0]
         index = [torch.from_numpy(np.where(owner == at, moved - starts[at], NOTHING)) for at in used]

@@ -25,6 +25,12 @@ from reading import ramp, require_read
         lambda y: y.sum((2, 3), keepdim=True) - y.sum(1, keepdim=True) + y.mean(3, keepdim=True) * 2,
         lambda y: y.flatten(2).mean(2)[..., None, None] + y.permute(0, 2, 3, 1).mean(2).permute(0, 2, 1)[..., None],
         lambda y: y.unflatten(1, (2, 1)).sum(1) - 0.2 * y,
+        lambda y: torch.lerp(y, y.flip(2), 0.3) + torch.lerp(y, 1 - y, ramp(y, 2, 1, 1)),
+        lambda y: torch.hstack([y[:, :1], y.diff(dim=1)]),
+        lambda y: y.flip(2).mean((2, 3), keepdim=True) + y,
+        lambda y: y + y[0].mean() - 0.1 * y[0].flip(2)[:, 1:].sum() + y[0].mean(-1)[None, ..., None],
+        lambda y: y + y[0].sum(0),
+        lambda y: y + y.flatten()[5:40].mean() + y.sum().sum() * 0.01 + y[0, 0].mean(1),
         lambda y: torch.addcmul(y, y.flip(3), torch.tensor(0.5), value=3),
     ],
 )

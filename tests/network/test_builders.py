@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from nets import Plain, conv_of, image, seeded
 from reading import Asked, ramp
+from torch import Tensor, nn
 
 import corgi_opt as co
 from corgi_opt.network.builders import (
@@ -79,7 +80,8 @@ def test_getitem_is_the_only_call_beside_the_table():
         (lambda y: F.max_pool2d(y, 2, return_indices=True)[1].to(y), "output 1 of max_pool2d_with_indices"),
         (lambda y: y / (y + 1), "quotient by a feature map"),
         (lambda y: y @ y, "product of two feature maps"),
-        (lambda y: ramp(y, 6, 6) @ y, r"transpose both for w @ x"),
+        (lambda y: ramp(y, 2, 6, 6) @ y, r"not one of shape \(2, 6, 6\)"),
+        (lambda y: torch.lerp(y, 2 * y, y), "Only a constant way"),
         (lambda y: F.threshold(y, 0.1, 0.2), "It jumps from 0.2 to 0.1"),
         (lambda y: y[:, y[0, :, 0, 0].argmax()][:, None].expand(1, 2, 6, 6), "argmax is not supported"),
         (lambda y: torch.take_along_dim(y, y.argsort(1), 1), "is not supported"),
@@ -106,6 +108,43 @@ def test_what_depends_on_weights_alone_is_calculated():
     model = seeded(Standardised)
     net = co.from_torch(model, X)
     torch.testing.assert_close(net.logits(X), model.double()(X.double())[0], rtol=1e-12, atol=1e-12)
+
+
+def test_weights_are_frozen_scaled_and_normalised_in_many_ways():
+    """LayerScale, a frozen batch norm and the usual normalisation of images, in spellings of their own."""
+
+    class Frozen(nn.Module):
+        """As torchvision has it: four buffers, no module of torch."""
+
+        weight: Tensor
+        bias: Tensor
+        mean: Tensor
+        var: Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            for name, value in (("weight", 1.5), ("bias", -0.2), ("mean", 0.1), ("var", 0.7)):
+                self.register_buffer(name, torch.linspace(0.5, 1.0, 2) * value)
+
+        def forward(self, x):
+            scale = self.weight.reshape(1, -1, 1, 1) * (self.var.reshape(1, -1, 1, 1) + 1e-5).rsqrt()
+            return x * scale + (self.bias.reshape(1, -1, 1, 1) - self.mean.reshape(1, -1, 1, 1) * scale)
+
+    class Normalised(Plain):
+        def __init__(self) -> None:
+            super().__init__()
+            self.frozen, self.gamma = Frozen(), nn.Parameter(torch.tensor([0.3, -2.0]))
+
+        def forward(self, x):
+            mean, std = torch.tensor([0.485], dtype=x.dtype), torch.as_tensor([0.229], dtype=x.dtype)
+            y = self.body((x - mean[None, :, None, None]).div(std.view(1, -1, 1, 1)))
+            y = F.relu(y + self.gamma.view(-1, 1, 1) * self.frozen(y))
+            y = (y.permute(0, 2, 3, 1) * self.gamma).permute(0, 3, 1, 2)
+            return self.head(y.mean((2, 3)))
+
+    model = seeded(Normalised)
+    net = co.from_torch(model, X)
+    torch.testing.assert_close(net.logits(X), model.double()(X.double())[0], rtol=1e-9, atol=1e-9)
 
 
 def test_what_is_drawn_at_random_is_no_constant():

@@ -47,6 +47,16 @@ def test_a_grouped_head_reads_the_channels_of_its_own(groups):
         torch.testing.assert_close(net.cam(X, k), by_hand(model, dense, X)[k], rtol=1e-6, atol=1e-9)
 
 
+def test_a_kernel_that_reaches_over_the_one_pixel_is_read_by_its_middle():
+    torch.manual_seed(1)
+    layer = nn.Conv2d(4, 3, 3, padding=1)
+    model = seeded(Headed, tail=lambda m, y: m.layer(y.mean((2, 3), keepdim=True)).flatten(1), layer=layer)
+    net = co.from_torch(model, X)
+    expected = by_hand(model, layer.weight[:, :, 1, 1].detach(), X)
+    for k in range(3):
+        torch.testing.assert_close(net.cam(X, k), expected[k], rtol=1e-6, atol=1e-9)
+
+
 NO_HEADS = {
     "an average of a part": lambda m, y: m.head(F.avg_pool2d(y, 6, stride=13, padding=3).flatten(1)),
     "an average of the inside": lambda m, y: m.head(F.avg_pool2d(y, 5, stride=7).flatten(1)),
@@ -141,6 +151,26 @@ def test_a_head_is_what_it_computes(name):
     assert bool(net.notes) == (("softmax" in name) or ("sigmoid" in name))
     r = co.radius(net, X, k=2, class_idx=1, rtol=0.1, time_limit=30)
     assert 0 < r.lower < r.upper
+
+
+@pytest.mark.parametrize(
+    "turned",
+    [
+        lambda y: F.relu(y.flip(3) - 0.1),
+        lambda y: F.relu(y[:, :, 1:].transpose(2, 3) - 0.1),
+        lambda y: 2 * y.roll(1, 2),
+        lambda y: y.rot90(1, (2, 3)),
+    ],
+)
+@pytest.mark.parametrize("mean", [lambda y: y.mean((2, 3)), lambda y: y.permute(0, 2, 3, 1).mean((1, 2))])
+def test_the_map_lies_as_the_model_has_it(turned, mean):
+    """Which pixel is which is the last map's word, though its values are another's that was turned."""
+    model = seeded(Headed, tail=lambda m, y: m.head(mean(turned(y))))
+    net = co.from_torch(model, X)
+    double = model.double()
+    expected = torch.einsum("c,chw->hw", double.head.weight[1], turned(double.body(X.double()))[0]).detach()
+    for found in (net.cam(X, 1), net.model_cam(X, 1)):
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
 
 
 def test_linear_layers_without_anything_between_are_one():

@@ -83,10 +83,15 @@ REFUSALS = {
         "in eval mode with running statistics",
         other=lambda m, y: m.batch(y),
     ),
-    "matrix first": Refusal(
-        lambda m, y: m.matrix @ y,
-        "transpose both for w @ x",
-        same=lambda m, y: (y.transpose(2, 3) @ m.matrix.T).transpose(2, 3),
+    "a way between maps": Refusal(
+        lambda m, y: torch.lerp(y, y.flip(3), y.flip(2)),
+        "write x + weight * (end - x)",
+        same=lambda m, y: y + y.flip(2) * (y.flip(3) - y),
+    ),
+    "added in place": Refusal(
+        lambda m, y: y.index_put((torch.tensor([0]), torch.tensor([1])), y[:, 0], accumulate=True),
+        "write a sum",
+        same=lambda m, y: torch.stack([y[:, 0], y[:, 1] + y[:, 0]], 1),
     ),
     "random slopes": Refusal(
         lambda m, y: F.rrelu(y, training=True), "nn.RReLU in eval mode", other=lambda m, y: m.random(y)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 import torch.nn.functional as F
 from reading import ramp, require_read
 
@@ -26,6 +27,10 @@ from reading import ramp, require_read
         lambda y: F.interpolate(y, scale_factor=2, mode="bilinear"),
         lambda y: F.interpolate(y, size=(11, 4), mode="bilinear", align_corners=True),
         lambda y: F.interpolate(y, scale_factor=1.7, mode="bilinear", recompute_scale_factor=False),
+        lambda y: F.interpolate(y, size=(9, 4), mode="bicubic"),
+        lambda y: F.interpolate(y, scale_factor=(1.3, 2), mode="bicubic", align_corners=True),
+        lambda y: F.interpolate(y, size=(4, 5), mode="bilinear", antialias=True),
+        lambda y: F.interpolate(y.flatten(2), scale_factor=1.5, mode="linear").unflatten(2, (9, 6)),
         lambda y: F.conv_transpose2d(y, ramp(y, 2, 3, 3, 3))[:, :2],
         lambda y: F.conv_transpose2d(y, ramp(y, 2, 2, 3, 3), ramp(y, 2), 2, 1, 1),
         lambda y: F.conv_transpose2d(y, ramp(y, 2, 1, 3, 4), None, (2, 3), (1, 4), 0, 2, (2, 1)),
@@ -33,6 +38,11 @@ from reading import ramp, require_read
         lambda y: F.conv2d(y, ramp(y, 2, 1, 4, 3), padding="same", dilation=(1, 2), groups=2),
         lambda y: F.linear(y.permute(0, 2, 3, 1), ramp(y, 2, 2), ramp(y, 2)).relu().permute(0, 3, 1, 2),
         lambda y: (y.flatten(2).transpose(1, 2) @ ramp(y, 2, 2)).transpose(1, 2).view_as(y),
+        lambda y: (y.permute(0, 2, 3, 1).reshape(36, 2) @ ramp(y, 2, 2)).view(1, 6, 6, 2).permute(0, 3, 1, 2),
+        lambda y: F.interpolate(F.relu(y, inplace=True), size=(9, 4), mode="bicubic"),
+        lambda y: ramp(y, 6, 6) @ y + y @ ramp(y, 1, 6, 6),
+        lambda y: torch.matmul(ramp(y, 2, 2), y.flatten(2)).view_as(y),
+        lambda y: torch.einsum("nchw,cd->ndhw", y, ramp(y, 2, 2)),
         lambda y: F.linear(y.transpose(2, 3).flatten(1), ramp(y, 72, 72)).view(1, 2, 6, 6),
         lambda y: F.conv1d(y.flatten(2), ramp(y, 2, 2, 3), padding=1).unflatten(2, (6, 6)),
         lambda y: F.max_pool1d(y.flatten(2), 3, 2, 1)[..., None],

@@ -11,9 +11,11 @@ from nets import Everything, Plain, Residual, bias_of, conv_of, image, seeded
 from torch import nn
 
 import corgi_opt as co
-from corgi_opt.network import builders
+from corgi_opt.network import builders, parity
 from corgi_opt.network.cam import require_parity
 from corgi_opt.network.exported import module_path
+from corgi_opt.network.lowering import scalar
+from corgi_opt.network.ops import Combine, ReLU
 
 X = image(1, 6, 6)
 
@@ -25,6 +27,24 @@ def scaled(scale: float, channels: int = 2) -> Plain:
             weight.mul_(scale)
         bias_of(model.body[2]).mul_(scale)
     return model
+
+
+@pytest.mark.parametrize("at_once", [1, 150, 1 << 26])
+def test_all_images_are_gone_through_however_many_at_once(monkeypatch, at_once):
+    """A step that is misread where an image is negative: some of the probes are, the example is not."""
+    monkeypatch.setattr(parity, "AT_ONCE", at_once)
+    net = co.from_torch(seeded(Plain), X)
+    assert net.classes == len(seeded(Plain).head.weight)
+
+    def wrong(t, fx, *, x, negative_slope=None):
+        operand = t.value(x)
+        shifted = t.add(fx, f"{fx.name}.on", Combine((scalar(1.0),), scalar(1e3)), (operand,))
+        rectified = t.add(fx, f"{fx.name}.relu", ReLU(), (shifted,))
+        return t.add(fx, str(fx.name), Combine((scalar(1.0),), scalar(-1e3)), (rectified,))
+
+    monkeypatch.setitem(builders.BUILDERS, "relu.default", wrong)
+    with pytest.raises(co.ParityError, match="differs"):
+        co.from_torch(seeded(Plain), X)
 
 
 @pytest.mark.parametrize("scale", [1e-12, 1e-6, 1.0, 1e6, 1e12])

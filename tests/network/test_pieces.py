@@ -29,6 +29,7 @@ from reading import ramp, require_read
         lambda y: torch.cat([y, 1 - y], 1).unflatten(1, (2, 2)).amax(2),
         lambda y: torch.cat([y, 1 - y], 1).unflatten(1, (2, 2)).min(1).values,
         lambda y: y.amax((2, 3), keepdim=True) + y,
+        lambda y: (y + y[0].amax(0)) - (y - y[0].amin()),
     ],
 )
 def test_it_is_read_with_its_arguments(change):

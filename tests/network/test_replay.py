@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import namedtuple
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from nets import Plain, image, seeded
 from torch import nn
 
 from corgi_opt.errors import ParityError, UnsupportedOpError
+from corgi_opt.network import replay
 from corgi_opt.network.replay import Replay, alone, logits_of, scores, slopes, watch
 
 X = image(1, 6, 6, seed=3)
@@ -65,6 +67,42 @@ def test_derivatives_are_autograds():
     logits = model().head(features.mean((2, 3)))[0]
     for row, logit in zip(found, logits, strict=True):
         torch.testing.assert_close(row, torch.autograd.grad(logit, features, retain_graph=True)[0][0])
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 1000])
+def test_derivatives_of_several_scores_at_once_are_those_of_each(monkeypatch, at_once):
+    monkeypatch.setattr(replay, "SLOPES_AT_ONCE", at_once * torch.Size(SHAPE).numel())
+    many = seeded(Plain, 2)
+    many.head = nn.Linear(2, 5)
+    place = len(watch(many.double(), X, SHAPE)[1]) - 1
+    found = torch.stack(list(slopes(many, X, SHAPE, place)))
+    torch.testing.assert_close(found, (many.head.weight.detach() / 36)[:, :, None, None].expand(5, *SHAPE))
+
+
+def test_derivatives_that_torch_takes_one_by_one_only():
+    class Alone(torch.autograd.Function):
+        """Knows nothing of several rows at once."""
+
+        @staticmethod
+        def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+            return 2 * x
+
+        @staticmethod
+        def backward(ctx: Any, slope: torch.Tensor) -> torch.Tensor:
+            return slope.new_tensor(2 * slope.numpy())
+
+    twice: Any = Alone.apply
+
+    class Odd(Plain):
+        def forward(self, x):
+            return self.head(twice(self.body(x).mean((2, 3))))
+
+    odd = seeded(Odd, 2).double()
+    place = len(watch(odd, X, SHAPE)[1]) - 1
+    places = range(place + 1)
+    expected = (odd.head.weight.detach() / 18)[:, :, None, None].expand(len(odd.head.weight), *SHAPE)
+    found = [torch.stack(list(slopes(odd, X, SHAPE, at))) for at in places]
+    assert any(torch.allclose(one, expected) for one in found)
 
 
 def test_scores_that_do_not_depend_on_a_map_have_no_slope():
