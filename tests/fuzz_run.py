@@ -139,7 +139,7 @@ class Run:
         if self.r.random() < (0.9 if problem is None else 0.6):
             return net if problem is None else None
         try:
-            listed = self.call("check_model", case, co.check_model, case.model, case.x)
+            listed = self.call("check_model", case, co.check_model, case.model, case.x, show=False)
             if bool(listed) != (problem is not None):
                 self.fault("refused", f"check_model lists {listed}, and from_torch says {problem}")
         except co.CorgiError as error:
