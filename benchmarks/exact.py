@@ -3,10 +3,10 @@
     OMP_WAIT_POLICY=PASSIVE python benchmarks/exact.py --root DIR [--images 20] [--k 15] [--method auto] [--only ...]
 
 DIR as for examples/reproduce_paper.py. Sections: ``radii`` (brackets of the first test images, with and without the
-clip box), ``verify`` (one verdict just below and just above each radius), ``queries`` (single CAM pixels to optimality,
-beside the textbook MILP of plain.py), ``pairs`` (recorded pairs by branch and bound beside HiGHS), ``within`` (the
-paper's relaxed question on training image 496), ``certificates`` (made and checked). Record tables in
-benchmarks/RESULTS.md with the date and the machine.
+clip box), ``verify`` (one verdict just below and just above each radius), ``classes`` (robust classification),
+``queries`` (single CAM pixels to optimality, beside the textbook MILP of plain.py), ``pairs`` (recorded pairs by branch
+and bound beside HiGHS), ``within`` (the paper's relaxed question on training image 496), ``certificates`` (made and
+checked). Record tables in benchmarks/RESULTS.md with the date and the machine.
 """
 
 from __future__ import annotations
@@ -113,6 +113,25 @@ def verify(bench: Bench, k: int, method: str) -> None:
     for name, found in (("0.99x (certified)", below), ("1.01x (falsified)", above)):
         middle, most = statistics.median(found), max(found)
         print(f"verify by {method} at {name}, k={k}: median {middle:.2f} s, worst {most:.2f} s of {len(found)}")
+
+
+def classes(bench: Bench, method: str, rtol: float, limit: float) -> None:
+    """Radii of robust classification: within which no image has another class."""
+    print(f"\nclass kept, by {method}, rtol {rtol:g}, at most {limit:g} s an image")
+    print(f"{'image':>6} | {'corgi':>10} {'crown':>9}  [certified, falsified]    ratio    attack  seconds")
+    ratios = []
+    for row in bench.tests:
+        x, kept = bench.image(row)[0], co.KeepsClass()
+        r, took = timed(partial(co.radius, bench.net, x, property=kept, method=method, rtol=rtol, time_limit=limit))
+        crown = co.radius(bench.net, x, property=kept, method="crown", time_limit=limit).lower
+        print(
+            f"{row.index:6d} | {r.corgi:10.3e} {crown:9.3e}  [{r.lower:.4e}, {r.upper:.4e}] {r.ratio:8.4f} "
+            f"{r.attack:9.3e} {took:8.1f}" + ("" if r.ratio <= 1 + rtol else f"  {r.reason}"),
+            flush=True,
+        )
+        ratios.append(r.ratio)
+    closed = sum(ratio <= 1 + rtol for ratio in ratios)
+    print(f"{closed} of {len(ratios)} closed; falsified / certified: median {statistics.median(ratios):.4f}")
 
 
 def queries(bench: Bench, limit: float) -> None:
@@ -231,7 +250,7 @@ def main() -> None:
     parser.add_argument("--method", default="auto", help="of radii and verify: auto, bab or milp")
     parser.add_argument("--rtol", type=float, default=0.002)
     parser.add_argument("--limit", type=float, default=120.0, help="seconds an image or a query")
-    parser.add_argument("--only", default="radii,verify,queries,pairs,within,certificates")
+    parser.add_argument("--only", default="radii,verify,classes,queries,pairs,within,certificates")
     args = parser.parse_args()
     threads = torch.get_num_threads()
     print(f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__} with {threads} threads")
@@ -240,6 +259,8 @@ def main() -> None:
         radii(bench, args.k, args.method, args.rtol, args.limit)
     if "verify" in wanted:
         verify(bench, args.k, args.method)
+    if "classes" in wanted:
+        classes(bench, args.method, args.rtol, args.limit)
     if "queries" in wanted:
         queries(bench, args.limit)
     if "pairs" in wanted:

@@ -3,6 +3,7 @@
 from corgi_opt.answering.attacking import attack
 from corgi_opt.answering.comparison import Compared, Comparison, compare
 from corgi_opt.answering.heatmap import HeatMap, heat_map
+from corgi_opt.answering.model_check import ModelCheck, check_model
 from corgi_opt.answering.mps import Exported, export_mps
 from corgi_opt.answering.prover import check_certificate
 from corgi_opt.answering.radius_search import radius
@@ -10,6 +11,7 @@ from corgi_opt.answering.verdict import verify
 from corgi_opt.answering.vnnlib import ExportedVnnlib, export_vnnlib
 from corgi_opt.bounding.dual import Interval
 from corgi_opt.bounding.node_bounds import bounds
+from corgi_opt.data.keras import from_keras
 from corgi_opt.errors import (
     BoundOrderError,
     CertificateError,
@@ -28,7 +30,7 @@ from corgi_opt.errors import (
     UnknownMethodError,
     UnsupportedOpError,
 )
-from corgi_opt.network.cam import CamNetwork, check_model, from_torch
+from corgi_opt.network.cam import CamNetwork, from_torch
 from corgi_opt.network.graph import LayerGraph
 from corgi_opt.network.ingest import Unsupported
 from corgi_opt.network.onnx.network import from_onnx
@@ -61,6 +63,7 @@ __all__ = [
     "KeepsClass",
     "LayerGraph",
     "MissingPackageError",
+    "ModelCheck",
     "ModelModeError",
     "NoCamHeadError",
     "NumericalError",
@@ -84,6 +87,7 @@ __all__ = [
     "compare",
     "export_mps",
     "export_vnnlib",
+    "from_keras",
     "from_onnx",
     "from_torch",
     "heat_map",

@@ -385,6 +385,7 @@ PLAIN = {
     co.Checked: "numbers",
     co.Exported: "numbers",
     co.Unsupported: "words",
+    co.ModelCheck: "words and counts, printed",
 }
 """Public classes whose methods do no arithmetic that a state of torch could change."""
 
@@ -397,6 +398,7 @@ SMALL = {
     (co.CamNetwork, "classes"),
     (co.CamNetwork, "model"),
     (co.CamNetwork, "note"),
+    (co.CamNetwork, "curved"),
     (co.Ball, "box"),
     (co.Radius, "corgi_cut_off"),
     (co.Radius, "corgi_in_words"),

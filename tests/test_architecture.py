@@ -208,9 +208,16 @@ def test_modules_stay_small(package):
 
 
 OPERATIONS = ("arithmetic", "layers", "node", "pooling", "resizing", "shaping", "table", "tensors")
+KERAS_LAYERS = ("affine", "layer", "modules", "pointwise", "spatial", "table")
 TESTED_TOGETHER = {
     # one table of ONNX operations, and one table of cases: each is compared with onnxruntime
     **{f"corgi_opt.network.onnx.{name}": "test_operations.py" for name in OPERATIONS},
+    # one table of Keras's layers, and one table of cases: each is compared with plain loops
+    **{f"corgi_opt.data.keras.{name}": "test_layers.py" for name in KERAS_LAYERS},
+    # where things stand in a file: every layout is read whole, and compared with what was written
+    **{f"corgi_opt.data.keras.{name}": "test_files.py" for name in ("graph", "reader", "store", "weights")},
+    "corgi_opt.data.keras._hdf5": "test_hostile.py",  # a process of its own, for files that harm their reader
+    "corgi_opt.data.keras.entry": "test_network.py",  # the whole way, from a file to a certificate
     "corgi_opt.network.onnx.limits": "test_reading.py",  # what is too large is refused where it is read
     "corgi_opt.network.onnx.package": "test_reading.py",
     "corgi_opt.network.onnx.module": "test_network.py",  # what a graph becomes, run by every door

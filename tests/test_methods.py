@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import pytest
@@ -70,3 +71,10 @@ def test_a_method_of_ones_own_is_asked_by_name(with_mine):
     margins = co.compare(net, x, eps=0.5 * mine, methods=["mine", "crown"], **asked).only
     assert margins.lower("crown") <= margins.lower("mine") <= margins.attack
     found.plot()
+
+
+@pytest.mark.parametrize("module", ["corgi_opt.answering.heatmap", "corgi_opt.bounding.node_bounds"])
+def test_bounds_of_pixels_and_of_nodes_are_by_methods_of_the_table(module):
+    """They have answers of another type than a margin, which not every row gives: their names are rows', in order."""
+    names = list(importlib.import_module(module).METHODS)
+    assert names == weakest_first(names) and all(TABLE[name].bound is not None for name in names)

@@ -56,7 +56,13 @@ def run_demo(console: Console, picture: Path, images: tuple[int, ...], ks: tuple
         soft_wrap=True,
     )
     saved = f"Picture: {picture}" if _save_picture(net, rows, picture) else "No counterexample, no picture"
-    console.print(f"{saved}   ({time.monotonic() - start:.0f} s in all)", markup=False, highlight=False, soft_wrap=True)
+    console.print(
+        f"{saved}   ({time.monotonic() - start:.0f} s in all)",
+        markup=False,
+        emoji=False,
+        highlight=False,
+        soft_wrap=True,
+    )
     return rows
 
 

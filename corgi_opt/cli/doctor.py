@@ -18,6 +18,7 @@ from corgi_opt.network.cam import from_torch
 PACKAGES = ("corgi_opt", "torch", "numpy", "scipy", "networkx", "highspy", "pulp", "cvxpy", "clarabel")
 EXTRAS = {
     "onnx": ("onnx", "onnxruntime"),
+    "keras": ("h5py",),
     "study": ("dask", "distributed", "filelock", "psutil", "jinja2", "pyarrow"),
     "gtsrb": ("scikit-image", "pillow", "h5py"),
     "notebook": ("ipykernel", "nbclient", "nbformat"),

@@ -63,8 +63,8 @@ def _there(solver: str | None) -> str | None:
 Model = Annotated[
     str,
     typer.Argument(
-        help="'digits' (bundled), or path/to/model.onnx, or path/to/file.py:function, or package.module:function "
-        "returning an eval-mode nn.Module"
+        help="'digits' (bundled), or path/to/model.onnx, or path/to/model.keras (.h5, .hdf5), or "
+        "path/to/file.py:function, or package.module:function returning an eval-mode nn.Module"
     ),
 ]
 Image = Annotated[

@@ -1,4 +1,4 @@
-"""Import of the packages of the ``gtsrb`` extra, at the moment they are needed."""
+"""Import of the packages of an extra, at the moment they are needed."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from types import ModuleType
 from corgi_opt.errors import MissingPackageError
 
 
-def gtsrb_package(module: str, package: str, purpose: str) -> ModuleType:
-    """Import ``module``, which the installable ``package`` provides; ``purpose`` opens the error message.
+def package(module: str, package: str, purpose: str, extra: str) -> ModuleType:
+    """Import ``module``, which the installable ``package`` of an extra of ours provides; ``purpose`` opens the message.
 
     Raises MissingPackageError when it is not installed. An ImportError of another kind (a broken install)
     passes through: "run pip install" would be the wrong advice for it.
@@ -17,4 +17,4 @@ def gtsrb_package(module: str, package: str, purpose: str) -> ModuleType:
     try:
         return import_module(module)
     except ModuleNotFoundError as error:
-        raise MissingPackageError(package, purpose, "pip install 'corgi_opt[gtsrb]'") from error
+        raise MissingPackageError(package, purpose, f"pip install 'corgi_opt[{extra}]'") from error

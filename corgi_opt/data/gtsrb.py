@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from corgi_opt._ambient import pinned
-from corgi_opt.data._keras import read_sequential
-from corgi_opt.data._optional import gtsrb_package
+from corgi_opt.data._optional import package
+from corgi_opt.data.keras.reader import read
 from corgi_opt.errors import InputError
 
 N_CLASSES = 43
@@ -49,7 +49,7 @@ class Sample:
 
         Raises InputError when the file is missing or is no RGB image; MissingPackageError without pillow.
         """
-        pil_image = gtsrb_package("PIL.Image", "pillow", "Reading a GTSRB photograph")
+        pil_image = package("PIL.Image", "pillow", "Reading a GTSRB photograph", "gtsrb")
         if not self.path.is_file():
             raise InputError(f"there is no image file {self.path}, though its csv lists it")
         try:
@@ -218,9 +218,9 @@ def preprocess(image: NDArray[Any]) -> Tensor:
     if image.dtype != np.uint8 and not bool(((image >= 0) & (image <= 1)).all()):
         raise InputError("a floating-point image must lie in [0, 1]; convert one in 0..255 to uint8")
 
-    color = gtsrb_package("skimage.color", "scikit-image", "Preprocessing a GTSRB photograph")
-    exposure = gtsrb_package("skimage.exposure", "scikit-image", "Preprocessing a GTSRB photograph")
-    transform = gtsrb_package("skimage.transform", "scikit-image", "Preprocessing a GTSRB photograph")
+    color = package("skimage.color", "scikit-image", "Preprocessing a GTSRB photograph", "gtsrb")
+    exposure = package("skimage.exposure", "scikit-image", "Preprocessing a GTSRB photograph", "gtsrb")
+    transform = package("skimage.transform", "scikit-image", "Preprocessing a GTSRB photograph", "gtsrb")
 
     wide = image if image.dtype == np.uint8 else image.astype(np.float64)
     hsv = color.rgb2hsv(wide)
@@ -239,10 +239,15 @@ def load_paper_model(path: str | PathLike[str]) -> nn.Sequential:
     """One of the authors' Keras networks (``model_gtsrb.h5``, ``model_dense.h5``) as a torch model.
 
     Float32, eval mode; input (N, 3, 48, 48), output (N, 43) logits: the final softmax is dropped. Children
-    bear the names of the Keras layers. Raises InputError when the file is missing, unreadable, or holds a
-    layer that is not of this family, naming it; MissingPackageError without h5py.
+    bear the names of the Keras layers. Raises what :func:`corgi_opt.from_keras` raises of a file, and InputError for
+    a network whose layers are no chain.
     """
-    return read_sequential(path)
+    model, _ = read(Path(path), "gtsrb")
+    if not isinstance(model, nn.Sequential):
+        raise InputError(
+            f"{path} is none of the paper's networks, whose layers are a chain; corgi_opt.from_keras reads it"
+        )
+    return model
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """Models and images by name, as the command line and a study's plan write them.
 
-A model is ``digits`` (bundled), ``path/to/model.onnx``, ``path/to/file.py:function`` or ``package.module:function``.
-The function is called without arguments for an eval-mode nn.Module, and its file is run: name only files that you
-trust. An ONNX file is only read; ``path/to/model.onnx:value`` says which of its values holds the class scores.
+A model is ``digits`` (bundled), ``path/to/model.onnx``, ``path/to/model.keras`` (or .h5, .hdf5),
+``path/to/file.py:function`` or ``package.module:function``. The function is called without arguments for an eval-mode
+nn.Module, and its file is run: name only files that you trust. ONNX and Keras files are only read;
+``path/to/model.onnx:value`` says which of its values holds the class scores.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from corgi_opt.data import keras
 from corgi_opt.data.images import Note, fitted, read_array, read_image, to_stderr, why_refused
 from corgi_opt.errors import InputError
 from corgi_opt.network.cam import CamNetwork, from_torch
@@ -47,13 +49,16 @@ def load_model(name: str, weights: Path | None = None, shape: tuple[int, ...] | 
 
     ``shape`` (1, C, H, W): of the image, for the sizes that an ONNX file leaves open.
 
-    Raises InputError, MissingPackageError, and for an ONNX file UnsupportedOpError, ParityError.
+    Raises InputError, MissingPackageError; for an ONNX or Keras file UnsupportedOpError; for an ONNX file ParityError.
     """
     onnx = onnx_name(name)
+    file = name if keras.is_keras_file(name) else None if onnx is None else onnx[0]
+    if file is not None and weights is not None:
+        raise InputError(f"{file} holds its own weights; --weights is for models that a function builds")
     if onnx is not None:
-        if weights is not None:
-            raise InputError(f"{onnx[0]} holds its own weights; --weights is for models that a function builds")
         return read_onnx(onnx[0], shape, onnx[1])
+    if file is not None:
+        return keras.torch_model(file)
     module = _built(name)
     return module if weights is None else load_weights(module, weights)
 
@@ -69,7 +74,7 @@ def _built(name: str) -> nn.Module:
         from corgi_opt.data.digits import digits_model
 
         return digits_model()
-    model = find_function("MODEL", name, "'digits', model.onnx, ")()
+    model = find_function("MODEL", name, "'digits', model.onnx, model.keras, ")()
     if not isinstance(model, nn.Module):
         raise InputError(f"{name} returned {type(model).__name__}, not a torch.nn.Module")
     return model

@@ -209,21 +209,17 @@ def _named(model: nn.Module, target: object) -> str | None:
 
 
 @pinned
-def check_model(
-    model: nn.Module, example: Tensor, *, target_layer: str | nn.Module | None = None
-) -> tuple[Unsupported, ...]:
-    """Every unsupported operation of the model, with its module path and what to do about it; empty when it builds.
-
-    Raises what :func:`from_torch` raises, but for unsupported operations, which are returned.
-    """
+def examined(
+    model: nn.Module, example: Tensor, target_layer: str | nn.Module | None
+) -> CamNetwork | tuple[Unsupported, ...]:
+    """The network, or every operation that is not supported. Raises what :func:`from_torch` raises otherwise."""
     try:
         ready = _Ready.of(model, example)
     except UnsupportedOpError as error:
         return (Unsupported(error.node, error.op, error.hint),)
     if isinstance(ready.ingested, tuple):
         return ready.ingested
-    ready.built(ready.ingested, _named(model, target_layer))
-    return ()
+    return ready.built(ready.ingested, _named(model, target_layer))
 
 
 @dataclass(frozen=True, eq=False)

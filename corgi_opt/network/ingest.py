@@ -29,11 +29,15 @@ from corgi_opt.network.translation import NotCoveredError, Translation, as_shape
 
 @dataclass(frozen=True)
 class Unsupported:
-    """One operation that cannot be lowered: its module path (or graph node), its name, what to do about it."""
+    """One operation that cannot be lowered: its module path (or graph node), its name, what to do about it.
+
+    ``call``: its node in the graph that torch exported; empty where the model could not be exported.
+    """
 
     node: str
     op: str
     hint: str
+    call: str = ""
 
     def __str__(self) -> str:
         return f"{self.node}: {self.op} is not supported. {self.hint}"
@@ -111,18 +115,22 @@ def _translated(t: Translation, fx: Any, depends: bool) -> Unsupported | None:
         if part == 0 and not isinstance(parts, tuple):
             t.values[fx] = parts
             return None
-        return Unsupported(_place(fx), f"output {part} of {overload(source.target)}", "Only its first output is known.")
+        return _unsupported(fx, f"output {part} of {overload(source.target)}", "Only its first output is known.")
     name = overload(fx.target)
     if not known(fx.target):
-        return Unsupported(_place(fx), _short(name), _hint(_short(name)))
+        return _unsupported(fx, _short(name), _hint(_short(name)))
     if depends:
         return None
     try:
         t.begin()
         t.hold(fx, build(t, fx))
     except NotCoveredError as problem:
-        return Unsupported(_place(fx), _short(name), str(problem))
+        return _unsupported(fx, _short(name), str(problem))
     return None
+
+
+def _unsupported(fx: Any, op: str, hint: str) -> Unsupported:
+    return Unsupported(_place(fx), op, hint, fx.name)
 
 
 def refuse(problems: tuple[Unsupported, ...]) -> UnsupportedOpError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import pickle
+import warnings
 from pathlib import Path
 
 import safetensors.torch
@@ -24,7 +24,7 @@ def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
     read with ``weights_only=True``, and there is no other way to read it here.
 
     Raises InputError for a file that is missing, too large, of another kind or damaged, and for weights that are not
-    this model's.
+    this model's, which then has its own still.
     """
     path = Path(path)
     if not path.is_file():
@@ -33,10 +33,11 @@ def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
         raise InputError(
             f"{path} holds {path.stat().st_size:,} bytes; weights of more than {MOST_BYTES:,} are not read"
         )
-    state = _read(path)
+    state, before = _read(path), {name: value.detach().clone() for name, value in model.state_dict().items()}
     try:
         model.load_state_dict(state)
-    except RuntimeError as error:
+    except Exception as error:  # sparse and quantized tensors bring errors of their own
+        model.load_state_dict(before)  # torch has copied what it could
         raise InputError(f"the weights in {path} are not this model's: {error}") from error
     return model.eval()
 
@@ -48,10 +49,13 @@ def _read(path: Path) -> dict[str, Tensor]:
     try:
         if suffix == ".safetensors":
             return dict(safetensors.torch.load_file(path))
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about how the file was written
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged pickle may raise anything
         hint = "" if suffix == ".safetensors" else "; save model.state_dict() with safetensors.torch.save_file instead"
-        raise InputError(f"cannot read weights from {path}: {str(error).splitlines()[0]}{hint}") from error
+        said = (str(error).splitlines() or [""])[0]
+        raise InputError(f"cannot read weights from {path}: {type(error).__name__}: {said}{hint}") from error
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise InputError(f"{path} holds no state dict of tensors; save model.state_dict()")
     return state

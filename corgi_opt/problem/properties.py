@@ -27,8 +27,13 @@ P = TypeVar("P", bound="type[Property]")
 
 
 def register(property: P) -> P:
-    """Makes a property known by its name. Raises InputError for a name that another one has."""
-    if PROPERTIES.get(property.name, property) is not property:
+    """Makes a property known by its name. One that is defined again, by a notebook's cell that is run again, takes its
+    own place.
+
+    Raises InputError for a name that another one has.
+    """
+    known = PROPERTIES.get(property.name, property)
+    if (known.__module__, known.__qualname__) != (property.__module__, property.__qualname__):
         raise InputError(f"there is a property of the name {property.name!r} already")
     PROPERTIES[property.name] = property
     return property

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from corgi_opt._checks import not_negative
-from corgi_opt.errors import InputError
+from corgi_opt.errors import InputError, TieError
 from corgi_opt.problem.atoms import Groups
 from corgi_opt.problem.properties import Property, keeping
 from corgi_opt.problem.scene import Scene
@@ -55,6 +55,12 @@ class Question(Scene):
         if not isinstance(keep_class, bool):
             raise InputError(f"keep_class must be True or False, got {keep_class!r}")
         groups = property.pose(scene, tie_tol)
+        at = groups.atoms(groups.parts.values(scene.features, scene.logits[None], scene.net.weight))[0]
+        if not (margin := float(groups.margin(at))) > 0:
+            raise TieError(
+                f"{property.in_words(scene.class_idx)}: does not hold at the image itself (its margin there is "
+                f"{margin:.3g}), so there is nothing to certify"
+            )
         kept = scene.predicted if keep_class else None
         return cls(
             **{f.name: getattr(scene, f.name) for f in fields(Scene)},
@@ -63,7 +69,7 @@ class Question(Scene):
             premises=None if kept is None else keeping(scene.net.classes, kept),
             kept=kept,
             scale=scene.scale_of(groups.parts),
-            at=groups.atoms(groups.parts.values(scene.features, scene.logits[None], scene.net.weight))[0],
+            at=at,
         )
 
     @builtins.property

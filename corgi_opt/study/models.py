@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from corgi_opt.data.keras import is_keras_file
 from corgi_opt.data.sources import load_model, onnx_name
 from corgi_opt.errors import InputError
 from corgi_opt.study.own import run_once
@@ -37,14 +38,16 @@ class ModelSource:
         known = isinstance(entry, Mapping) and not set(entry) - {"build", "weights"}
         if not known or not isinstance(entry.get("build"), str):
             raise InputError(
-                f"{where} needs build = 'digits', 'model.onnx', 'file.py:function' ..., and may have weights; got "
-                f"{entry!r}"
+                f"{where} needs build = 'digits', 'model.onnx', 'model.keras', 'file.py:function' ..., and may have "
+                f"weights; got {entry!r}"
             )
         build, weights = entry["build"], entry.get("weights")
         file, _, function = build.rpartition(":")
         onnx = onnx_name(build)
         if onnx is not None:
             build = str((folder / onnx[0]).resolve()) + (f":{onnx[1]}" if onnx[1] else "")
+        elif is_keras_file(build):
+            build = str((folder / build).resolve())
         elif file.endswith(".py"):
             build = f"{(folder / file).resolve()}:{function}"
         return cls(build, None if weights is None else str((folder / weights).resolve()))

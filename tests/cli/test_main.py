@@ -435,7 +435,7 @@ def with_image(name: str, *more: str) -> tuple[str, ...]:
     [
         (
             with_model("my_models.py"),
-            ["MODEL must be 'digits', model.onnx, file.py:function or", "package.module:function"],
+            ["MODEL must be 'digits', model.onnx, model.keras, file.py:function or", "package.module:function"],
         ),
         (with_model("absent.py:build"), ["no such file", "absent.py"]),
         (with_model("my_models.py:absent"), ["my_models.py has no function 'absent'"]),

@@ -8,21 +8,20 @@ import sys
 import pytest
 from missing import hidden
 
-from corgi_opt.data._optional import gtsrb_package
+from corgi_opt.data._optional import package
 from corgi_opt.errors import MissingPackageError
 
 
 def test_a_package_that_is_there_is_handed_over():
-    assert gtsrb_package("math", "math", "counting") is math
+    assert package("math", "math", "counting", "gtsrb") is math
 
 
-@pytest.mark.parametrize("module", ["PIL.Image", "h5py"])
-def test_one_that_is_not_is_named_with_its_purpose_and_the_command(module, monkeypatch):
-    package = module.partition(".")[0]
-    with hidden(monkeypatch, package), pytest.raises(MissingPackageError) as caught:
-        gtsrb_package(module, "a-wheel", "reading images")
+@pytest.mark.parametrize(("module", "extra"), [("PIL.Image", "gtsrb"), ("h5py", "keras")])
+def test_one_that_is_not_is_named_with_its_purpose_and_the_command(module, extra, monkeypatch):
+    with hidden(monkeypatch, module.partition(".")[0]), pytest.raises(MissingPackageError) as caught:
+        package(module, "a-wheel", "reading images", extra)
     assert str(caught.value) == (
-        "reading images needs the package 'a-wheel', which is not installed. Run: pip install 'corgi_opt[gtsrb]'"
+        f"reading images needs the package 'a-wheel', which is not installed. Run: pip install 'corgi_opt[{extra}]'"
     )
     assert isinstance(caught.value, ImportError)
 
@@ -31,6 +30,6 @@ def test_a_broken_one_is_not_called_missing(tmp_path, monkeypatch):
     (tmp_path / "broken_package.py").write_text("raise ImportError('libxyz.so.3: cannot open shared object file')")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ImportError, match="libxyz") as caught:
-        gtsrb_package("broken_package", "broken-package", "reading")
+        package("broken_package", "broken-package", "reading", "gtsrb")
     assert not isinstance(caught.value, MissingPackageError)
     assert "broken_package" not in sys.modules

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import pickle
+import random
+import resource
+import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
-from nets import Plain, Residual, seeded
+from damage import damaged_bytes
+from nets import Everything, Plain, Residual, seeded
+from patience import mostly_slow
 
 import corgi_opt as co
 from corgi_opt.network import weights
@@ -83,3 +89,52 @@ def test_other_models_weights_and_other_files_are_refused(tmp_path, monkeypatch)
     (tmp_path / "weights.bin").write_bytes(b"")
     with pytest.raises(co.InputError, match="are read from"):
         co.load_weights(seeded(Plain), tmp_path / "weights.bin")
+
+
+def test_a_model_whose_file_is_refused_has_its_own_weights_still(tmp_path):
+    """Of a state dict that fits in part torch has copied that part when it raises."""
+    path, model = tmp_path / "weights.safetensors", seeded(Plain, 1)
+    state = seeded(Plain, 2).state_dict()
+    safetensors.torch.save_file({**state, "head.weight": torch.zeros(1, 1)}, path)
+    with pytest.raises(co.InputError, match="not this model's") as raised:
+        co.load_weights(model, path)
+    assert "head.weight" in str(raised.value) and same(model, seeded(Plain, 1))
+    torch.save({**state, "head.weight": state["head.weight"].to_sparse()}, tmp_path / "weights.pt")
+    with pytest.raises(co.InputError, match="weights"):
+        co.load_weights(model, tmp_path / "weights.pt")
+    assert same(model, seeded(Plain, 1))
+
+
+def saved(folder: Path, kind: str) -> Path:
+    """Weights in one of three formats; torch's old one is a pickle without an archive around it."""
+    state, path = seeded(Everything).state_dict(), folder / f"whole{'.safetensors' if kind == 'safetensors' else '.pt'}"
+    if kind == "safetensors":
+        safetensors.torch.save_file(state, path)
+    else:
+        torch.save(state, path, _use_new_zipfile_serialization=kind == "zip")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "count"),
+    mostly_slow(
+        [(kind, count) for kind in ("safetensors", "zip", "old") for count in (100, 700)],
+        [("safetensors", 100), ("zip", 100), ("old", 100)],
+    ),
+)
+def test_damaged_files_give_errors_of_ours(tmp_path, kind, count):
+    """What says where things are stands at the beginning, and is damaged in every second file."""
+    path, found = saved(tmp_path, kind), Counter[str]()
+    data, model = path.read_bytes(), seeded(Everything)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for at in range(count):
+        rng, begun = random.Random(at), time.process_time()
+        path.write_bytes(damaged_bytes(rng, data) if at % 2 else damaged_bytes(rng, data[:3000]) + data[3000:])
+        try:
+            co.load_weights(model, path)
+            found["read"] += 1
+        except co.CorgiError as error:
+            found[type(error).__name__] += 1
+        assert time.process_time() - begun < 10, at
+    assert set(found) == {"read", "InputError"} and found["InputError"] > count // 2
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**20  # KiB

@@ -198,3 +198,29 @@ def test_atoms_of_any_coefficients_are_bounded_decided_and_proven(tmp_path):
             co.verify(net, x, eps=0.1, property=Threshold(0.99), class_idx=2)
     finally:
         del PROPERTIES["Threshold"]
+
+
+def another_threshold() -> type[Property]:
+    """Its class made anew, as by a notebook's cell that is run again."""
+
+    @dataclass(frozen=True)
+    class Above(Threshold):
+        name: ClassVar[str] = "Above"
+
+    return Above
+
+
+def test_a_property_that_is_defined_again_takes_its_own_place_and_no_other_s():
+    first, again = another_threshold(), another_threshold()
+    try:
+        assert register(first) is first and register(again) is again and register(again) is again
+        assert type(property_from({"name": "Above", "share": 0.5})) is again
+
+        @dataclass(frozen=True)
+        class Other(Threshold):
+            name: ClassVar[str] = "Above"
+
+        with pytest.raises(co.InputError, match="there is a property of the name 'Above' already"):
+            register(Other)
+    finally:
+        PROPERTIES.pop("Above", None)

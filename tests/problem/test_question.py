@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import pytest
 import torch
 from asking import ask, atom_of
@@ -9,6 +12,8 @@ from nets import Plain, hooked_cam, image, seeded
 
 import corgi_opt as co
 from corgi_opt.errors import InputError, TieError
+from corgi_opt.problem.atoms import Groups, alone, cam_pixels
+from corgi_opt.problem.properties import Property
 from corgi_opt.problem.question import Question
 from corgi_opt.problem.scene import Scene
 
@@ -93,3 +98,28 @@ def test_what_is_no_question_is_refused(net):
             Question.ask(scene, co.TopK(K), **given)
     with pytest.raises(TieError):
         Question.ask(scene, co.TopK(K), tie_tol=1e9)
+
+
+@dataclass(frozen=True)
+class Darkest(Property):
+    """That the darkest pixel is the brightest."""
+
+    name: ClassVar[str] = "Darkest"
+
+    def pose(self, scene: Scene, tie_tol: float | None) -> Groups:
+        cam = scene.cam.flatten()
+        pair = torch.tensor([[int(cam.argmin()), int(cam.argmax())]])
+        parts = cam_pixels(scene.net.classes, scene.class_idx, len(cam))
+        return Groups(parts, pair, torch.tensor([[1.0, -1.0]]).double(), *alone(1), pair, ("pixel", "pixels"))
+
+
+def test_what_does_not_hold_at_the_image_is_no_question(net):
+    spread = float(cam(X).max() - cam(X).min())
+    why = f"does not hold at the image itself (its margin there is {-spread:.3g})"
+    with pytest.raises(TieError) as raised:
+        co.verify(net, X, eps=0.01, property=Darkest(), class_idx=CLASS)
+    assert why in str(raised.value)
+    with pytest.raises(TieError):
+        co.compare(net, X, property=Darkest(), class_idx=CLASS)
+    r = co.radius(net, X, property=Darkest(), class_idx=CLASS)
+    assert (r.lower, r.upper) == (0.0, 0.0) and why in r.reason

@@ -1,6 +1,7 @@
 """Operations value by value: sums, products, activations, comparisons, casts.
 
-Smooth ones are here for what depends on weights alone, and to be refused by name later where they read a map.
+Those that the graph does not know are here for what depends on weights alone; where they read a map they are refused
+by name later.
 """
 
 from __future__ import annotations
@@ -127,11 +128,8 @@ for _name, _of in _UNARY.items():
     _unary(_name, _of)
 
 
-def _softplus(x: Tensor) -> Tensor:
-    return torch.logaddexp(x, torch.zeros_like(x))
-
-
-_unary("Softplus", _softplus)
+# beyond 40 the rest, exp(-x), is less than half a rounding of x, and exp(x) never overflows
+_unary("Softplus", functools.partial(F.softplus, threshold=40.0))
 
 
 @onnx_op("LeakyRelu")

@@ -116,12 +116,12 @@ def test_a_graph_written_by_hand_is_read(pad):
 def test_what_the_builders_refuse_is_named_by_the_node():
     nodes = [
         node("Conv", ["x", "w"], ["a"]),
-        node("Softmax", ["a"], ["squashed"], axis=1),
+        node("Erf", ["a"], ["squashed"]),
         node("GlobalAveragePool", ["squashed"], ["p"]),
         node("Flatten", ["p"], ["y"]),
     ]
     model = proto(nodes, weights(0, w=(3, 1, 3, 3)), (1, 1, 6, 6), {"y": (1, 3)})
-    with pytest.raises(co.UnsupportedOpError, match=r"the_squashed.*softmax") as caught:
+    with pytest.raises(co.UnsupportedOpError, match=r"the_squashed.*erf") as caught:
         co.from_onnx(model)
     assert co.check_model(read_onnx(model), image(1, 6, 6))[0].node == caught.value.node
     no_head = proto([node("Conv", ["x", "w"], ["y"])], weights(0, w=(3, 1, 3, 3)), (1, 1, 6, 6), {"y": (1, 3, 4, 4)})
@@ -267,3 +267,21 @@ def test_published_graphs_that_do_not_fit_are_refused_by_name(name, why):
     path, _ = light(name)
     with pytest.raises(co.UnsupportedOpError, match=why):
         co.from_onnx(path)
+
+
+SMOOTH = {"Sigmoid": "sigmoid", "Tanh": "tanh", "Elu": "ELU", "Selu": "ELU", "Celu": "ELU", "HardSwish": "hardswish"}
+
+
+@pytest.mark.parametrize("op", [*SMOOTH, "Softplus"])
+def test_smooth_activations_of_a_file_are_bounded_by_planes(op):
+    nodes = [
+        node("Conv", ["x", "w"], ["a"]),
+        node(op, ["a"], ["squashed"]),
+        node("GlobalAveragePool", ["squashed"], ["p"]),
+        node("Flatten", ["p"], ["y"]),
+    ]
+    model, x = proto(nodes, weights(0, w=(3, 1, 3, 3)), (1, 1, 6, 6), {"y": (1, 3)}), image(1, 6, 6)
+    net = co.from_onnx(model)
+    assert net.curved == (f"the_squashed ({SMOOTH.get(op, 'softplus')})",)
+    np.testing.assert_allclose(net.logits(x).numpy(), run(model, x.numpy())[0][0], atol=1e-5)
+    assert co.verify(net, x, eps=1e-5, k=2).status == "certified"

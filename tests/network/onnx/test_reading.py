@@ -14,8 +14,9 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from damage import damaged_bytes
 from onnx import TensorProto, helper
-from onnx_damage import damaged_bytes, damaged_model, whole
+from onnx_damage import damaged_model, whole
 from onnx_models import Array, node, proto, weights
 
 import corgi_opt as co
