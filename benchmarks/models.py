@@ -36,14 +36,15 @@ from zoos import Zoo
 
 DEFAULT = Path(os.environ.get("CORGI_ZOO_DIR", Path(__file__).resolve().parents[2] / "shared" / "zoo"))
 SMALL = 150_000
-"""Most ReLUs of a network whose radius is asked for; of larger ones it is a heat map by intervals."""
+"""Most ReLUs (and values of curved functions) of a network whose radius is asked for; of larger ones it is a heat map
+by intervals."""
 
 TORCHVISION = {
     **dict.fromkeys(("resnet18", "resnet34", "resnet50", "resnext50_32x4d", "wide_resnet50_2"), 64),
     **dict.fromkeys(("squeezenet1_0", "squeezenet1_1", "densenet121", "googlenet"), 64),
     "inception_v3": 128,
     **dict.fromkeys(("mobilenet_v2", "mobilenet_v3_small", "mnasnet0_5", "shufflenet_v2_x0_5", "regnet_x_400mf"), 64),
-    "vgg11_bn": 64,
+    **dict.fromkeys(("vgg11_bn", "regnet_y_400mf", "efficientnet_b0", "convnext_tiny"), 64),
 }
 """Height and width of the image of each."""
 
@@ -125,13 +126,16 @@ def row(entry: Entry, limit: float) -> str:
         size = "x".join(map(str, entry.shape))
         return f"| {entry.name} | {size} | refused | | | {time.process_time() - start:.1f} | | {said} |"
     built = time.process_time() - start
-    relus = sum(torch.Size(net.graph[n].shape).numel() for n in net.graph.relus)
+    relus, curved = (
+        sum(torch.Size(net.graph[n].shape).numel() for n in ns) for ns in (net.graph.relus, net.graph.curved)
+    )
     apart = parity(model, net, x.shape)
-    said = proven(net, x, relus, limit)
+    said = proven(net, x, relus + curved, limit)
+    bent = f"{relus:,}" + (f", {curved:,} curved" if curved else "")
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     height, width = net.map_shape
     return (
-        f"| {entry.name} | {'x'.join(map(str, entry.shape))} | {height}x{width} | {len(net.graph)}, {relus:,} | "
+        f"| {entry.name} | {'x'.join(map(str, entry.shape))} | {height}x{width} | {len(net.graph)}, {bent} | "
         f"{apart:.0e} | {built:.1f} | {memory:.1f} | {said} |"
     )
 
@@ -158,13 +162,13 @@ def parity(model: nn.Module, net: co.CamNetwork, shape: torch.Size) -> float:
     return worst
 
 
-def proven(net: co.CamNetwork, x: Tensor, relus: int, limit: float) -> str:
+def proven(net: co.CamNetwork, x: Tensor, bends: int, limit: float) -> str:
     """What was asked of it, and what came of it in how many CPU seconds."""
     pixels = net.map_shape[0] * net.map_shape[1]
     if pixels == 1:
         return "a CAM of one pixel has no order"
     k, start = max(1, pixels // 4), time.process_time()
-    if relus <= SMALL:
+    if bends <= SMALL:
         try:
             r = co.radius(net, x, k=k, rtol=0.05, time_limit=limit)
         except co.CorgiError as error:
@@ -178,7 +182,7 @@ def proven(net: co.CamNetwork, x: Tensor, relus: int, limit: float) -> str:
             return (
                 f"heat map, k={k}, ibp: at eps=1e-{exponent} {decided} of {pixels} pixels are decided, {seconds:.1f} s"
             )
-    return f"heat map, k={k}, ibp: at eps=1e-{exponent} no pixel is decided, {seconds:.1f} s"
+    return f"heat map, k={k}, ibp: no pixel is decided from eps=1e-2 down to 1e-{exponent}, {seconds:.1f} s a map"
 
 
 def main() -> None:
