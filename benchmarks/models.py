@@ -174,14 +174,20 @@ def proven(net: co.CamNetwork, x: Tensor, bends: int, limit: float) -> str:
         except co.CorgiError as error:
             return str(error).splitlines()[0][:100]
         return f"radius, k={k}, {r.method}: [{r.lower:.2e}, {r.upper:.2e}] in {time.process_time() - start:.0f} s"
+    seconds: float | None = None
     for exponent in range(2, 14):
         start = time.process_time()
-        found = co.heat_map(net, x, eps=10.0**-exponent, k=k, method="ibp")
+        try:
+            found = co.heat_map(net, x, eps=10.0**-exponent, k=k, method="ibp")
+        except co.NumericalError:  # intervals of many layers overflow; less so in smaller regions
+            continue
         decided, seconds = pixels - int(found.undecided.sum()), time.process_time() - start
         if decided:
             return (
                 f"heat map, k={k}, ibp: at eps=1e-{exponent} {decided} of {pixels} pixels are decided, {seconds:.1f} s"
             )
+    if seconds is None:
+        return f"heat map, k={k}, ibp: intervals overflow float64 from eps=1e-2 down to 1e-{exponent}"
     return f"heat map, k={k}, ibp: no pixel is decided from eps=1e-2 down to 1e-{exponent}, {seconds:.1f} s a map"
 
 
