@@ -141,20 +141,21 @@ MOST_TERMS = 256
 def _mean(t: Translation, fx: Any, *, x: Any, dtype: Any, dim: Any = None, keepdim: Any = False) -> Value:
     """``keepdim`` shows in the shape of the result alone."""
     check_floating(dtype)
-    return _summed(t, fx, x, dim, mean=True)
+    return summed(t, fx, x, dim, mean=True)
 
 
 @covers("sum.dim_IntList", "sum.default")
 def _sum_over(t: Translation, fx: Any, *, x: Any, dtype: Any, dim: Any = None, keepdim: Any = False) -> Value:
     check_floating(dtype)
-    return _summed(t, fx, x, dim, mean=False)
+    return summed(t, fx, x, dim, mean=False)
 
 
-def _summed(t: Translation, fx: Any, x: Any, dim: Any, mean: bool) -> Value:
+def summed(t: Translation, fx: Any, x: Any, dim: Any, mean: bool) -> Value:
+    """Sums, or means, over some axes (None: all but the batch's)."""
     (numbers, dims), size = reduced(t.numbers(x), dim), shape_of(fx)
     slices, rank = slices_of(numbers, dims), numbers.ndim
     share = 1.0 / len(slices) if mean else 1.0
-    plane = tuple(numbers.shape[d] for d in dims) if len(dims) == 2 else (1, len(slices))
+    plane = (numbers.shape[dims[0]], numbers.shape[dims[1]]) if len(dims) == 2 else None
     whole = _planes(t, fx, slices, share, plane)
     if whole is not None:
         return Value(whole.reshape(size))
@@ -168,11 +169,12 @@ def _summed(t: Translation, fx: Any, x: Any, dim: Any, mean: bool) -> Value:
     return Value(t.entries(t.add(fx, label(fx), Combine(coefs), nodes)).reshape(size))
 
 
-def _planes(t: Translation, fx: Any, slices: Tensor, share: float, plane: tuple[int, ...]) -> Tensor | None:
+def _planes(t: Translation, fx: Any, slices: Tensor, share: float, plane: tuple[int, int] | None) -> Tensor | None:
     """The numbers of sums that are each over the whole plane of a channel of a node; None where some are not.
 
-    ``plane``: rows and columns of what is summed as the model has it. Where that is in another order than the node's
-    (it was flipped), the sums are over the map that the model has, whose CAM is asked for.
+    ``plane``: rows and columns of what is summed as the model has it, if it has any. Where that is not the node's map
+    (it was flipped, its channels were shuffled, its rows became columns), the sums are over the map that the model has,
+    whose CAM is asked for.
     """
     sums = slices.flatten(1).T  # what each entry of the result is the sum of
     made = [found for found in map(t.plane_of, sums) if found is not None]
@@ -181,8 +183,11 @@ def _planes(t: Translation, fx: Any, slices: Tensor, share: float, plane: tuple[
         return None
     operand, channels = names[0], [channel for _, channel in made]
     ordered = bool((sums[:, 1:] > sums[:, :-1]).all())
-    if len(names) > 1 or not ordered:
-        operand = t.map_of(sums.reshape(1, -1, *(t.builder.nodes[operand].shape[1:] if ordered else plane)))
+    whole, rows_and_columns = range(t.builder.nodes[operand].shape[0]), t.builder.nodes[operand].shape[1:]
+    if plane is None:
+        plane = rows_and_columns if ordered else (1, sums.shape[1])
+    if len(names) > 1 or not ordered or channels != list(whole) or plane != rows_and_columns:
+        operand = t.map_of(sums.reshape(1, -1, *plane))
         channels = list(range(len(made)))
     count, height, width = t.builder.nodes[operand].shape
     weight = torch.full((count, 1, height, width), share, dtype=torch.float64)

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from corgi_opt.network import lowering
+from corgi_opt.network.arithmetic import summed
 from corgi_opt.network.builders import covers, label, on_row, overload, pair
 from corgi_opt.network.ops import Combine, Conv2d, MaxPool2d, Tap
 from corgi_opt.network.pieces import largest
-from corgi_opt.network.translation import NotCoveredError, Translation, as_shape, shape_of
+from corgi_opt.network.translation import NotCoveredError, Translation, Value, as_shape, shape_of
 
 # --- convolutions ----------------------------------------------------------------------------------------------------
 
@@ -331,7 +332,9 @@ def _adaptive_avg_pool2d(t: Translation, fx: Any, *, x: Any, output_size: Any) -
 
 
 @covers("adaptive_avg_pool1d.default")
-def _adaptive_avg_pool1d(t: Translation, fx: Any, *, x: Any, output_size: Any) -> str:
+def _adaptive_avg_pool1d(t: Translation, fx: Any, *, x: Any, output_size: Any) -> str | Value:
+    if shape_of(fx)[-1] == 1:  # of a flattened map too, which is then averaged as it lies
+        return summed(t, fx, x, -1, mean=True)
     return _adaptive_average(t, fx, t.map(x))
 
 

@@ -283,3 +283,40 @@ def test_a_max_pool_may_come_last(last):
     for found in (net.cam(X, 1), net.model_cam(X, 1)):
         torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)
     assert co.radius(net, X, k=2, class_idx=1, rtol=0.1, time_limit=30).upper > 0
+
+
+LAST_MAPS = {
+    "channels shuffled": lambda y: F.relu(F.channel_shuffle(y, 2) - 0.1),
+    "channels turned round": lambda y: y.flip(1),
+    "some channels": lambda y: y[:, [2, 0]].repeat(1, 2, 1, 1),
+    "rows that become columns": lambda y: y.reshape(1, 4, 9, 4),
+    "turned": lambda y: y.transpose(2, 3).flip(2),
+}
+
+
+@pytest.mark.parametrize("name", LAST_MAPS)
+def test_the_cam_lies_as_the_last_map_of_the_model(name):
+    """Whatever moved its values or channels on the way. What is flattened before the average lies as the layer before,
+    or as the line that it is where its pixels were moved."""
+
+    class Moved(Plain):
+        def forward(self, x):
+            self.last = LAST_MAPS[name](self.body(x))
+            return self.head(self.pooled(self.last))
+
+        def pooled(self, y):
+            return y.mean((2, 3))
+
+    class Flattened(Moved):
+        def pooled(self, y):
+            return F.adaptive_avg_pool1d(y.flatten(2), 1)[..., 0]
+
+    for kind in (Moved, Flattened) if "channels" in name else (Moved,):
+        model, x = seeded(kind, 3, channels=4), image(1, 6, 6)
+        net, double = co.from_torch(model, x), seeded(kind, 3, channels=4).double()
+        for seed in range(3):
+            at = image(1, 6, 6, seed=seed).double()
+            double(at)
+            for class_idx in range(3):
+                cam = torch.einsum("c,chw->hw", double.head.weight[class_idx], double.last[0])
+                torch.testing.assert_close(net.cam(at, class_idx), cam.detach())
