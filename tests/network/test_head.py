@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -285,7 +286,7 @@ def test_a_max_pool_may_come_last(last):
     assert co.radius(net, X, k=2, class_idx=1, rtol=0.1, time_limit=30).upper > 0
 
 
-LAST_MAPS = {
+LAST_MAPS: dict[str, Callable[[Tensor], Tensor]] = {
     "channels shuffled": lambda y: F.relu(F.channel_shuffle(y, 2) - 0.1),
     "channels turned round": lambda y: y.flip(1),
     "some channels": lambda y: y[:, [2, 0]].repeat(1, 2, 1, 1),
@@ -300,15 +301,15 @@ def test_the_cam_lies_as_the_last_map_of_the_model(name):
     or as the line that it is where its pixels were moved."""
 
     class Moved(Plain):
-        def forward(self, x):
+        def forward(self, x: Tensor) -> Tensor:
             self.last = LAST_MAPS[name](self.body(x))
             return self.head(self.pooled(self.last))
 
-        def pooled(self, y):
+        def pooled(self, y: Tensor) -> Tensor:
             return y.mean((2, 3))
 
     class Flattened(Moved):
-        def pooled(self, y):
+        def pooled(self, y: Tensor) -> Tensor:
             return F.adaptive_avg_pool1d(y.flatten(2), 1)[..., 0]
 
     for kind in (Moved, Flattened) if "channels" in name else (Moved,):
