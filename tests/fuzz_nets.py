@@ -298,7 +298,7 @@ def _applied(made: nn.Module, y: Tensor) -> Tensor | None:
         z = made(y.clone())
     except (RuntimeError, ValueError, AssertionError):
         return None
-    fits = z.ndim == 4 and z.shape[0] == 1 and z.shape[2] * z.shape[3] > 1 and z.numel() <= MOST_VALUES
+    fits = z.ndim == 4 and z.shape[0] == 1 and z.shape[2] * z.shape[3] > 1 and 0 < z.numel() <= MOST_VALUES
     return z.detach() if fits and bool(torch.isfinite(z).all()) and float(z.abs().max()) < 1e9 else None
 
 
