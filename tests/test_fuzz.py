@@ -20,6 +20,7 @@ from fuzz_attack import least
 from fuzz_nets import Head, random_case
 from fuzz_oracle import Oracle, Region
 from fuzz_run import Tally, fuzz
+from nets import Plain, image, seeded
 from scipy.optimize import linprog
 from torch import nn
 
@@ -137,6 +138,7 @@ def test_errors_that_are_nobody_s_and_hangs_are_seen(monkeypatch):
         while True:
             time.sleep(0.01)
 
+    co.from_torch(seeded(Plain), image(1, 6, 6))  # torch's first export takes longer than the patience here
     monkeypatch.setattr(fuzz_run, "PATIENCE", 4.0)
     plant(monkeypatch, verify=dies)
     assert {"untyped", "hang"} <= kinds_found(range(12), "untyped", "hang")
