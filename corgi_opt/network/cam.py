@@ -188,7 +188,7 @@ def from_torch(model: nn.Module, example: Tensor, *, target_layer: str | nn.Modu
     Raises ModelModeError, InputError, UnsupportedOpError (see :func:`check_model` for all at once), NoCamHeadError, and
     ParityError when the graph and the model disagree on the example, on images near it or on random ones.
     """
-    ready = _Ready.of(model, example)
+    ready = _ready(model, example)
     if isinstance(ready.ingested, tuple):
         raise refuse(ready.ingested)
     return ready.built(ready.ingested, _named(model, target_layer))
@@ -214,7 +214,7 @@ def examined(
 ) -> CamNetwork | tuple[Unsupported, ...]:
     """The network, or every operation that is not supported. Raises what :func:`from_torch` raises otherwise."""
     try:
-        ready = _Ready.of(model, example)
+        ready = _ready(model, example)
     except UnsupportedOpError as error:
         return (Unsupported(error.node, error.op, error.hint),)
     if isinstance(ready.ingested, tuple):
@@ -257,6 +257,12 @@ class _Ready:
         for x in images:
             require_parity(net, x, parity.MOST_ROUNDING)
         return net
+
+
+def _ready(model: nn.Module, example: Tensor) -> _Ready:
+    """The caller's random numbers go on as if a model that draws some (and is refused) had not been run."""
+    with torch.random.fork_rng(devices=[]):
+        return _Ready.of(model, example)
 
 
 def _exported(model: nn.Module, example: Tensor) -> Exported:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -234,3 +236,15 @@ def test_networkx_view_is_a_copy():
     assert view.nodes["body.0"]["module"] == "body.0"
     view.remove_node("body.0")
     assert "body.0" in net.graph
+
+
+@pytest.mark.parametrize("build", [co.from_torch, co.check_model])
+def test_a_model_that_draws_numbers_leaves_the_caller_s_as_they_were(build):
+    class Dropping(Plain):
+        def forward(self, x):
+            return self.head(nn.functional.dropout(self.body(x), 0.5).mean((2, 3)))
+
+    model, before = seeded(Dropping), torch.get_rng_state()
+    with contextlib.suppress(co.UnsupportedOpError):
+        build(model, image(1, 6, 6))
+    assert torch.equal(torch.get_rng_state(), before)
