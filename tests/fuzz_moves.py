@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from fuzz_stages import Shape
+from fuzz_stages import Shape, Spelt
 from torch import Tensor, nn
 
 Move = Callable[[Tensor], Tensor]
@@ -135,15 +135,8 @@ PIXELS: dict[str, Move] = {
 ALL = {**CHANNELS, **{f"{name} (pixels)": move for name, move in PIXELS.items()}}
 
 
-class Moved(nn.Module):
-    """A function that moves values, by the name of its spelling."""
-
-    def __init__(self, how: str) -> None:
-        super().__init__()
-        self.how = how
-
-    def extra_repr(self) -> str:
-        return repr(self.how)
+class Moved(Spelt):
+    """One that moves values."""
 
     def forward(self, x: Tensor) -> Tensor:
         return ALL[self.how](x)

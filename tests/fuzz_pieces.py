@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from fuzz_stages import Shape, pair
+from fuzz_stages import Shape, Spelt, pair
 from torch import Tensor, nn
 
 ATEN: Any = torch.ops.aten
@@ -99,18 +99,16 @@ SMOOTH: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
 """Such functions with curved ones in them; exact methods take none of their networks."""
 
 
-class Piece(nn.Module):
+class Piece(Spelt):
+    """One of the map and two constants."""
+
     low: Tensor
     high: Tensor
 
     def __init__(self, how: str, channels: int) -> None:
-        super().__init__()
-        self.how = how
+        super().__init__(how)
         self.register_buffer("low", torch.rand(1, channels, 1, 1) - 1.0)
         self.register_buffer("high", torch.rand(1, channels, 1, 1) + 0.05)
-
-    def extra_repr(self) -> str:
-        return repr(self.how)
 
     def forward(self, x: Tensor) -> Tensor:
         return {**PIECES, **SMOOTH}[self.how](x, self.low, self.high)
@@ -215,15 +213,8 @@ CALLS: dict[str, Callable[[Tensor], Tensor]] = {
 """Functions of a map."""
 
 
-class Called(nn.Module):
-    """A function of the map by the name of its spelling; a layer of its own keeps its numbers."""
-
-    def __init__(self, how: str) -> None:
-        super().__init__()
-        self.how = how
-
-    def extra_repr(self) -> str:
-        return repr(self.how)
+class Called(Spelt):
+    """One of the map alone."""
 
     def forward(self, x: Tensor) -> Tensor:
         return CALLS[self.how](x)

@@ -370,6 +370,17 @@ def twice(r: random.Random, shape: Shape) -> nn.Module:
     return Twice(shared, relu(r, shape) if r.random() < 0.7 else nn.Identity())
 
 
+class Spelt(nn.Module):
+    """A function of the map by the name of its spelling."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+
+    def extra_repr(self) -> str:
+        return repr(self.how)
+
+
 class WrittenInto(nn.Module):
     """A value is read before and after something writes into its memory."""
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from relaxing import corgi_pixels, ibp_pixels, pixels, regions, relaxed
 from torch import Tensor
 
 import corgi_opt as co
+from corgi_opt.bounding.interval import interval_bounds
 
 TOLERANCE = 1e-9
 CLASS = 1
@@ -105,6 +107,27 @@ def check_inside(points: Tensor, ball: co.Ball) -> None:
         low, high = ball.box
         assert isinstance(low, float) and isinstance(high, float)  # one interval for all channels
         assert low <= float(points.min()) <= float(points.max()) <= high
+
+
+def require_bounds_hold(net: co.CamNetwork, ball: co.Ball, points: Tensor) -> None:
+    """That no image leaves the bounds of any node, or of any CAM pixel, by interval arithmetic, CORGI and CROWN."""
+    known = relaxed(net, ball)
+    per_node = {"ibp": interval_bounds(net.graph, regions(ball)), "crown": known.intervals}
+    per_pixel = {
+        "ibp": ibp_pixels(net, ball, CLASS),
+        "corgi": corgi_pixels(net, ball, CLASS),
+        "crown": pixels(net, known, CLASS),
+    }
+    check_inside(points, ball)
+    lowest, highest = extremes(net, points)
+    for method, bounds in per_node.items():
+        assert set(bounds) == set(net.graph.order)
+        for name, bound in bounds.items():
+            assert bool((lowest[name] >= bound.lower[0] - TOLERANCE).all()), (method, name)
+            assert bool((highest[name] <= bound.upper[0] + TOLERANCE).all()), (method, name)
+    for method, bound in per_pixel.items():
+        assert bool((lowest["cam"] >= bound.lower - TOLERANCE).all()), method
+        assert bool((highest["cam"] <= bound.upper + TOLERANCE).all()), method
 
 
 @torch.no_grad()

@@ -88,6 +88,13 @@ def top(cam: Tensor, k: int) -> set[int]:
     return set(cam.flatten().topk(k).indices.tolist())
 
 
+def test_files_for_other_verifiers_are_refused_with_the_layers(tmp_path):
+    net = network("mixed")
+    with pytest.raises(co.InputError, match=r"affine and piecewise-linear layers only.*gelu \(GELU\).*more"):
+        co.export_vnnlib(net, X, tmp_path / "new", eps=0.01, k=3)
+    assert not (tmp_path / "new").exists()
+
+
 def test_the_reason_says_what_no_exact_method_takes():
     net = network("mixed")
     r = co.radius(net, X, k=3, class_idx=1, rtol=0.05)

@@ -19,6 +19,7 @@ from corgi_opt.encode.onnx_graph import OnnxWriter, Value, onnx_package, windows
 from corgi_opt.encode.square_pools import with_square_pools
 from corgi_opt.encode.vnnlib import Way
 from corgi_opt.errors import InputError
+from corgi_opt.methods import listed
 from corgi_opt.network.cam import CamNetwork
 from corgi_opt.network.ops import Window
 from corgi_opt.problem.atoms import MEAN, Groups
@@ -102,9 +103,9 @@ def export_vnnlib(
     smaller; None: all of the property. ``dtype``: of the network's weights; the box is rounded outwards to it. Most
     verifiers calculate in float32, whatever a file holds. Other arguments as in :func:`corgi_opt.verify`.
 
-    Raises InputError for a norm other than "inf", whose region is no box, for a pair that is none, and for a property
-    that fails in too many ways to list them; UnsupportedOpError for a network that convolutions cannot say;
-    MissingPackageError without the package onnx.
+    Raises InputError for a norm other than "inf", whose region is no box, for a pair that is none, for curved layers,
+    and for a property that fails in too many ways to list them; UnsupportedOpError for a network that convolutions
+    cannot say; MissingPackageError without the package onnx.
     """
     onnx = onnx_package()
     if canonical_norm(norm) != "inf":
@@ -115,6 +116,11 @@ def export_vnnlib(
         raise InputError(f"folder must be the path of a folder, got {type(folder).__name__}")
     wanted = chosen_property(property, k, within, net)
     scene = Scene.of(net, x, class_idx=class_idx, norm="inf", clip=clip)
+    if net.curved:
+        raise InputError(
+            "files for other verifiers are written of affine and piecewise-linear layers only, and this network has "
+            f"{listed(net.curved)}; 'ibp', 'corgi', 'crown' and 'dual' bound it here"
+        )
     question = Question.ask(scene, wanted, tie_tol=tie_tol, keep_class=keep_class)
     ball = scene.checked_ball(eps)
     groups, premises = question.groups, question.premises

@@ -119,7 +119,8 @@ def _form(graph: LayerGraph, features: str, nodes: tuple[str, ...]) -> tuple[Ten
         start, nodes = nodes[0], nodes[1:]  # what is left reads the mean: nothing is rounded on the way there
         shape = graph[start].shape
     last = graph[nodes[0]].op if len(nodes) == 1 else None
-    if isinstance(last, Conv2d) and last.groups == 1 and shape[1:] == last.weight.shape[2:] == (1, 1):
+    plain = isinstance(last, Conv2d) and (last.groups, last.padding) == (1, (0, 0))
+    if isinstance(last, Conv2d) and plain and shape[1:] == last.weight.shape[2:] == (1, 1):
         return last.weight.flatten(1), bias
     channels = torch.eye(shape[0], dtype=torch.float64)
     rows = []

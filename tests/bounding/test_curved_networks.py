@@ -14,8 +14,8 @@ from curves import EXACT
 from mpmath import mpf
 from nets import image, seeded
 from patience import mostly_slow
-from relaxing import corgi_pixels, ibp_pixels, pixels, regions, relaxed
-from sampling import CLASS, TOLERANCE, check_inside, extremes, images
+from relaxing import ibp_pixels, pixels, regions, relaxed
+from sampling import CLASS, TOLERANCE, extremes, images, require_bounds_hold
 from torch import Tensor
 
 import corgi_opt as co
@@ -40,23 +40,7 @@ def test_no_image_leaves_any_bound(name, norm):
     for seed, eps in enumerate(SIZES[norm]):
         net = known_network(name, seed)
         ball = co.Ball(image(1, 6, 6, seed=40 + seed), eps, norm, None if seed else (0.0, 1.0))
-        known = relaxed(net, ball)
-        per_node = {"ibp": interval_bounds(net.graph, regions(ball)), "crown": known.intervals}
-        per_pixel = {
-            "ibp": ibp_pixels(net, ball, CLASS),
-            "corgi": corgi_pixels(net, ball, CLASS),
-            "crown": pixels(net, known, CLASS),
-        }
-        points = images(net, ball, SHARE, seed)
-        check_inside(points, ball)
-        lowest, highest = extremes(net, points)
-        for method, bounds in per_node.items():
-            for node, bound in bounds.items():
-                assert bool((lowest[node] >= bound.lower[0] - TOLERANCE).all()), (method, node)
-                assert bool((highest[node] <= bound.upper[0] + TOLERANCE).all()), (method, node)
-        for method, bound in per_pixel.items():
-            assert bool((lowest["cam"] >= bound.lower - TOLERANCE).all()), method
-            assert bool((highest["cam"] <= bound.upper + TOLERANCE).all()), method
+        require_bounds_hold(net, ball, images(net, ball, SHARE, seed))
 
 
 @pytest.mark.parametrize("name", BUILT)

@@ -321,3 +321,22 @@ def test_the_cam_lies_as_the_last_map_of_the_model(name):
             for class_idx in range(3):
                 cam = torch.einsum("c,chw->hw", double.head.weight[class_idx], double.last[0])
                 torch.testing.assert_close(net.cam(at, class_idx), cam.detach())
+
+
+@pytest.mark.parametrize("given", [{}, {"stride": 2}, {"padding": 1, "stride": 3}, {"padding": 1, "stride": 2}])
+def test_a_convolution_behind_the_average_reads_with_its_padding(given):
+    """Padding may leave it nothing of the average to read: then scores are constant, and so are CAMs."""
+
+    class Behind(Plain):
+        def __init__(self) -> None:
+            super().__init__(channels=4)
+            self.last = nn.Conv2d(4, 3, 1, **given)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.body(x).mean((2, 3), keepdim=True)).flatten(1)[:, :3]
+
+    model, x = seeded(Behind, 1), image(1, 6, 6)
+    net, double = co.from_torch(model, x), seeded(Behind, 1).double()
+    at = image(1, 6, 6, seed=4).double()
+    torch.testing.assert_close(net.logits(at), double(at)[0])
+    assert bool((net.weight == 0).all()) == ("padding" in given)
