@@ -40,7 +40,7 @@ ALWAYS = ("units", "shape without content", "a part that is large", "units in fr
 """Forged files that are tried in every run, each in a process of its own; the others with -m slow."""
 
 
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the limit is set on what Linux counts")
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux: the limit is set on what /proc counts")
 @pytest.mark.parametrize("name", mostly_slow((*FORGED, *EXACT), ALWAYS))
 def test_a_forged_file_is_refused_within_a_gibibyte(name, tmp_path):
     paths = [str(Path(__file__).parents[2]), *sys.path]

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from corgi_solvers.child import run_child
 
-posix = pytest.mark.skipif(os.name != "posix", reason="signals")
+posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
 
 
 def python(code: str) -> list[str]:
@@ -49,7 +49,7 @@ def test_it_has_no_input_and_the_environment_that_is_given(tmp_path: Path) -> No
     assert (tmp_path / "log").read_text() == "'' yes None\n"
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="looks at /proc")
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux: looks at /proc")
 def test_at_its_deadline_it_is_killed_and_its_children_too(tmp_path: Path) -> None:
     said = "import os, time; pid = os.fork(); print(os.getpid(), flush=True) if pid else None\n"
     said += "print(os.getpid(), flush=True) if not pid else None; time.sleep(600)"
@@ -61,7 +61,7 @@ def test_at_its_deadline_it_is_killed_and_its_children_too(tmp_path: Path) -> No
 
 
 @posix
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="looks at /proc")
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux: looks at /proc")
 def test_whatever_interrupts_the_wait_ends_it(tmp_path: Path) -> None:
     log = tmp_path / "log"
     said = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"

@@ -173,7 +173,7 @@ def test_declares_itself_and_pickles() -> None:
     assert report.iterations > 0
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT to one process")
+@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX: sends SIGINT to one process")
 def test_ctrl_c_is_raised_while_the_solver_runs() -> None:
     code = """
         import threading

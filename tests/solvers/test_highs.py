@@ -333,7 +333,7 @@ def test_import_loads_no_solver_and_no_torch() -> None:
     assert json.loads(out) == []
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT to one process")
+@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX: sends SIGINT to one process")
 @pytest.mark.parametrize(
     ("rows", "columns", "call"),
     [

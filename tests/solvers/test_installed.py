@@ -108,7 +108,7 @@ def test_a_pulp_that_finds_no_cbc_says_what_brings_one(monkeypatch: pytest.Monke
 def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """``engine(body)``: stands in for the Python that runs gurobi, which is installed; counts its runs."""
     if sys.platform == "win32":
-        pytest.skip("stands a script in for the solver")
+        pytest.skip("needs POSIX: a script stands in for the solver")
     monkeypatch.setattr(pulp, "installed", lambda package: True)
     runs = tmp_path / "runs"
 
@@ -140,7 +140,7 @@ def test_an_engine_without_a_licence_is_broken_until_it_has_one(engine) -> None:
 def test_a_cbc_whose_words_are_not_understood_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As the CBC in development is, which PuLP 4 brings with its extra."""
     if sys.platform == "win32":
-        pytest.skip("stands a script in for the solver")
+        pytest.skip("needs POSIX: a script stands in for the solver")
     script = tmp_path / "cbc"
     script.write_text(f"#!{sys.executable} -SE\nprint('CBC devel')\n")
     script.chmod(0o755)

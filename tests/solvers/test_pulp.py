@@ -25,7 +25,7 @@ from solver_problems import INF, problem_of, skip_without, usable
 LP = problem_of([1.0, 1.0], 0.0, [[1.0, 2.0]], [1.0], [INF], [0.0, 0.0], [5.0, 5.0], [False, False])  # minimum 0.5
 MIP = problem_of([1.0, 1.0], 0.0, [[2.0, 2.0]], [1.0], [INF], [0.0, 0.0], [5.0, 5.0], [True, True])  # minimum 1
 
-posix = pytest.mark.skipif(os.name != "posix", reason="stands a script in for the solver")
+posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX: a script stands in for the solver")
 
 
 def assert_no_claim(s: Solution) -> None:
@@ -317,7 +317,7 @@ def test_declares_itself_and_pickles() -> None:
     assert report.raw_status.startswith("Optimal - objective value 1.0")
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT to one process")
+@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX: sends SIGINT to one process")
 @pytest.mark.parametrize("solver", ["cbc", "highs"])
 def test_ctrl_c_is_raised_and_leaves_no_child(solver: str) -> None:
     skip_without(f"pulp:{solver}")

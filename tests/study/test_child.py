@@ -65,7 +65,7 @@ def test_every_line_has_its_reply_and_what_a_model_prints_goes_elsewhere(tmp_pat
     assert "to standard output" in done.stderr and "raw" in done.stderr
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="looks at /proc")
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux: looks at /proc")
 def test_it_ends_in_the_middle_of_nothing_when_its_parent_is_gone():
     middle = textwrap.dedent(f"""
         import subprocess, sys, time
