@@ -102,6 +102,7 @@ def test_files_have_the_same_optimum_everywhere(tmp_path: Path) -> None:
         write_mps(p, path)
         handle = highspy.Highs()
         handle.setOptionValue("output_flag", False)
+        handle.setOptionValue("threads", 1)  # the scheduler stays with this thread, and other tests' runs want one
         handle.readModel(str(path))
         handle.run()
         assert handle.getInfo().objective_function_value == pytest.approx(minimum, abs=1e-5)
