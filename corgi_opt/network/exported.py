@@ -224,14 +224,12 @@ def _owned(value: Tensor) -> Tensor:
 def _folded(calls: list[Any], constants: dict[Any, Tensor]) -> tuple[Any, ...]:
     """The calls that depend on the image; the others are calculated, and join ``constants``."""
     left = []
-    with torch.no_grad(), NoCasts():
-        for fx in calls:
-            shapes = _shapes_read(fx)
-            if all(a in constants or a in shapes for a in fx.all_input_nodes) and not _is_random(fx.target):
-                value = _called(fx, {**constants, **shapes} if shapes else constants)
-                constants[fx] = _owned(value) if isinstance(value, Tensor) else value
-            else:
-                left.append(fx)
+    for fx in calls:
+        shapes = _shapes_read(fx)
+        if all(a in constants or a in shapes for a in fx.all_input_nodes) and not is_random(fx.target):
+            constants[fx] = calculated(fx, {**constants, **shapes} if shapes else constants)
+        else:
+            left.append(fx)
     return tuple(left)
 
 
@@ -245,9 +243,17 @@ def _shapes_read(fx: Any) -> dict[Any, Tensor]:
     return {a: torch.zeros(tuple(a.meta["val"].shape), dtype=torch.float64) for a in fx.all_input_nodes[:1]}
 
 
-def _is_random(target: Any) -> bool:
+def is_random(target: Any) -> bool:
+    """Whether a call gives something else each time."""
     tags = getattr(target, "tags", ())
     return torch.Tag.nondeterministic_seeded in tags or "empty" in str(target)
+
+
+def calculated(fx: Any, known: Mapping[Any, Any]) -> Any:
+    """What a call gives whose operands are known; a tensor is the caller's own."""
+    with torch.no_grad(), NoCasts():
+        value = _called(fx, known)
+    return _owned(value) if isinstance(value, Tensor) else value
 
 
 def _called(fx: Any, known: Mapping[Any, Any]) -> Any:

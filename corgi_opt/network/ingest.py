@@ -20,7 +20,7 @@ from corgi_opt.network import pieces as pieces
 from corgi_opt.network import smooth_builders as smooth_builders
 from corgi_opt.network.builders import build, overload
 from corgi_opt.network.builders import known as known
-from corgi_opt.network.exported import Exported, module_path
+from corgi_opt.network.exported import Exported, calculated, is_random, module_path
 from corgi_opt.network.graph import LayerGraph
 from corgi_opt.network.ops import Input
 from corgi_opt.network.replay import MONOTONE
@@ -72,7 +72,7 @@ def ingest(exported: Exported) -> Ingested | tuple[Unsupported, ...]:
         problem = _translated(t, fx, depends)
         if problem is not None:
             problems.append(problem)
-        if fx not in t.values:
+        if fx not in t.values and fx not in t.constants:
             poisoned.add(fx)
     if problems:
         return tuple(problems)
@@ -104,16 +104,18 @@ def _over_classes(fx: Any) -> bool:
 
 def _translated(t: Translation, fx: Any, depends: bool) -> Unsupported | None:
     """Adds one call to the graph, or says why not."""
+    if all(a in t.constants for a in fx.all_input_nodes) and not is_random(fx.target):
+        return _calculated(t, fx)
     if fx.target is operator.getitem:
         source, part = fx.args
         if depends:
             return None
         parts = t.values[source]
         if isinstance(parts, tuple) and part < len(parts):
-            t.values[fx] = parts[part]
+            t.keep(fx, parts[part])
             return None
         if part == 0 and not isinstance(parts, tuple):
-            t.values[fx] = parts
+            t.keep(fx, parts)
             return None
         return _unsupported(fx, f"output {part} of {overload(source.target)}", "Only its first output is known.")
     name = overload(fx.target)
@@ -126,6 +128,16 @@ def _translated(t: Translation, fx: Any, depends: bool) -> Unsupported | None:
         t.hold(fx, build(t, fx))
     except NotCoveredError as problem:
         return _unsupported(fx, _short(name), str(problem))
+    return None
+
+
+def _calculated(t: Translation, fx: Any) -> Unsupported | None:
+    """Keeps what a call gives that turned out to read constants alone, or says why not."""
+    value = calculated(fx, t.constants)
+    if isinstance(value, Tensor) and not bool(value.isfinite().all()):
+        op = _short(overload(fx.target))
+        return _unsupported(fx, op, "It gives a constant that is not finite (a mean of an empty slice, say).")
+    t.constants[fx] = value
     return None
 
 

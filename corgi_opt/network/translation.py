@@ -46,7 +46,7 @@ class Translation:
 
     def __init__(self, constants: Mapping[Any, Any]) -> None:
         self.builder = GraphBuilder()
-        self.constants = constants
+        self.constants = dict(constants)
         self.values: dict[Any, Value | tuple[Value, ...]] = {}
         self.halves: set[str] = set()
         self._starts: dict[str, int] = {}
@@ -184,7 +184,15 @@ class Translation:
             entries = self.entries(made) if order is None else order + self._starts[made]
             made = entries.reshape(shape_of(fx))
         made = Value(made) if isinstance(made, Tensor) else made
-        self.values[fx] = (made,) if several and isinstance(made, Value) else made
+        self.keep(fx, (made,) if several and isinstance(made, Value) else made)
+
+    def keep(self, fx: Any, made: Value | tuple[Value, ...]) -> None:
+        """What a call gives. Where no entry is of a node (a piece of a border; an empty slice), it is a constant."""
+        if isinstance(made, Value) and bool((made.numbers < 0).all()):
+            held = torch.tensor(list(self._literals), dtype=torch.float64)
+            self.constants[fx] = held[(-1 - made.numbers).long()]
+        else:
+            self.values[fx] = made
 
     def entries(self, name: str) -> Tensor:
         """The numbers of a node's entries, in its shape."""
@@ -259,8 +267,6 @@ class Translation:
 
     def _assembled(self, numbers: Numbers, shape: Shape) -> str:
         """Adds what makes this map of the nodes that there are."""
-        if (numbers < 0).all():
-            raise NotCoveredError("It reads a map of constants alone; nothing of it depends on the image.")
         moved = np.where(numbers < 0, NOTHING, numbers)
         made = self._of_channels(moved, shape) or self._of_values(moved, shape)
         if not (numbers < NOTHING).any():

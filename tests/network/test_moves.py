@@ -65,6 +65,37 @@ def test_it_is_read_with_its_arguments(change):
     require_read(change)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda y: y + y[..., 9:].sum((2, 3), keepdim=True),
+        lambda y: y + (y[:, :0] * y[:, :0]).sum(1, keepdim=True).relu(),
+        lambda y: torch.cat([y[..., :0].sigmoid(), y, F.relu(y)[..., 6:]], 3),
+        lambda y: y + F.relu(torch.cat([y, ramp(y, 1, 2, 6, 6)], 1)[:, 2:] - 0.1),
+        lambda y: torch.mul(*torch.cat([y, ramp(y, 1, 2, 6, 6)], 1).chunk(2, 1)),
+        lambda y: y - F.pad(y, (0, 0, 2, 0), value=0.5)[:, :, :2].amax((2, 3), keepdim=True),
+        lambda y: y + F.pad(y, (0, 0, 2, 0), value=-0.5)[:, :, :2].abs().topk(2, 3).values.mean(),
+        lambda y: y + sum(p.exp().mean() for p in torch.split(torch.zeros_like(y) + ramp(y, 1, 2, 6, 6), 1, 1)),
+    ],
+)
+def test_what_turns_out_to_be_constant_is_calculated(change):
+    """A slice of a border, an empty slice: whatever is made of them, curved or not, is a constant."""
+    assert not co.from_torch(seeded(Asked, change=change), image(1, 6, 6)).curved
+    require_read(change)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda y: y + y[..., 9:].mean(), "constant that is not finite"),
+        (lambda y: y + torch.bernoulli(F.pad(y, (1, 0), value=0.5)[..., :1]), "bernoulli is not supported"),
+    ],
+)
+def test_constants_that_are_none(change, why):
+    with pytest.raises(co.UnsupportedOpError, match=why):
+        co.from_torch(seeded(Asked, change=change), image(1, 6, 6))
+
+
 def test_what_is_added_to_a_place_is_no_move():
     def added(y):
         return y.index_put((torch.tensor([0]), torch.tensor([1])), y[:, 0], accumulate=True)
