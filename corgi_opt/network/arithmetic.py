@@ -156,6 +156,9 @@ def summed(t: Translation, fx: Any, x: Any, dim: Any, mean: bool) -> Value:
     slices, rank = slices_of(numbers, dims), numbers.ndim
     share = 1.0 / len(slices) if mean else 1.0
     plane = (numbers.shape[dims[0]], numbers.shape[dims[1]]) if len(dims) == 2 else None
+    last = None if plane is not None else _last_map(t, x, slices.flatten(1).T)
+    if last is not None:
+        return Value(_averaged(t, fx, t.map_of(last), share).reshape(size))
     whole = _planes(t, fx, slices, share, plane)
     if whole is not None:
         return Value(whole.reshape(size))
@@ -167,6 +170,32 @@ def summed(t: Translation, fx: Any, x: Any, dim: Any, mean: bool) -> Value:
         raise NotCoveredError(f"It adds {len(slices)} slices of a tensor of {rank} axes; at most {MOST_TERMS} are.")
     coefs, nodes = tuple(lowering.scalar(share) for _ in slices), tuple(t.map_of(one) for one in slices)
     return Value(t.entries(t.add(fx, label(fx), Combine(coefs), nodes)).reshape(size))
+
+
+def _last_map(t: Translation, x: Any, sums: Tensor) -> Tensor | None:
+    """The numbers (1, C, H, W) of the nearest map that an operand was made of by moving alone, whose channels are what
+    is summed (C, K); None where there is none. It knows its rows and columns, where the operand was flattened."""
+    expected = sums.sort(dim=1).values
+    while t.is_map(x) and isinstance(t.values[x], Value):
+        numbers = t.numbers(x)
+        if numbers.numel() != sums.numel():
+            return None
+        held = numbers[0].flatten(1) if numbers.ndim == 4 else None
+        if held is not None and held.shape == sums.shape and torch.equal(held.sort(dim=1).values, expected):
+            return numbers
+        made_of = [a for a in x.all_input_nodes if t.is_map(a)]
+        if len(made_of) != 1:
+            return None
+        (x,) = made_of
+    return None
+
+
+def _averaged(t: Translation, fx: Any, operand: str, share: float) -> Tensor:
+    """The numbers (C,) of ``share`` times the sums over each channel of a node."""
+    count, height, width = t.builder.nodes[operand].shape
+    weight = torch.full((count, 1, height, width), share, dtype=torch.float64)
+    node = t.add(fx, label(fx), Conv2d(weight, None, groups=count), (operand,), (count, 1, 1))
+    return t.entries(node).flatten()
 
 
 def _planes(t: Translation, fx: Any, slices: Tensor, share: float, plane: tuple[int, int] | None) -> Tensor | None:
@@ -189,10 +218,7 @@ def _planes(t: Translation, fx: Any, slices: Tensor, share: float, plane: tuple[
     if len(names) > 1 or not ordered or channels != list(whole) or plane != rows_and_columns:
         operand = t.map_of(sums.reshape(1, -1, *plane))
         channels = list(range(len(made)))
-    count, height, width = t.builder.nodes[operand].shape
-    weight = torch.full((count, 1, height, width), share, dtype=torch.float64)
-    node = t.add(fx, label(fx), Conv2d(weight, None, groups=count), (operand,), (count, 1, 1))
-    return t.entries(node).flatten()[channels]
+    return _averaged(t, fx, operand, share)[channels]
 
 
 def _over_axes(t: Translation, fx: Any, operand: str, axes: set[int], share: float) -> str:

@@ -292,13 +292,15 @@ LAST_MAPS: dict[str, Callable[[Tensor], Tensor]] = {
     "some channels": lambda y: y[:, [2, 0]].repeat(1, 2, 1, 1),
     "rows that become columns": lambda y: y.reshape(1, 4, 9, 4),
     "turned": lambda y: y.transpose(2, 3).flip(2),
+    "bordered": lambda y: F.pad(y, (0, 2, 1, 0), value=-0.4),
+    "bordered and cut": lambda y: F.pad(y, (-1, 0, 2, 0))[..., :4],
+    "some columns": lambda y: y[..., [0, 2, 5]],
 }
 
 
 @pytest.mark.parametrize("name", LAST_MAPS)
 def test_the_cam_lies_as_the_last_map_of_the_model(name):
-    """Whatever moved its values or channels on the way. What is flattened before the average lies as the layer before,
-    or as the line that it is where its pixels were moved."""
+    """Whatever moved its values or channels on the way, and whether or not it is flattened before the average."""
 
     class Moved(Plain):
         def forward(self, x: Tensor) -> Tensor:
@@ -312,7 +314,11 @@ def test_the_cam_lies_as_the_last_map_of_the_model(name):
         def pooled(self, y: Tensor) -> Tensor:
             return F.adaptive_avg_pool1d(y.flatten(2), 1)[..., 0]
 
-    for kind in (Moved, Flattened) if "channels" in name else (Moved,):
+    class Listed(Moved):
+        def pooled(self, y: Tensor) -> Tensor:
+            return y.flatten(2).transpose(1, 2).mean(1)
+
+    for kind in (Moved, Flattened, Listed):
         model, x = seeded(kind, 3, channels=4), image(1, 6, 6)
         net, double = co.from_torch(model, x), seeded(kind, 3, channels=4).double()
         for seed in range(3):
