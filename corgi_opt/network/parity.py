@@ -7,6 +7,7 @@ a few units in the last place of its own: Higham, Accuracy and Stability of Nume
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
@@ -118,7 +119,9 @@ def allowed(
         size.amax(dim=(2, 3), keepdim=True)
         for size in (size_of_step(graph, name, values), ROUNDING * size_from_image(graph, name, x))
     )
-    return torch.maximum(PARITY_TOLERANCE * own, torch.minimum(rounding, most_rounding * own))
+    if math.isfinite(most_rounding):  # else infinite, but for a channel of zeros alone, whose share is no number
+        rounding = torch.minimum(rounding, most_rounding * own)
+    return torch.maximum(PARITY_TOLERANCE * own, rounding)
 
 
 def near(ours: Tensor, theirs: Tensor) -> bool:

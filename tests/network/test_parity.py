@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 
 import pytest
 import torch
@@ -112,6 +113,23 @@ def test_flat_examples_are_no_reason_to_refuse(build, value):
     shape = {Plain: (1, 6, 6), Residual: (1, 7, 5), Everything: (3, 20, 22)}[build]
     net = co.from_torch(seeded(build), torch.full((1, *shape), value))
     require_parity(net, torch.full((1, *shape), 3.0, dtype=torch.float64))
+
+
+def test_a_channel_of_zeros_has_a_tolerance_like_all_others():
+    """Beside a channel that rounding makes 2.8e-17 of zero (a value less the mean of five such)."""
+
+    class Centred(Plain):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.body(x).relu()
+            y = y - y.mean((2, 3), keepdim=True)
+            return self.head(y.mean((2, 3)))
+
+    net, x = co.from_torch(seeded(Centred, channels=4), X), torch.zeros(1, 1, 6, 6, dtype=torch.float64)
+    values = net.graph.values(x)
+    tolerance = parity.allowed(net.graph, net.features, x, values, math.inf)
+    assert bool((parity.size_of_step(net.graph, net.features, values).amax(dim=(2, 3)) == 0).any())
+    assert bool((tolerance >= 0).all()) and float(tolerance.max()) > 0
+    require_parity(net, x)
 
 
 def test_a_net_whose_graph_was_swapped_is_refused_at_any_image():
