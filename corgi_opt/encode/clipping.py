@@ -93,9 +93,9 @@ def within(program: Program, lower: Vector, upper: Vector, goal: float) -> Clipp
     low, high = np.minimum(low, -NARROW), np.maximum(high, NARROW)
     width = high - low
     ones = np.ones(program.inputs)
-    columns = sparse.diags_array(np.concatenate([ones, width]))
-    rows = sparse.csr_array(sparse.diags_array(1 / width) @ program.rows @ columns)
-    constants, outputs = program.constants / width, sparse.csr_array(program.outputs @ columns)
+    columns = np.concatenate([ones, width])
+    rows, outputs = scaled(program.rows, 1 / width, columns), scaled(program.outputs, None, columns)
+    constants = program.constants / width
     rounded = gamma(2) * (np.asarray(abs(rows).sum(axis=1)) + np.abs(constants) + 1)
     return Clipped(
         replace(
@@ -107,10 +107,18 @@ def within(program: Program, lower: Vector, upper: Vector, goal: float) -> Clipp
             upper=high / width,
             widths=program.widths * width,
             grown=program.grown / width,
-            cuts=sparse.csr_array(program.cuts @ columns),
+            cuts=scaled(program.cuts, None, columns),
             outputs=outputs,
             residue=program.residue + gamma(2) * np.asarray(abs(outputs).sum(axis=1)),
         ),
         goal,
         phases,
     )
+
+
+def scaled(rows: sparse.csr_array, by: Vector | None, columns: Vector) -> sparse.csr_array:
+    """Rows times ``by`` (their number, or None) and ``columns``, with the same nonzeros in the same places."""
+    data = rows.data * columns[rows.indices]
+    if by is not None:
+        data = data * np.repeat(by, np.diff(rows.indptr))
+    return sparse.csr_array((data, rows.indices, rows.indptr), rows.shape)
