@@ -14,7 +14,7 @@ node of a tree but once, by gradient ascent on D at the root, where they serve t
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -41,6 +41,10 @@ class HullPlanes:
     shifts: Vector
     mixes: Vector
     below: Vector
+
+    def over(self, program: Program) -> HullPlanes:
+        """Planes of these slopes over the intervals of ``program``."""
+        return replace(self, shifts=_shifts(program, self.slopes))
 
 
 def layers(program: Program) -> list[tuple[int, int]]:

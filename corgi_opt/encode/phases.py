@@ -134,6 +134,9 @@ class Below:
     coefs: Tensor
     constants: Tensor
 
+    def to(self, dtype: torch.dtype) -> Below:
+        return Below(self.coefs.to(dtype), self.constants.to(dtype))
+
 
 @dataclass(frozen=True, eq=False)
 class _Block:

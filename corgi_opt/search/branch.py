@@ -25,6 +25,7 @@ from corgi_opt.encode.hull import HullPlanes, hull_planes
 from corgi_opt.encode.leaf import leaf, leaf_multipliers
 from corgi_opt.encode.phases import Nodes, PhaseBounds
 from corgi_opt.encode.program import Program
+from corgi_opt.search.clipping import Clipped, clip
 from corgi_opt.search.frontier import Frontier, Likely
 from corgi_opt.search.leaves import Leaves, Ledger
 
@@ -97,11 +98,23 @@ def branch(
     if first.lower > threshold or met(program, first.upper, threshold) or deadline.over:
         return first
     planes = hull_planes(program, threshold + CLEARLY, deadline)
-    ledger = Ledger(program, planes) if keep_leaves else None
-    second = _Tree(program, planes, threshold, solver, device, ledger).search(deadline, math.inf)
+    if keep_leaves:  # what is clipped is no part of a certificate yet
+        ledger = Ledger(program, planes)
+        second = _Tree(program, planes, threshold, solver, device, ledger).search(deadline, math.inf)
+    else:
+        second = _clipped(clip(program, planes, threshold, device, deadline), threshold, solver, device, deadline)
     upper, image = min(((s.upper, s.image) for s in (first, second)), key=lambda pair: pair[0])
     nodes, leaves = first.nodes + second.nodes, first.leaves + second.leaves
     return Searched(max(first.lower, second.lower), upper, image, nodes, leaves, second.reason, second.tree)
+
+
+def _clipped(clipped: Clipped, threshold: float, solver: Backend, device: torch.device, deadline: Deadline) -> Searched:
+    """The search for counterexamples only. Bounds of its nodes are theirs, and of the output up to the goal."""
+    if clipped.empty:
+        return Searched(clipped.goal, math.inf, np.zeros(clipped.program.inputs), 1, 0, "")
+    tree = _Tree(clipped.program, clipped.planes, threshold, solver, device, phases=clipped.phases)
+    found = tree.search(deadline, math.inf)
+    return replace(found, lower=clipped.capped(found.lower))
 
 
 def met(program: Program, value: float, threshold: float) -> bool:
@@ -159,8 +172,10 @@ class _Tree:
         solver: Backend,
         device: torch.device,
         ledger: Ledger | None = None,
+        phases: NDArray[np.int8] | None = None,
     ) -> None:
         self.program, self.threshold, self.solver, self.ledger = program, threshold, solver, ledger
+        self.phases = phases
         self.bounds = PhaseBounds(program, planes, torch.float32, device)
         self.exact = PhaseBounds(program, planes, torch.float64, device)
         self.tries = min(LOOKAHEAD, program.units)
@@ -171,6 +186,8 @@ class _Tree:
 
     def search(self, deadline: Deadline, most_nodes: float) -> Searched:
         root = self.bounds.root()
+        if self.phases is not None:
+            root = replace(root, phases=torch.from_numpy(self.phases)[:, None].to(root.goal.device))
         self._bound(root, torch.full((1,), -1e30, device=root.goal.device), ROOT_STEPS, deadline)
         while len(self.frontier) and not self.met and not self.reason:
             if deadline.over or self.nodes >= most_nodes:
@@ -180,7 +197,7 @@ class _Tree:
             both = children(self.bounds, nodes, value, likely, self.threshold, self.costs)
             self._bound(both, value.repeat(2), STEPS, deadline)
         lower = min(self._lowest_open(root), self.closed)
-        if lower == math.inf:  # all nodes empty, which cannot be true: nothing is claimed
+        if lower == math.inf and self.phases is None:  # all nodes empty, which no region is: nothing is claimed
             lower = -math.inf
         tree = None if self.ledger is None or not lower > self.threshold else self.ledger.leaves()
         return Searched(lower, self.upper, self.image, self.nodes, self.leaves, self.reason, tree)
