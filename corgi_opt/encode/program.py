@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from hashlib import sha256
 
 import numpy as np
 import torch
@@ -99,6 +100,16 @@ class Program:
     def units(self) -> int:
         """Number of unstable ReLUs."""
         return len(self.lower)
+
+    @property
+    def fingerprint(self) -> bytes:
+        """Two programs that have the same are the same."""
+        hashed = sha256(self.norm.encode())
+        for value in vars(self).values():
+            for part in (value.data, value.indices, value.indptr) if isinstance(value, sparse.csr_array) else (value,):
+                if isinstance(part, np.ndarray):
+                    hashed.update(np.ascontiguousarray(part).data)
+        return hashed.digest()
 
     def image(self, variables: Vector, background: Tensor) -> Tensor:
         """The image (1, C, H, W) of a solution: its inputs, on ``background`` everywhere else."""

@@ -19,7 +19,7 @@ from corgi_opt.encode.phases import PhaseBounds
 from corgi_opt.encode.program import Program
 from corgi_opt.search import branch as branch_module
 from corgi_opt.search import clipping as module
-from corgi_opt.search.branch import branch
+from corgi_opt.search.branch import Branching, _Tree
 from corgi_opt.search.clipping import BEYOND, Clipped, best_shares, clip, clipped_below, narrowed
 
 CPU = torch.device("cpu")
@@ -162,8 +162,9 @@ def test_intervals_that_cross_prove_that_no_image_is_there():
     whole = Clipped(program, hull_planes(program), 0.25, np.zeros(program.units, dtype=np.int8))
     crossed = narrowed(whole, program.upper + 0.1, program.upper)
     assert crossed.empty and not narrowed(whole, program.lower, program.upper).empty
-    searched = branch_module._clipped(crossed, 0.25 - BEYOND, Highs(), CPU, PATIENT)
-    assert searched.lower == 0.25 and searched.reason == ""
+    tree = _Tree(program, crossed.planes, 0.25 - BEYOND, Highs(), CPU, clipped=crossed)
+    for searched in (tree.search(PATIENT, 10), tree.search(PATIENT, 10)):
+        assert searched.lower == 0.25 and searched.reason == "" and searched.nodes == 0
     assert whole.capped(math.inf) == 0.25 and whole.capped(-1.0) == -1.0
 
 
@@ -177,7 +178,7 @@ def test_a_search_with_clipping_agrees_with_enumeration(seeds, monkeypatch):
         program = drawn(seed, inputs=2 + seed % 2, units=3 + seed % 3)
         lowest = least(program)
         for away in (-0.3, -1e-3, 1e-4, 0.1):
-            searched = branch(program, lowest + away, Highs(), CPU, PATIENT)
+            searched = Branching(program, lowest + away, Highs(), CPU).run(PATIENT)
             assert searched.reason == ""
             assert (searched.lower > lowest + away) == (away < 0), (seed, away)
             assert searched.lower <= lowest + TOUCHING
