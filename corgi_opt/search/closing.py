@@ -1,10 +1,10 @@
 """Which eps an exact method is asked about next, and for how long, to close the bracket of a radius.
 
 An exact method may take any time at an eps, and more the nearer that is to the true radius. A probe therefore has few
-seconds. An eps that stays undecided splits the bracket, and the search goes on below it. After two such probes in a row,
-or where little of the bracket is left below it, the seconds double, and the lowest undecided eps is asked about again,
-which goes on where it was cut off. So half of all seconds go into the last few probes, and no probe waits for a hopeless
-one.
+seconds. An eps that stays undecided splits the bracket, and the search goes on below it. After two such probes in a
+row, or where little of the bracket is left below it, the seconds double, and the lowest undecided eps is asked about
+again, which goes on where it was cut off. So half of all seconds go into the last few probes, and no probe waits for a
+hopeless one.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ PATIENCE = 2
 """Undecided probes in a row before the seconds double."""
 
 LITTLE = 0.25
-"""Share of the bracket (in log eps) below an undecided eps that is not worth looking at before that eps has had more seconds."""
+"""Share of the bracket (in log eps) below an undecided eps that is not looked at before that eps has had more time."""
 
 
 @dataclass(frozen=True)
