@@ -25,7 +25,7 @@ from corgi_opt.encode.hull import HullPlanes, hull_planes
 from corgi_opt.encode.leaf import leaf, leaf_multipliers
 from corgi_opt.encode.phases import Nodes, PhaseBounds
 from corgi_opt.encode.program import Program
-from corgi_opt.search.clipping import Clipped, clip
+from corgi_opt.search.clipping import Clipped, clip, clip_again
 from corgi_opt.search.frontier import Frontier, Likely
 from corgi_opt.search.leaves import Leaves, Ledger
 
@@ -87,7 +87,7 @@ class Branching:
 
     ``threshold`` in units of the first output's scale; ``solver`` solves the linear programs of leaves. A small tree
     comes first; where it does not suffice, one whose units also have planes above them (encode/hull.py), in intervals
-    that hold for counterexamples alone (clipping.py), unless its leaves are kept.
+    that hold for counterexamples alone (clipping.py).
     """
 
     def __init__(
@@ -122,11 +122,11 @@ class Branching:
         planes = self._planes or hull_planes(program, threshold + CLEARLY, deadline)
         if not deadline.over:
             self._planes = planes
-        if self._keep_leaves:  # a certificate says nothing of clipping
-            tree = _Tree(program, planes, threshold, self._solver, self._device, Ledger(program, planes))
-        else:
-            clipped = clip(program, planes, threshold, self._device, deadline)
-            tree = _Tree(clipped.program, clipped.planes, threshold, self._solver, self._device, clipped=clipped)
+        clipped, ledger = clip(program, planes, threshold, self._device, deadline), None
+        if self._keep_leaves:
+            clipped = clip_again(program, clipped, self._device, deadline)
+            ledger = Ledger(clipped.program, clipped.planes, clipped)
+        tree = _Tree(clipped.program, clipped.planes, threshold, self._solver, self._device, ledger, clipped)
         if not deadline.over:
             self._second = tree
         return tree

@@ -23,6 +23,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import sparse
 from torch import Tensor
 
 from corgi_opt._deadline import Deadline
@@ -45,6 +46,9 @@ ROOT_STEPS, PLANE_STEPS = 30, 60
 WORTH = 0.03
 """A clip that takes less than this share off what the bound lacks is the last of its round."""
 
+GAIN = 1e-4
+"""A side of an interval that clipping moves by no more than this share of its width stays as it is."""
+
 HALVINGS, SPREAD = 14, 1e6
 """Halvings of the interval in which the best g is searched for; the ratio of its ends."""
 
@@ -53,11 +57,23 @@ MOST_BYTES = 1_000_000_000
 
 
 @dataclass(frozen=True, eq=False)
+class Step:
+    """How all units of a program were clipped once, for who does it again: the multipliers of the output's bound,
+    ``slopes`` and ``mixes`` (U,), and ``shares`` (2, U), the g of every pre-activation and of every negated one (-1: it
+    stays as it is), for outputs and pre-activations as the network has them."""
+
+    slopes: NDArray[np.float32]
+    mixes: NDArray[np.float32]
+    shares: Vector
+
+
+@dataclass(frozen=True, eq=False)
 class Clipped:
     """A program, and its ``planes``, whose intervals hold for images with a first output of at most ``goal``, in units
     of its scale.
 
     ``phases`` (U,): 1 or -1 for units that are on or off in all of these images. ``empty``: there is no such image.
+    ``steps``: how the intervals were clipped.
     """
 
     program: Program
@@ -65,6 +81,7 @@ class Clipped:
     goal: float
     phases: NDArray[np.int8]
     empty: bool = False
+    steps: tuple[Step, ...] = ()
 
     @property
     def root(self) -> Tensor:
@@ -83,21 +100,42 @@ def clip(program: Program, planes: HullPlanes, threshold: float, device: torch.d
         return clipped
     lacks = math.inf
     for _ in range(ROUNDS):
-        before, nodes = lacks, None
-        for _ in range(CLIPS):
-            nodes, value = _root(clipped, nodes, device)
-            helped = clipped.goal - value <= (1 - WORTH) * lacks
-            lacks = clipped.goal - value
-            if not lacks > 0 or not helped or deadline.over:
-                break
-            clipped = _once(clipped, nodes, device)
-            if clipped.empty:
-                return clipped
-        if not lacks > 0 or deadline.over or lacks > (1 - 2 * WORTH) * before:
+        before = lacks
+        clipped, lacks = _round(clipped, lacks, CLIPS, device, deadline)
+        if clipped.empty or not lacks > 0 or deadline.over or lacks > (1 - 2 * WORTH) * before:
             break
         planes = hull_planes(clipped.program, clipped.goal, deadline, PLANE_STEPS, clipped.planes)
         clipped = replace(clipped, planes=planes)
     return clipped
+
+
+def clip_again(program: Program, clipped: Clipped, device: torch.device, deadline: Deadline) -> Clipped:
+    """What ``clip`` made of ``program``, by its last planes alone: a certificate has these only."""
+    if not clipped.steps:
+        return clipped
+    rows = program.rows
+    shares = clipped.planes.slopes.data / clipped.program.rows.data
+    slopes = sparse.csr_array((shares * rows.data, rows.indices, rows.indptr), rows.shape)
+    planes = replace(clipped.planes, slopes=slopes).over(program)
+    start = Clipped(program, planes, clipped.goal, np.zeros(program.units, dtype=np.int8))
+    return _round(start, math.inf, ROUNDS * CLIPS, device, deadline)[0]
+
+
+def _round(
+    clipped: Clipped, lacks: float, most: int, device: torch.device, deadline: Deadline
+) -> tuple[Clipped, float]:
+    """Clips at most so many times while that takes something off what the root's bound ``lacks``, which is returned."""
+    nodes = None
+    for _ in range(most):
+        nodes, value = _root(clipped, nodes, device)
+        helped = clipped.goal - value <= (1 - WORTH) * lacks
+        lacks = clipped.goal - value
+        if not lacks > 0 or not helped or deadline.over:
+            break
+        clipped = _once(clipped, nodes, device)
+        if clipped.empty:
+            break
+    return clipped, lacks
 
 
 def _root(clipped: Clipped, start: Nodes | None, device: torch.device) -> tuple[Nodes, float]:
@@ -117,10 +155,16 @@ def _once(clipped: Clipped, nodes: Nodes, device: torch.device) -> Clipped:
     units = lines.below_units(replace(lines.root(), phases=phases))
     fast = PhaseBounds(program, None, torch.float32, device)
     shares = best_shares(fast, units.to(torch.float32), output.to(torch.float32), clipped.goal).double()
-    zero = torch.zeros_like(shares)
-    found = torch.maximum(*(clipped_below(lines, units, output, clipped.goal, g) for g in (shares, zero)))
-    below, above = found.cpu().numpy().reshape(2, -1)
-    return narrowed(clipped, below, -above)
+    found = clipped_below(lines, units, output, clipped.goal, shares).cpu().numpy().reshape(2, -1)
+    known = np.stack([program.lower, -program.upper])
+    gains = found > known + GAIN
+    lower, above = np.where(gains, found, known)
+    every = np.where(gains, shares.cpu().numpy().reshape(2, -1) * program.widths / program.scales[0], -1.0)
+    slopes, mixes = (m[:, 0].cpu().numpy() for m in (nodes.slopes, nodes.mixes))
+    # units that are on or off are so by their intervals for who does it again
+    slopes, mixes = np.where(clipped.phases == 0, slopes, clipped.phases > 0), np.where(clipped.phases == 0, mixes, 0)
+    slopes, mixes = slopes.astype(np.float32), mixes.astype(np.float32)
+    return replace(narrowed(clipped, lower, -above), steps=(*clipped.steps, Step(slopes, mixes, every)))
 
 
 def best_shares(bounds: PhaseBounds, units: Below, output: Below, goal: float) -> Tensor:
@@ -165,4 +209,4 @@ def narrowed(clipped: Clipped, lower: Vector, upper: Vector) -> Clipped:
     width = high - low
     slopes = scaled(clipped.planes.slopes, 1 / width, np.concatenate([np.ones(program.inputs), width]))
     planes = replace(clipped.planes, slopes=slopes).over(narrower)
-    return Clipped(narrower, planes, clipped.goal, phases)
+    return replace(clipped, program=narrower, planes=planes, phases=phases)
