@@ -27,8 +27,8 @@ from corgi_opt.proof.tree import Clips, Tree
 
 FORMAT, VERSION = "corgi-opt certificate", 4
 """Version 3 claims any Statement; in version 4 intervals of a tree's units are clipped. Versions 1 (one box for all
-channels) and 2 (a box for each channel) claim TopPixels: they are read, and written for a claim of that kind only, which
-the package itself no longer makes."""
+channels) and 2 (a box for each channel) claim TopPixels: they are read, and written for a claim of that kind, which the
+package itself no longer makes."""
 
 ARITHMETIC = (
     "The claim is about the exact real-valued network whose weights are the float64 numbers hashed here, not about any "
