@@ -32,7 +32,7 @@ from corgi_opt.encode.expressions import Expressions
 from corgi_opt.problem.question import Question
 from corgi_opt.search import branch as branch_module
 from corgi_opt.search.atom import PartExpressions
-from corgi_opt.search.branch import branch
+from corgi_opt.search.branch import Branching
 from corgi_opt.search.counting import CountSolver
 from corgi_opt.search.premises import premises
 
@@ -452,15 +452,15 @@ def test_leaves_that_a_linear_program_leaves_open(case, norm, planes, device, mo
     _, program = setting(case, norm)
     solver = Cvxpy() if norm == "2" else Highs()
     if norm == "2":
-        thresholds = [branch(program, -math.inf, solver, CPU, PATIENT).upper - 1e-2]
+        thresholds = [Branching(program, -math.inf, solver, CPU).run(PATIENT).upper - 1e-2]
     else:
         minimum = scipy_milp(big_m(program))
         thresholds = [minimum - 1e-3, minimum + 1e-3]
     for threshold in thresholds:
-        known = branch(program, threshold, solver, CPU, PATIENT, True)
+        known = Branching(program, threshold, solver, CPU, True).run(PATIENT)
         split.clear()
         with other_device(device):
-            found = branch(program, threshold, solver, DEVICE, PATIENT, True)
+            found = Branching(program, threshold, solver, DEVICE, True).run(PATIENT)
         assert [unit for unit in split if unit is not None], "no leaf was left open"
         assert (found.lower > threshold) == (known.lower > threshold)
         assert (found.upper <= threshold) == (known.upper <= threshold)

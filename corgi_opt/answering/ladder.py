@@ -68,6 +68,7 @@ class Ladder:
         if above is not None:
             self.by_solver |= above.by_solver
         self._attacked = False
+        self._branched: Branched | None = None
 
     # --- what is known ---------------------------------------------------------------------------------------
 
@@ -146,7 +147,9 @@ class Ladder:
 
         Atoms are counted and premises kept to by MILPs only, by ``others``.
         """
-        return self._exact("bab", Branched(leaves, self.device), others, deadline)
+        if self._branched is None or self._branched.solver != leaves:
+            self._branched = Branched(leaves, self.device)
+        return self._exact("bab", self._branched, others, deadline)
 
     def attack(self, targets: Targets, options: PgdOptions, deadline: Deadline = NEVER) -> Witness | None:
         """PGD, unless a witness is already known; it gives up when time is over."""

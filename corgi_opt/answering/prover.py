@@ -39,7 +39,7 @@ from corgi_opt.proof.network import Network
 from corgi_opt.proof.operations import Relu
 from corgi_opt.proof.region import Region
 from corgi_opt.proof.statement import Statement, TopPixels
-from corgi_opt.proof.tree import Tree
+from corgi_opt.proof.tree import Clips, Tree
 from corgi_opt.search.atom import AtomSolver, PartExpressions
 from corgi_opt.search.decide import Branched
 from corgi_opt.search.leaves import Leaves
@@ -279,7 +279,17 @@ def _tree(expressions: Expressions, place: dict[str, int], leaves: Leaves) -> Tr
         pushes=leaves.pushes * (program.scales[0] / program.widths),
         inputs=inputs,
         shares=_shares(leaves),
+        clips=_clips(leaves),
     )
+
+
+def _clips(leaves: Leaves) -> Clips | None:
+    """How intervals were clipped, for a goal in the output's own unit."""
+    clipped = leaves.clipped
+    if clipped is None or not clipped.steps:
+        return None
+    every = [np.stack(m) for m in zip(*((s.slopes, s.mixes, s.shares) for s in clipped.steps), strict=True)]
+    return Clips(clipped.goal * float(leaves.program.scales[0]), *every)
 
 
 def _shares(leaves: Leaves) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]] | None:

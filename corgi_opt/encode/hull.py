@@ -14,7 +14,7 @@ node of a tree but once, by gradient ascent on D at the root, where they serve t
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from corgi_opt._deadline import NEVER, Deadline
 from corgi_opt.encode.expressions import Vector
 from corgi_opt.encode.program import Program
 
-STEPS, RATE, LAST_RATE = 120, 0.05, 0.003
+STEPS, RATE, RATE_ON, LAST_RATE = 120, 0.05, 0.02, 0.003
 """Steps of Adam, and its rate, falling geometrically."""
 
 
@@ -42,6 +42,10 @@ class HullPlanes:
     mixes: Vector
     below: Vector
 
+    def over(self, program: Program) -> HullPlanes:
+        """Planes of these slopes over the intervals of ``program``."""
+        return replace(self, shifts=_shifts(program, self.slopes))
+
 
 def layers(program: Program) -> list[tuple[int, int]]:
     """Runs of units (first, last) that read no unit of their own run."""
@@ -55,14 +59,18 @@ def layers(program: Program) -> list[tuple[int, int]]:
 
 
 def hull_planes(
-    program: Program, enough: float = math.inf, deadline: Deadline = NEVER, steps: int = STEPS
+    program: Program,
+    enough: float = math.inf,
+    deadline: Deadline = NEVER,
+    steps: int = STEPS,
+    start: HullPlanes | None = None,
 ) -> HullPlanes:
     """The planes that raise the bound of the first output most, by gradient ascent in float32. The search ends early
-    where the bound exceeds ``enough``, or when time is over.
+    where the bound exceeds ``enough``, or when time is over. ``start``: planes that it goes on from.
 
     Each plane is valid whatever the search gives: its shift is computed last, in float64.
     """
-    share, mix, below = _ascended(program, enough, steps, deadline)
+    share, mix, below = _ascended(program, enough, steps, deadline, start)
     rows = program.rows
     share = share.clamp(0, 1)  # so that a plane's coefficients are no larger than its row's
     slopes = sparse.csr_array((rows.data * share.double().numpy(), rows.indices, rows.indptr), rows.shape)
@@ -81,7 +89,9 @@ def _shifts(program: Program, slopes: sparse.csr_array) -> Vector:
 
 
 @torch.enable_grad()  # callers may be inside no_grad
-def _ascended(program: Program, enough: float, steps: int, deadline: Deadline) -> tuple[Tensor, Tensor, Tensor]:
+def _ascended(
+    program: Program, enough: float, steps: int, deadline: Deadline, start: HullPlanes | None
+) -> tuple[Tensor, Tensor, Tensor]:
     """The share of each nonzero of ``program.rows`` that its plane has; mixes and slopes below (U,) of the units."""
 
     def tensor(values: Vector) -> Tensor:
@@ -94,11 +104,15 @@ def _ascended(program: Program, enough: float, steps: int, deadline: Deadline) -
     low, high = (tensor(side)[column] for side in _box(program))
     chord = upper / (upper - lower)
     slope, share, mix = (chord > 0.5).float(), chord[unit], torch.full_like(chord, 0.5)
+    if start is not None:
+        slope, mix = tensor(start.below), tensor(start.mixes)
+        share = tensor(start.slopes.data) / weight  # nonzeros of both stand in the same places
     searched = [p.requires_grad_(True) for p in (slope, share, mix)]
-    adam = torch.optim.Adam(searched, lr=RATE)
+    fast = RATE if start is None else RATE_ON
+    adam = torch.optim.Adam(searched, lr=fast)
     costs = tensor(program.outputs[[0]].toarray()[0])
     for step in range(steps if program.units else 0):
-        adam.param_groups[0]["lr"] = RATE * (LAST_RATE / RATE) ** (step / max(1, steps - 1))
+        adam.param_groups[0]["lr"] = fast * (LAST_RATE / fast) ** (step / max(1, steps - 1))
         plane = share * weight
         rest = weight - plane
         off = torch.zeros_like(chord).index_add(0, unit, torch.maximum(-plane * low, -plane * high))

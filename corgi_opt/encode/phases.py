@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -128,6 +128,17 @@ class Point:
 
 
 @dataclass(frozen=True, eq=False)
+class Below:
+    """Lower bounds ``coefs' t + constants`` of R functionals of the image: (n, R), (R,)."""
+
+    coefs: Tensor
+    constants: Tensor
+
+    def to(self, dtype: torch.dtype) -> Below:
+        return Below(self.coefs.to(dtype), self.constants.to(dtype))
+
+
+@dataclass(frozen=True, eq=False)
 class _Block:
     """Units ``first`` to ``last``, none of which reads another: their rows (B, n+first), and the transpose.
 
@@ -198,6 +209,34 @@ class PhaseBounds:
             return self._descend(part.goal, self._lines(part)).value
 
         return torch.cat(in_parts(len(nodes), AT_ONCE if self.device.type == "cpu" else AT_ONCE_ON_GPU, value))
+
+    def below_outputs(self, nodes: Nodes) -> Below:
+        """Lower bounds of the outputs of N nodes, each over the images of its phases."""
+        bound = self._descend(nodes.goal, self._lines(nodes))
+        coefs = bound.lam[: self.inputs]
+        return Below(coefs, bound.value - self.least(coefs))
+
+    def below_units(self, node: Nodes) -> Below:
+        """Lower bounds of the pre-activations of all units, and then of all of them negated (R = 2U), over the region,
+        at the lines of one node."""
+        lines = self._lines(node)
+        lines = replace(lines, push=torch.zeros_like(lines.push))  # what a phase allows is no part of this
+        coefs = self._constants.new_empty(self.inputs, 2, self.units)
+        constants = self._constants.new_empty(2, self.units)
+        for at, block in enumerate(self._blocks):
+            count, rows = block.last - block.first, block.rows.to_dense()
+            for start in range(0, count, AT_ONCE):
+                some = slice(start, min(start + AT_ONCE, count))
+                mine = slice(block.first + some.start, block.first + some.stop)
+                lam = torch.cat([rows[some].T, -rows[some].T], dim=1)
+                value = self._walk(self._blocks[:at], lam, lines)
+                signed = torch.cat([self._constants[mine, 0], -self._constants[mine, 0]])
+                value = value + signed
+                if self._slack is not None:
+                    value = value - self._slack[mine, 0].repeat(2)
+                coefs[:, :, mine] = lam[: self.inputs].view(self.inputs, 2, -1)
+                constants[:, mine] = value.view(2, -1)
+        return Below(coefs.flatten(1), constants.flatten())
 
     def values(self, images: Tensor, goal: Tensor) -> Tensor:
         """The outputs (N,) at images ``t`` (n, N), up to their residue; no bound is above these less that."""
@@ -293,8 +332,13 @@ class PhaseBounds:
     def _descend(self, goal: Tensor, lines: _Lines) -> Bound:
         alike = self._costs.shape[1] == 1
         lam = self._costs.repeat(1, len(goal)) if alike else self._costs.index_select(1, goal)
-        value = self._offsets[goal] - self._residue[goal]
-        for block in reversed(self._blocks):
+        value = self._walk(self._blocks, lam, lines)
+        return Bound(value + self._offsets[goal] - self._residue[goal] + self.least(lam[: self.inputs]), lam)
+
+    def _walk(self, blocks: Sequence[_Block], lam: Tensor, lines: _Lines) -> Tensor:
+        """Takes functionals ``lam`` (n+U, N) down through blocks to the inputs, in place; the constants (N,) met."""
+        value = lam.new_zeros(lam.shape[1])
+        for block in reversed(blocks):
             part = slice(block.first, block.last)
             here = lam[self.inputs + block.first : self.inputs + block.last]
             positive = here.clamp(min=0)
@@ -308,12 +352,12 @@ class PhaseBounds:
                 value = value + (planes * self._planes[part]).sum(dim=0)
                 mu = torch.cat([mu, planes])
             lam[: self.inputs + block.first].addmm_(block.columns, mu)
-        return Bound(value + self._least(lam[: self.inputs]), lam)
+        return value
 
     def _rise(self, lam: Tensor, lines: _Lines) -> Point:
         variables, z = self._new(lam.shape[1]), lam.new_empty(self.units, lam.shape[1])
         gain = torch.zeros_like(z)
-        variables[: self.inputs] = self._lowest(lam[: self.inputs])
+        variables[: self.inputs] = self.lowest(lam[: self.inputs])
         for block in self._blocks:
             part = slice(block.first, block.last)
             here, plane = self._read(block, variables)
@@ -326,14 +370,14 @@ class PhaseBounds:
             z[part] = here
         return Point(variables, z, gain)
 
-    def _least(self, lam: Tensor) -> Tensor:
+    def least(self, lam: Tensor) -> Tensor:
         """The minimum of ``lam' t`` (N,) over the region, for lam (n, N)."""
         if self.norm == "inf":
             return -lam.abs().sum(dim=0)
         move = self._move(lam)
         return (lam * self._moved(move)).sum(dim=0) + move.slack
 
-    def _lowest(self, lam: Tensor) -> Tensor:
+    def lowest(self, lam: Tensor) -> Tensor:
         """The ``t`` (n, N) of the region where ``lam' t`` is least."""
         return lam.sign().neg_() if self.norm == "inf" else self._moved(self._move(lam))
 

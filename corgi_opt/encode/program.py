@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from hashlib import sha256
 
 import numpy as np
 import torch
@@ -100,6 +101,16 @@ class Program:
         """Number of unstable ReLUs."""
         return len(self.lower)
 
+    @property
+    def fingerprint(self) -> bytes:
+        """Two programs that have the same are the same."""
+        hashed = sha256(self.norm.encode())
+        for value in vars(self).values():
+            for part in (value.data, value.indices, value.indptr) if isinstance(value, sparse.csr_array) else (value,):
+                if isinstance(part, np.ndarray):
+                    hashed.update(np.ascontiguousarray(part).data)
+        return hashed.digest()
+
     def image(self, variables: Vector, background: Tensor) -> Tensor:
         """The image (1, C, H, W) of a solution: its inputs, on ``background`` everywhere else."""
         image = background.clone()
@@ -107,6 +118,27 @@ class Program:
         channel, row, column = self.places.T
         image[0, channel, row, column] = torch.from_numpy(values)
         return image
+
+    def within(self, lower: Vector, upper: Vector) -> Program:
+        """The same with other intervals (U,) of its units, in the units that it has; they hold zero."""
+        width = upper - lower
+        columns = np.concatenate([np.ones(self.inputs), width])
+        rows, outputs = scaled(self.rows, 1 / width, columns), scaled(self.outputs, None, columns)
+        constants = self.constants / width
+        rounded = gamma(2) * (np.asarray(abs(rows).sum(axis=1)) + np.abs(constants) + 1)
+        return replace(
+            self,
+            rows=rows,
+            constants=constants,
+            slack=self.slack / width + rounded,
+            lower=lower / width,
+            upper=upper / width,
+            widths=self.widths * width,
+            grown=self.grown / width,
+            cuts=scaled(self.cuts, None, columns),
+            outputs=outputs,
+            residue=self.residue + gamma(2) * np.asarray(abs(outputs).sum(axis=1)),
+        )
 
     def errors(self, tolerance: float) -> Vector:
         """How far an output (F,) may be off, in its own unit, where every row and bound is kept to a tolerance only."""
@@ -137,6 +169,14 @@ class Program:
         if self.norm == "1":
             return (2 * self.inputs + 1) * tolerance * np.asarray(per_distance.max(axis=1).todense()).ravel()
         return np.asarray(tolerance * np.sqrt(per_distance.power(2).sum(axis=1)))
+
+
+def scaled(rows: sparse.csr_array, by: Vector | None, columns: Vector) -> sparse.csr_array:
+    """Rows times ``by`` (a number each) and ``columns``, with the same nonzeros in the same places."""
+    data = rows.data * columns[rows.indices]
+    if by is not None:
+        data = data * np.repeat(by, np.diff(rows.indptr))
+    return sparse.csr_array((data, rows.indices, rows.indptr), rows.shape)
 
 
 def cleared(rows: sparse.csr_array, upper: Vector) -> tuple[sparse.csr_array, Vector]:

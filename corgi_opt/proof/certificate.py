@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -23,11 +23,12 @@ from corgi_opt.proof.arithmetic import Array
 from corgi_opt.proof.bounds import Claims
 from corgi_opt.proof.region import Clip, Norm, Region
 from corgi_opt.proof.statement import Statement, TopPixels
-from corgi_opt.proof.tree import Tree
+from corgi_opt.proof.tree import Clips, Tree
 
-FORMAT, VERSION = "corgi-opt certificate", 3
-"""Version 3 claims any Statement. Versions 1 (one box for all channels) and 2 (a box for each channel) claim TopPixels:
-they are read, and written for a claim of that kind only, which the package itself no longer makes."""
+FORMAT, VERSION = "corgi-opt certificate", 4
+"""Version 3 claims any Statement; in version 4 intervals of a tree's units are clipped. Versions 1 (one box for all
+channels) and 2 (a box for each channel) claim TopPixels: they are read, and written for a claim of that kind, which the
+package itself no longer makes."""
 
 ARITHMETIC = (
     "The claim is about the exact real-valued network whose weights are the float64 numbers hashed here, not about any "
@@ -77,7 +78,7 @@ class Certificate:
         claim, region = self.claim, self.claim.region
         text = {
             "format": FORMAT,
-            "version": _version(claim),
+            "version": _version(claim, self.trees),
             "about": ARITHMETIC,
             "kind": claim.kind,
             "sha256": claim.sha256,
@@ -99,6 +100,9 @@ class Certificate:
             arrays |= {f"claims/{node}/{name}": getattr(claims, name) for name in CLAIM_ARRAYS}
         for number, proof in enumerate(self.trees):
             parts = {name: getattr(proof.tree, name) for name in TREE_ARRAYS}
+            if proof.tree.clips is not None:
+                parts |= {name: getattr(proof.tree.clips, name.removeprefix("clip_")) for name in CLIP_ARRAYS}
+                parts["clip_goal"] = np.array([proof.tree.clips.goal])
             arrays |= {f"trees/{number}/{name}": part for name, part in parts.items() if part is not None}
         if len(arrays) >= MOST_MEMBERS:
             raise CertificateError(f"its {len(self.trees):,} trees are more than a file holds")
@@ -153,12 +157,16 @@ TREE_ARRAYS = {
     "inputs": "<i8",
     "shares": "<f4",
 }
+CLIP_ARRAYS = {"clip_goal": "<f8", "clip_slopes": "<f4", "clip_mixes": "<f4", "clip_shares": "<f8"}
+
+MOST_CLIPS = 64
+"""Most times that intervals of one tree are clipped: each takes as long as some thousands of leaves."""
 
 
 def _parsed(parts: dict[str, bytes]) -> Certificate:
     text = json.loads(parts.pop(TEXT))
     version = text["version"]
-    if text["format"] != FORMAT or version not in (1, 2, VERSION):
+    if text["format"] != FORMAT or version not in (1, 2, 3, VERSION):
         said = f"{text['format']!r} version {version!r}"
         raise CertificateError(f"it is {said}; this reads {FORMAT!r} up to version {VERSION}")
     kind, norm, eps = text["kind"], text["norm"], float.fromhex(text["eps"])
@@ -170,14 +178,13 @@ def _parsed(parts: dict[str, bytes]) -> Certificate:
     _require(image.ndim == 3 and bool(np.isfinite(image).all()), "the image is no finite map")
     region = Region(image, eps, _norm(norm), _clip(text["clip"], len(image)))
     says: Statement | TopPixels
-    if version == VERSION:
+    if version >= 3:
         says = Statement(**{n: array(parts.pop(f"statement/{n}.npy"), t) for n, t in STATEMENT_ARRAYS.items()})
     else:
         says = TopPixels(_integer(text["class"]), tuple(_integer(p) for p in text["top"]), _integer(text["within"]))
     said = text.get("said", {})
     _require(isinstance(said, dict), "'said' is no JSON object")
     claim = Claim(kind, str(text["sha256"]), region, says, said)
-    _require(version == _version(claim), f"its box is not one of version {version}")
     witness = array(parts.pop("witness.npy"), "<f8") if kind == "falsified" else None
     claims = {}
     for node in text["nodes"]:
@@ -189,12 +196,13 @@ def _parsed(parts: dict[str, bytes]) -> Certificate:
         signed = tuple(_integer(p) for p in about), tuple(_number(s) for s in signs)
         trees.append(PartTree(*signed, _tree(parts, number)))
     _require(not parts, "it holds parts that no certificate has")
+    _require(version == _version(claim, trees), f"what it holds is not of version {version}")
     return Certificate(claim, claims, tuple(trees), witness)
 
 
-def _version(claim: Claim) -> int:
+def _version(claim: Claim, trees: Sequence[PartTree]) -> int:
     if isinstance(claim.says, Statement):
-        return VERSION
+        return 3 if all(proof.tree.clips is None for proof in trees) else VERSION
     clip = claim.region.clip
     return 2 if clip is not None and isinstance(clip[0], tuple) else 1
 
@@ -237,7 +245,25 @@ def _tree(parts: dict[str, bytes], number: int) -> Tree:
     _require(not units or 0 <= arrays["mixes"].min() <= arrays["mixes"].max() <= 1, "a share of planes outside [0, 1]")
     if arrays["shares"] is not None:
         _require(arrays["shares"].shape == (units, arrays["inputs"].size + units), "a tree's planes")
-    return Tree(**arrays)
+    return Tree(**arrays, clips=_clips(parts, number, units))
+
+
+def _clips(parts: dict[str, bytes], number: int, units: int) -> Clips | None:
+    arrays = {}
+    for name, dtype in CLIP_ARRAYS.items():
+        content = parts.pop(f"trees/{number}/{name}.npy", None)
+        if content is not None:
+            arrays[name.removeprefix("clip_")] = array(content, dtype)
+    if not arrays:
+        return None
+    _require(len(arrays) == len(CLIP_ARRAYS), f"tree {number} is clipped in part")
+    times = len(arrays["shares"])
+    _require(0 < times <= MOST_CLIPS, f"{times} times of clipping")
+    _require(arrays["goal"].shape == (1,) and bool(np.isfinite(arrays["goal"][0])), "a goal of clipping")
+    _require(arrays["slopes"].shape == arrays["mixes"].shape == (times, units), "multipliers of clipping")
+    _require(arrays["shares"].shape == (times, 2, units), "shares of clipping")
+    _require(all(bool(np.isfinite(m).all()) for m in arrays.values()), "numbers of clipping that are not finite")
+    return Clips(float(arrays.pop("goal")[0]), **arrays)
 
 
 def _require(holds: bool, what: str) -> None:

@@ -175,7 +175,8 @@ class Margins:
         if not covers(proof.tree.phases):
             raise ProofError(f"the leaves of the tree of parts {proof.parts} leave some sign pattern out")
         (objectives,) = self.objective.rows(terms, signs)
-        program = Program(self.bounds, proof.tree, self.bounds.network.features, objectives.rows)
+        shift = float(objectives.shift[0])
+        program = Program(self.bounds, proof.tree, self.bounds.network.features, objectives.rows, shift)
         proven = float(objectives.lower(program.lower().min(keepdims=True), self.bounds.arithmetic)[0])
         self._own[atoms] = np.maximum(self._own[atoms], proven)
         if proof.signs == (1,):

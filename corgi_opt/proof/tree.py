@@ -16,6 +16,7 @@ import math
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,12 +66,28 @@ class _Into:
 
 
 @dataclass(frozen=True, eq=False)
+class Clips:
+    """K times that the intervals of U units are clipped, for images where the functional is at most ``goal``.
+
+    Each time from a bound of the functional, by ``slopes`` and ``mixes`` (K, U) as those of a leaf without phases, and
+    bounds of units at CROWN's lines: ``z + g (functional - goal)`` is no more than z there, for any g >= 0. ``shares``
+    (K, 2, U): g for every pre-activation and for every negated one; negative: it stays as it is. Hints, all of them.
+    """
+
+    goal: float
+    slopes: NDArray[np.float32]
+    mixes: NDArray[np.float32]
+    shares: Array
+
+
+@dataclass(frozen=True, eq=False)
 class Tree:
     """L leaves over U units: ReLU nodes ``node`` (U,), flat places in their maps ``flat`` (U,), ordered by both.
 
     ``phases`` (L, U) int8: 1 on, -1 off, 0 either. Hints, all (L, U): ``slopes`` of the line below an open unit, in
     [0, 1]; ``mixes``, the share of lam < 0 that goes to the unit's plane; ``pushes``, taken off mu. ``inputs`` (n,):
     flat places in the image; ``shares`` (U, n + U): of a unit's row, what its plane's slopes are; None: no planes.
+    ``clips``: how the units' intervals are clipped before leaves are bounded; None: not at all.
     """
 
     node: Indices
@@ -81,6 +98,7 @@ class Tree:
     pushes: Array
     inputs: Indices
     shares: NDArray[np.float32] | None
+    clips: Clips | None = None
 
 
 def covers(phases: NDArray[np.int8]) -> bool:
@@ -109,14 +127,35 @@ def covers(phases: NDArray[np.int8]) -> bool:
     return True
 
 
+@dataclass(frozen=True, eq=False)
+class _Functionals:
+    """R functionals over the variables: (R, n + U) and (R,); how far they may be off; ``|coefs| @ magnitude``."""
+
+    coefs: Numbers
+    constants: Numbers
+    off_by: Any
+    size: Numbers
+
+
+@dataclass(frozen=True, eq=False)
+class _Lines:
+    """How units are relaxed, all (R or 1, U): see :class:`Tree`. ``mixes`` None: by lines alone."""
+
+    below: Array
+    chord: Array
+    mixes: Array | None
+    pushes: Array
+
+
 class Program:
     """The rows of a tree's units and of a functional, over ``[x, relu]``: computed anew, with bounds of their errors.
 
-    Raises ProofError for a malformed tree, or one with more units than the memory of a check allows.
+    ``shift``: what the tree's goal counts beside the functional. Raises ProofError for a malformed tree, or one with
+    more units than the memory of a check allows.
     """
 
     @np.errstate(all="ignore")  # what overflows ends as a bound of -inf
-    def __init__(self, bounds: Bounds, tree: Tree, node: int, rows: Rows) -> None:
+    def __init__(self, bounds: Bounds, tree: Tree, node: int, rows: Rows, shift: float = 0.0) -> None:
         self.bounds, self.arithmetic, self.tree = bounds, bounds.arithmetic, tree
         self.units = len(tree.node)
         self._bytes = 0
@@ -142,11 +181,14 @@ class Program:
                 taken = bounds.neuron_rows(source, flat, np.ones(len(flat)))
                 self._take_down(source, taken, 1 + start, into)
         self._assemble(into)
-        self._boxes()
         self.planes: Numbers | None
         self.shifts: Numbers | None
-        self.planes, self.shifts = self._planes()
-        self._sizes = [self._sized(m) for m in (self.rows, self.objective, self.planes) if m is not None]
+        self.crossed, self.goal = False, None if tree.clips is None else tree.clips.goal - shift
+        self._take_intervals(*self._intervals())
+        if tree.clips is not None:
+            for step in range(len(tree.clips.shares)):
+                if not self.crossed:
+                    self._clip(tree.clips, step)
 
     def _assemble(self, into: _Into) -> None:
         """Makes the rows over ``[x, relu]`` from functionals and notes."""
@@ -174,19 +216,28 @@ class Program:
         parts = [np.abs(rows[some]) @ self.magnitude for some in blocks(len(rows), rows.shape[1])]
         return np.concatenate(parts or [np.zeros(0)])
 
-    def _boxes(self) -> None:
-        """Units' intervals, and the box and magnitudes of all variables."""
+    def _intervals(self) -> tuple[Array, Array]:
+        """Units' intervals over the whole region."""
         bounds, tree = self.bounds, self.tree
         sources = {at: bounds.network.nodes[at].inputs[0] for at in self._column}
         units = list(zip(tree.node.tolist(), tree.flat.tolist(), strict=True))
-        self.low, self.high = (
+        low, high = (
             np.array([side[sources[at]].flat[flat] for at, flat in units], dtype=np.float64)
             for side in (bounds.lower, bounds.upper)
         )
-        low, high = (side.flatten()[self.image] for side in (bounds.region.lower, bounds.region.upper))
-        self.least = np.concatenate([low, np.zeros(self.units)])
-        self.most = np.concatenate([high, np.maximum(self.high, 0.0)])
+        return low, high
+
+    def _take_intervals(self, low: Array, high: Array) -> None:
+        """Units' intervals, and what follows from them: the box and magnitudes of all variables, and the planes."""
+        self.low, self.high = low, high
+        ends = (side.flatten()[self.image] for side in (self.bounds.region.lower, self.bounds.region.upper))
+        zeros = np.zeros(self.units)
+        self.least, self.most = (
+            np.concatenate([end, side]) for end, side in zip(ends, (zeros, np.maximum(high, 0.0)), strict=True)
+        )
         self.magnitude = np.maximum(np.abs(self.least), np.abs(self.most))
+        self.planes, self.shifts = self._planes()
+        self._sizes = [self._sized(m) for m in (self.rows, self.objective, self.planes) if m is not None]
 
     def _checked_units(self) -> None:
         tree, network = self.tree, self.bounds.network
@@ -259,16 +310,23 @@ class Program:
         return planes, shifts
 
     def lower(self) -> Array:
-        """Bounds (L,) of the functional, leaf by leaf."""
+        """Bounds (L,) of the functional, leaf by leaf; where intervals are clipped, no higher than the goal of that."""
+        most = np.inf if self.goal is None else self.goal
+        if self.crossed:
+            return np.full(len(self.tree.phases), most)
         parts = [np.zeros(0)]
-        size = max(1, min(LEAVES_AT_ONCE, self.arithmetic.at_once // (4 * (self.inputs + self.units + 1))))
-        for start in range(0, len(self.tree.phases), size):
-            parts.append(self._leaves(slice(start, start + size)))
+        for start in range(0, len(self.tree.phases), self._at_once):
+            parts.append(np.minimum(self._leaves(slice(start, start + self._at_once)), most))
         return np.concatenate(parts)
+
+    @property
+    def _at_once(self) -> int:
+        """Functionals over all variables that are held at once."""
+        return max(1, min(LEAVES_AT_ONCE, self.arithmetic.at_once // (4 * (self.inputs + self.units + 1))))
 
     @np.errstate(all="ignore")
     def _leaves(self, some: slice) -> Array:
-        of, tree = self.arithmetic.of, self.tree
+        tree = self.tree
         phases = tree.phases[some]
         slopes, mixes, pushes = (m[some].astype(np.float64) for m in (tree.slopes, tree.mixes, tree.pushes))
         low = np.where(phases > 0, np.maximum(self.low, 0.0), self.low)
@@ -276,40 +334,97 @@ class Program:
         open_ = phases == 0
         chord = np.where(open_, crown_slopes(self.low, self.high)[1], phases > 0)
         below = np.where(open_, slopes, phases > 0)
-        mixes = np.where(open_, np.clip(mixes, 0.0, 1.0), 0.0) if self.planes is not None else np.zeros_like(mixes)
-        lam = np.repeat(self.objective, len(phases), axis=0)
-        mu, part = self.arithmetic.zeros(*phases.shape), self.arithmetic.zeros(*phases.shape)
+        lines = _Lines(below, chord, np.where(open_, mixes, 0.0), pushes)
+        coefs, tally = self._descend(self._functional(len(phases)), lines, low, high)
+        self._add_minimum(tally, coefs)
+        return np.where((low > high).any(axis=1), np.inf, tally.lower)  # a sign that a unit cannot have
+
+    @np.errstate(all="ignore")
+    def _clip(self, clips: Clips, step: int) -> None:
+        """Meets the units' intervals with what holds where the functional is at most the goal."""
+        assert self.goal is not None
+        of, below, chord = self.arithmetic.of, *crown_slopes(self.low, self.high)
+        zeros, low, high = np.zeros((1, self.units)), self.low.copy(), self.high.copy()
+        hints = (m[step][None].astype(np.float64) for m in (clips.slopes, clips.mixes))
+        slopes, mixes = (np.clip(m, 0.0, 1.0) for m in hints)
+        lam, about = self._descend(self._functional(1), _Lines(slopes, chord[None], mixes, zeros), low, high)
+        lines = _Lines(below[None], chord[None], None, zeros)
+        sides, units = np.nonzero(clips.shares[step] >= 0)
+        magnitude = self.magnitude[: self.inputs]
+        for start in range(0, len(units), self._at_once):
+            side, unit = (m[start : start + self._at_once] for m in (sides, units))
+            share, sign = of(clips.shares[step][side, unit]), of(np.where(side == 0, 1.0, -1.0))
+            own, tally = self._descend(self._units(unit, sign), lines, self.low, self.high)
+            whole = Tally(self.arithmetic, len(unit))
+            for term in (tally.value, share * about.value, -share * of(self.goal)):
+                whole.add(term[:, None])
+            whole.may_be_off(tally.uncertain + share * about.uncertain * (GENEROUS if tally.rounds else 1))
+            coefs = own + share[:, None] * lam
+            if tally.rounds:
+                size = (np.abs(own) + share[:, None] * np.abs(lam)) @ magnitude
+                whole.may_be_off(self.arithmetic.gamma(4 * self.inputs + 8) * GENEROUS * size)
+                whole.may_be_off(4 * self.arithmetic.tiny * (1.0 + self.inputs * float(magnitude.sum())))
+            self._add_minimum(whole, coefs)
+            for side_of, there, better in ((low, side == 0, np.maximum), (high, side == 1, np.minimum)):
+                value = whole.lower[there] if side_of is low else -whole.lower[there]
+                side_of[unit[there]] = better(side_of[unit[there]], value)
+        self.crossed = bool((low > high).any())
+        if not self.crossed:
+            self._take_intervals(low, high)
+
+    def _functional(self, count: int) -> _Functionals:
+        """That which the tree is about, ``count`` times."""
+        off = float(self.off_by[0]) if isinstance(self.arithmetic, Float64) else self.arithmetic.of(self.off_by)[0]
+        size = self._sizes[1] if isinstance(self.arithmetic, Float64) else self.arithmetic.zeros(1)
+        return _Functionals(np.repeat(self.objective, count, axis=0), np.repeat(self.offset, count), off, size)
+
+    def _units(self, units: Indices, sign: Numbers) -> _Functionals:
+        """Pre-activations of some units, times ``sign`` (R,)."""
+        size = self._sizes[0][units] if isinstance(self.arithmetic, Float64) else self.arithmetic.zeros(len(units))
+        off = self.arithmetic.of(self.slack[units])
+        return _Functionals(sign[:, None] * self.rows[units], sign * self.constants[units], off, size)
+
+    def _descend(self, of_what: _Functionals, lines: _Lines, low: Array, high: Array) -> tuple[Numbers, Tally]:
+        """Coefficients (R, n) over the image, and constants, of lower bounds of functionals where units are within
+        ``low`` and ``high``."""
+        of, lam = self.arithmetic.of, of_what.coefs
+        shape = len(lam), self.units
+        mu, part = self.arithmetic.zeros(*shape), self.arithmetic.zeros(*shape)
+        planes = None if lines.mixes is None else self.planes
         for block in reversed(self._blocks):
             here = lam[:, self.inputs + block.start : self.inputs + block.stop]
-            part[:, block] = np.where(here < 0, here * of(mixes[:, block]), here * 0)
+            if planes is not None:
+                assert lines.mixes is not None
+                part[:, block] = np.where(here < 0, here * of(np.clip(lines.mixes[:, block], 0.0, 1.0)), here * 0)
             rest = here - part[:, block]
-            line = np.where(here > 0, of(below[:, block]), of(chord[:, block]))
-            mu[:, block] = rest * line - of(pushes[:, block])
+            line = np.where(here > 0, of(lines.below[:, block]), of(lines.chord[:, block]))
+            mu[:, block] = rest * line - of(lines.pushes[:, block])
             lam = lam + mu[:, block] @ self.rows[block]
-            if self.planes is not None:
-                lam = lam + part[:, block] @ self.planes[block]
-        tally = Tally(self.arithmetic, len(phases))
-        tally.add(np.repeat(self.offset[:, None], len(phases), axis=0))
+            if planes is not None:
+                lam = lam + part[:, block] @ planes[block]
+        tally = Tally(self.arithmetic, len(lam))
+        tally.add(of_what.constants[:, None])
         tally.add(mu * self.constants)
-        if self.shifts is not None:
+        if planes is not None:
             tally.add(part * self.shifts)
         tally.add(-np.abs(mu) * of(self.slack))
         rest = lam[:, self.inputs :] - part
         add_phi(tally, rest, mu, low, high)
-        tally.may_be_off(float(self.off_by[0]) if tally.rounds else of(self.off_by)[0])
-        self._rounding(tally, mu, part, rest)
+        tally.may_be_off(of_what.off_by)
+        self._rounding(tally, mu, part, rest, of_what.size)
+        return lam[:, : self.inputs], tally
+
+    def _add_minimum(self, tally: Tally, coefs: Numbers) -> None:
         region = self.bounds.region
         center, least, most = (m.flatten()[self.image][None] for m in (region.center, region.lower, region.upper))
-        add_minimum(tally, region.norm, region.eps, lam[:, : self.inputs], center, least, most, self.arithmetic)
-        return np.where((low > high).any(axis=1), np.inf, tally.lower)  # a sign that a unit cannot have
+        add_minimum(tally, region.norm, region.eps, coefs, center, least, most, self.arithmetic)
 
-    def _rounding(self, tally: Tally, mu: Numbers, part: Numbers, rest: Numbers) -> None:
+    def _rounding(self, tally: Tally, mu: Numbers, part: Numbers, rest: Numbers, size: Numbers) -> None:
         """Adds how far the computed coefficients may move the bound from that of the exact ones at mu and p."""
         if not tally.rounds:
             return
         terms = 4 * self.units + 8  # products, and additions of blocks
-        of_rows, of_objective = self._sizes[:2]
-        size = np.abs(mu) @ of_rows + of_objective
+        size = np.abs(mu) @ self._sizes[0] + size
         if self.planes is not None:
             size = size + np.abs(part) @ self._sizes[2]
         gamma = self.arithmetic.gamma(terms)

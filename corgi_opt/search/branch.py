@@ -25,6 +25,7 @@ from corgi_opt.encode.hull import HullPlanes, hull_planes
 from corgi_opt.encode.leaf import leaf, leaf_multipliers
 from corgi_opt.encode.phases import Nodes, PhaseBounds
 from corgi_opt.encode.program import Program
+from corgi_opt.search.clipping import Clipped, clip, clip_again
 from corgi_opt.search.frontier import Frontier, Likely
 from corgi_opt.search.leaves import Leaves, Ledger
 
@@ -49,6 +50,7 @@ SETTLED = 1e-7
 FEW = 3
 """Trials by which a unit's own pseudo-cost comes to weigh as much as that of all units."""
 
+TIME_LIMIT, NODE_LIMIT = "time limit", "node limit"
 TOO_CLOSE = "too close to zero for float arithmetic"
 NOT_A_NUMBER = "the search's float32 arithmetic overflows"
 UNSOLVED = "a leaf's linear program is not solved well enough to prove anything"
@@ -79,29 +81,55 @@ class Searched:
     tree: Leaves | None = None
 
 
-def branch(
-    program: Program,
-    threshold: float,
-    solver: Backend,
-    device: torch.device,
-    deadline: Deadline,
-    keep_leaves: bool = False,
-) -> Searched:
-    """Searches until every node is closed, an image at or below the threshold is met, or time is over.
+class Branching:
+    """Searches until every node is closed, an image at or below the threshold is met, or time is over; one that was cut
+    off goes on where it was.
 
     ``threshold`` in units of the first output's scale; ``solver`` solves the linear programs of leaves. A small tree
-    comes first; where it does not suffice, one whose units also have planes above them (encode/hull.py).
+    comes first; where it does not suffice, one whose units also have planes above them (encode/hull.py), in intervals
+    that hold for counterexamples alone (clipping.py).
     """
-    ledger = Ledger(program) if keep_leaves else None
-    first = _Tree(program, None, threshold, solver, device, ledger).search(deadline, FIRST_NODES)
-    if first.lower > threshold or met(program, first.upper, threshold) or deadline.over:
-        return first
-    planes = hull_planes(program, threshold + CLEARLY, deadline)
-    ledger = Ledger(program, planes) if keep_leaves else None
-    second = _Tree(program, planes, threshold, solver, device, ledger).search(deadline, math.inf)
-    upper, image = min(((s.upper, s.image) for s in (first, second)), key=lambda pair: pair[0])
-    nodes, leaves = first.nodes + second.nodes, first.leaves + second.leaves
-    return Searched(max(first.lower, second.lower), upper, image, nodes, leaves, second.reason, second.tree)
+
+    def __init__(
+        self, program: Program, threshold: float, solver: Backend, device: torch.device, keep_leaves: bool = False
+    ) -> None:
+        self._program, self._threshold, self._solver, self._device = program, threshold, solver, device
+        self._keep_leaves = keep_leaves
+        ledger = Ledger(program) if keep_leaves else None
+        self._first = _Tree(program, None, threshold, solver, device, ledger)
+        self._planes: HullPlanes | None = None
+        self._second: _Tree | None = None
+
+    def run(self, deadline: Deadline) -> Searched:
+        """What is known by then; ``nodes`` and ``leaves`` of this run."""
+        first = self._first.search(deadline, FIRST_NODES)
+        if first.lower > self._threshold or met(self._program, first.upper, self._threshold) or deadline.over:
+            return first
+        tree = self._second or self._larger_tree(deadline)
+        second = tree.search(deadline, math.inf)
+        upper, image = min(((s.upper, s.image) for s in (first, second)), key=lambda pair: pair[0])
+        nodes, leaves = first.nodes + second.nodes, first.leaves + second.leaves
+        return Searched(max(first.lower, second.lower), upper, image, nodes, leaves, second.reason, second.tree)
+
+    @property
+    def bytes(self) -> int:
+        """Memory that its open nodes take."""
+        return self._first.frontier.bytes + (0 if self._second is None else self._second.frontier.bytes)
+
+    def _larger_tree(self, deadline: Deadline) -> _Tree:
+        """Planes and intervals that time was over for are searched for again in the next run."""
+        program, threshold = self._program, self._threshold
+        planes = self._planes or hull_planes(program, threshold + CLEARLY, deadline)
+        if not deadline.over:
+            self._planes = planes
+        clipped, ledger = clip(program, planes, threshold, self._device, deadline), None
+        if self._keep_leaves:
+            clipped = clip_again(program, clipped, self._device, deadline)
+            ledger = Ledger(clipped.program, clipped.planes, clipped)
+        tree = _Tree(clipped.program, clipped.planes, threshold, self._solver, self._device, ledger, clipped)
+        if not deadline.over:
+            self._second = tree
+        return tree
 
 
 def met(program: Program, value: float, threshold: float) -> bool:
@@ -159,8 +187,10 @@ class _Tree:
         solver: Backend,
         device: torch.device,
         ledger: Ledger | None = None,
+        clipped: Clipped | None = None,
     ) -> None:
         self.program, self.threshold, self.solver, self.ledger = program, threshold, solver, ledger
+        self.clipped = clipped
         self.bounds = PhaseBounds(program, planes, torch.float32, device)
         self.exact = PhaseBounds(program, planes, torch.float64, device)
         self.tries = min(LOOKAHEAD, program.units)
@@ -168,32 +198,47 @@ class _Tree:
         self.closed, self.upper, self.image = math.inf, math.inf, np.zeros(program.inputs)
         self.nodes = self.leaves = 0
         self.reason = ""
+        self.root = self.bounds.root()
+        if clipped is not None:
+            self.root = replace(self.root, phases=clipped.root.to(device))
 
     def search(self, deadline: Deadline, most_nodes: float) -> Searched:
-        root = self.bounds.root()
-        self._bound(root, torch.full((1,), -1e30, device=root.goal.device), ROOT_STEPS, deadline)
+        """Goes on until it is decided, time is over, or so many nodes have been bounded in all."""
+        nodes, leaves = self.nodes, self.leaves
+        if self.reason in (TIME_LIMIT, NODE_LIMIT):
+            self.reason = ""
+        if not self.nodes and not self.empty:
+            self._bound(self.root, torch.full((1,), -1e30, device=self.root.goal.device), ROOT_STEPS, deadline)
         while len(self.frontier) and not self.met and not self.reason:
             if deadline.over or self.nodes >= most_nodes:
-                self.reason = "time limit" if deadline.over else "node limit"
+                self.reason = TIME_LIMIT if deadline.over else NODE_LIMIT
                 break
-            nodes, value, likely = self.frontier.take(BATCH)
-            both = children(self.bounds, nodes, value, likely, self.threshold, self.costs)
+            some, value, likely = self.frontier.take(BATCH)
+            both = children(self.bounds, some, value, likely, self.threshold, self.costs)
             self._bound(both, value.repeat(2), STEPS, deadline)
-        lower = min(self._lowest_open(root), self.closed)
-        if lower == math.inf:  # all nodes empty, which cannot be true: nothing is claimed
+        lower = min(self._lowest_open(), self.closed)
+        if self.clipped is not None:
+            lower = self.clipped.capped(lower)
+        elif lower == math.inf:  # all nodes empty, which no region is: nothing is claimed
             lower = -math.inf
         tree = None if self.ledger is None or not lower > self.threshold else self.ledger.leaves()
-        return Searched(lower, self.upper, self.image, self.nodes, self.leaves, self.reason, tree)
+        nodes, leaves = self.nodes - nodes, self.leaves - leaves
+        return Searched(lower, self.upper, self.image, nodes, leaves, self.reason, tree)
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is no image that this is about."""
+        return self.clipped is not None and self.clipped.empty
 
     @property
     def met(self) -> bool:
         return met(self.program, self.upper, self.threshold)
 
-    def _lowest_open(self, root: Nodes) -> float:
+    def _lowest_open(self) -> float:
         """The lowest bound of an open node, in float64; the root's where there are too many to look at."""
         if not len(self.frontier):
             return math.inf
-        every = root if len(self.frontier) > MOST_LOOKED_AT else self.frontier.take(len(self.frontier))[0]
+        every = self.root if len(self.frontier) > MOST_LOOKED_AT else self.frontier.every()
         return float(self.exact.descend(every.to(torch.float64)).min())
 
     def _bound(self, nodes: Nodes, known: Tensor, steps: int, deadline: Deadline) -> None:
@@ -253,7 +298,7 @@ class _Tree:
                 return None
             if solution.x is None:
                 ended = f"a leaf's linear program ended {solution.report.raw_status}"
-                self.reason = "time limit" if deadline.over else ended
+                self.reason = TIME_LIMIT if deadline.over else ended
                 return 0
             x = solution.x
             if x[inputs + units : inputs + 2 * units].max(initial=0.0) <= 1e-7:

@@ -1,9 +1,10 @@
 """Which eps an exact method is asked about next, and for how long, to close the bracket of a radius.
 
 An exact method may take any time at an eps, and more the nearer that is to the true radius. A probe therefore has few
-seconds. An eps that stays undecided splits the bracket, and the search goes on below it. After two such probes in a row
-the seconds double, and the lowest undecided eps is asked about again. So half of all seconds go into the last few
-probes, and no probe waits for a hopeless one.
+seconds. An eps that stays undecided splits the bracket, and the search goes on below it. After two such probes in a
+row, or where little of the bracket is left below it, the seconds double, and the lowest undecided eps is asked about
+again, which goes on where it was cut off. So half of all seconds go into the last few probes, and no probe waits for a
+hopeless one.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ NEAR, BACK = 0.9, 4.0
 
 PATIENCE = 2
 """Undecided probes in a row before the seconds double."""
+
+LITTLE = 0.25
+"""Share of the bracket (in log eps) below an undecided eps that is not looked at before that eps has had more time."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,8 @@ class Closing:
     def _patient(self, low: float, end: float, waiting: list[Doubt]) -> Probe:
         """The next probe where more seconds may settle some doubts: below them, or at one of them again."""
         first = min((d.eps for d in waiting if d.seconds >= self._seconds), default=end)
-        if self._in_a_row >= PATIENCE or first <= low * (1 + self._rtol):
+        little = low * max(1 + self._rtol, (end / low) ** LITTLE) if low > 0 else 0.0
+        if self._in_a_row >= PATIENCE or first <= little:
             self._seconds, self._in_a_row, first = 2 * self._seconds, 0, end
         # an eps that was asked about keeps the atoms that were proven there
         again = min((d.eps for d in waiting if d.seconds < self._seconds and d.eps < first), default=None)

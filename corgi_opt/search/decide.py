@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -15,8 +16,11 @@ from corgi_opt.encode.expressions import Vector
 from corgi_opt.encode.premise_rows import premised
 from corgi_opt.encode.program import Program
 from corgi_opt.problem.results import Proof
-from corgi_opt.search.branch import branch
+from corgi_opt.search.branch import TIME_LIMIT, Branching
 from corgi_opt.search.leaves import Leaves
+
+MOST_KEPT_BYTES = 300_000_000
+"""Memory for the open nodes of a search that may be gone on with."""
 
 Encoding = Callable[[Program], Problem]
 
@@ -93,17 +97,28 @@ class SolvedProgram:
 @dataclass(frozen=True, eq=False)
 class Branched:
     """Decides by branch and bound. ``solver`` solves the linear programs of leaves; ``spare``: how far above the
-    threshold bounds have to be, so that the checker, whose arithmetic differs, proves the same tree."""
+    threshold bounds have to be, so that the checker, whose arithmetic differs, proves the same tree.
+
+    Asked again about the program whose search was cut off last, it goes on with that.
+    """
 
     solver: Backend
     device: torch.device
     spare: float = 0.0
     keep_leaves: bool = False
+    _begun: dict[bytes, Branching] = field(default_factory=dict)
 
     def __call__(self, program: Program, decide_at: float, deadline: Deadline) -> Decided:
         scale = float(program.scales[0])
         threshold = -_down(-(decide_at + self.spare) / scale)
-        searched = branch(program, threshold, self.solver, self.device, deadline, self.keep_leaves)
+        key = program.fingerprint + struct.pack("d", threshold)
+        search = self._begun.pop(key, None)
+        if search is None:
+            search = Branching(program, threshold, self.solver, self.device, self.keep_leaves)
+        searched = search.run(deadline)
+        self._begun.clear()
+        if searched.reason == TIME_LIMIT and search.bytes <= MOST_KEPT_BYTES:
+            self._begun[key] = search
         return Decided(
             lower=_down(searched.lower * scale),
             upper=searched.upper * scale,

@@ -56,20 +56,28 @@ class Frontier:
 
     def take(self, most: int) -> tuple[Nodes, Tensor, Likely]:
         """Removes and returns up to ``most`` nodes with their bounds: those with the lowest, while memory allows."""
-        if self._count * self._slot_bytes > MOST_BYTES / 2:
+        if self.bytes > MOST_BYTES / 2:
             slots = torch.where(self._value.isinf(), -torch.inf, self._value).topk(min(most, self._count)).indices
         else:
             slots = self._value.topk(min(most, self._count), largest=False).indices
         value = self._value[slots]
         self._value[slots] = torch.inf
         self._count -= len(slots)
+        return self._nodes(slots), value, Likely(self._units[slots], self._lam[slots])
+
+    def every(self) -> Nodes:
+        """All nodes; they stay."""
+        return self._nodes(torch.nonzero(~self._value.isinf()).flatten())
+
+    @property
+    def bytes(self) -> int:
+        """Memory that its nodes take."""
+        return self._count * self._slot_bytes
+
+    def _nodes(self, slots: Tensor) -> Nodes:
         parts = (self._phases, self._slopes, self._pulls, self._mixes)
         phases, slopes, pulls, mixes = (part[slots].T.contiguous() for part in parts)
-        return (
-            Nodes(phases, slopes, pulls, mixes, self._goal[slots], self._pace[slots]),
-            value,
-            Likely(self._units[slots], self._lam[slots]),
-        )
+        return Nodes(phases, slopes, pulls, mixes, self._goal[slots], self._pace[slots])
 
     def _grow(self, more: int) -> None:
         self._value = torch.cat([self._value, self._value.new_full((more,), torch.inf)])

@@ -11,6 +11,7 @@ from corgi_opt.encode.expressions import Vector
 from corgi_opt.encode.hull import HullPlanes
 from corgi_opt.encode.phases import Nodes
 from corgi_opt.encode.program import Program
+from corgi_opt.search.clipping import Clipped
 
 MOST_LEAVES_BYTES = 1_000_000_000
 """Memory for the leaves of one tree; beyond it they are dropped, and no certificate can be made."""
@@ -20,11 +21,13 @@ MOST_LEAVES_BYTES = 1_000_000_000
 class Leaves:
     """L closed nodes of a tree over the U units of ``program``, in its units: all (L, U).
 
-    ``pushes``: what is taken off mu beyond a unit's line; ``mixes``: the share of ``planes``.
+    ``pushes``: what is taken off mu beyond a unit's line; ``mixes``: the share of ``planes``. ``clipped``: how the
+    program's intervals were clipped before; None: they were not.
     """
 
     program: Program
     planes: HullPlanes | None
+    clipped: Clipped | None
     phases: NDArray[np.int8]
     slopes: NDArray[np.float32]
     mixes: NDArray[np.float32]
@@ -37,6 +40,7 @@ class Ledger:
 
     program: Program
     planes: HullPlanes | None = None
+    clipped: Clipped | None = None
     _parts: list[tuple[NDArray[np.int8], Vector, Vector, Vector]] = field(default_factory=list)
     _bytes: int = 0
 
@@ -65,7 +69,17 @@ class Ledger:
 
     def leaves(self) -> Leaves | None:
         """All leaves; None where there are none, or too many were closed."""
+        clipped, units = self.clipped, self.program.units
+        if clipped is not None and clipped.empty:  # there is nothing to split
+            zeros = np.zeros((1, units), dtype=np.float32)
+            return Leaves(
+                self.program, self.planes, clipped, zeros.astype(np.int8), zeros, zeros, zeros.astype(np.float64)
+            )
         if self._bytes > MOST_LEAVES_BYTES or not self._parts:
             return None
         phases, slopes, mixes, pushes = (np.concatenate(part) for part in zip(*self._parts, strict=True))
-        return Leaves(self.program, self.planes, phases, slopes, mixes, pushes)
+        if clipped is not None:  # what is so for all counterexamples is no split
+            settled = clipped.phases != 0
+            on = clipped.phases[settled] > 0
+            phases[:, settled], slopes[:, settled], mixes[:, settled] = 0, on, 0.0
+        return Leaves(self.program, self.planes, clipped, phases, slopes, mixes, pushes)

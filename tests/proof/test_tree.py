@@ -7,17 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
-from checked_networks import built, crowned, region
-from oracles import points_in
+from checked_networks import built, crowned
+from checked_trees import CASES, images, open_units, pair_rows, tree_of
 
-from corgi_opt.proof.bounds import Bounds
-from corgi_opt.proof.operations import Relu
-from corgi_opt.proof.region import Norm
-from corgi_opt.proof.rows import Rows
-from corgi_opt.proof.tree import Program, Tree, covers
-
-CASES = ("plain", "residual", "pooled", "overlapping pool", "deep")
+from corgi_opt.proof.tree import Program, covers
 
 
 def missed(phases: np.ndarray) -> bool:
@@ -68,47 +61,6 @@ def test_a_deep_tree_of_many_leaves_is_looked_through_in_time():
         chain[depth:, depth] = 1
         chain[depth, depth] = -1
     assert covers(chain) and not covers(chain[:-1]) and not covers(np.delete(chain, 150, axis=0))
-
-
-def pair_rows(bounds: Bounds) -> tuple[Rows, np.ndarray]:
-    """The middle pixel less its neighbour, of a random class; and as a full map."""
-    rng = np.random.default_rng(1)
-    channels, height, width = bounds.network.nodes[bounds.network.features].shape
-    weight = rng.normal(0, 1, channels)
-    whole = np.zeros((channels, height, width))
-    y, x = height // 2, min(width // 2, width - 2)
-    whole[:, y, x], whole[:, y, x + 1] = weight, -weight
-    coefs = np.stack([weight, -weight], axis=1)[None, :, None, :]
-    return Rows(bounds.arithmetic.of(coefs), np.array([[y, x]])), whole
-
-
-def open_units(bounds: Bounds) -> list[tuple[int, int]]:
-    found = []
-    for at, node in enumerate(bounds.network.nodes):
-        if isinstance(node.op, Relu):
-            low, high = bounds.lower[node.inputs[0]].flatten(), bounds.upper[node.inputs[0]].flatten()
-            found += [(at, int(f)) for f in np.flatnonzero((low < 0) & (high > 0))]
-    return found
-
-
-def tree_of(
-    units: list[tuple[int, int]], phases: np.ndarray, rng: np.random.Generator, inputs: int, planes: bool
-) -> Tree:
-    return Tree(
-        node=np.array([at for at, _ in units], dtype=np.int64),
-        flat=np.array([f for _, f in units], dtype=np.int64),
-        phases=phases,
-        slopes=rng.random(phases.shape).astype(np.float32),
-        mixes=rng.random(phases.shape).astype(np.float32),
-        pushes=rng.exponential(0.1, phases.shape) * phases * (rng.random(phases.shape) < 0.5),
-        inputs=np.arange(inputs),
-        shares=rng.random((len(units), inputs + len(units))).astype(np.float32) if planes else None,
-    )
-
-
-def images(case: str, norm: Norm, count: int) -> torch.Tensor:
-    ball = region(case, norm)[0]
-    return torch.cat([ball.project(p[None]) for p in points_in(ball.lower, ball.upper, count, seed=5)])
 
 
 @pytest.mark.parametrize("share", [1.0, 0.7])

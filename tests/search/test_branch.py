@@ -25,8 +25,9 @@ from corgi_opt.encode.program import Program
 from corgi_opt.encode.triangle import triangle
 from corgi_opt.problem.region import Ball
 from corgi_opt.search import branch as branch_module
+from corgi_opt.search import clipping as clipping_module
 from corgi_opt.search.atom import AtomSolver, PartExpressions
-from corgi_opt.search.branch import PseudoCosts, Searched, branch, children
+from corgi_opt.search.branch import Branching, PseudoCosts, Searched, children
 from corgi_opt.search.decide import Branched
 from corgi_opt.search.frontier import Likely
 
@@ -44,7 +45,7 @@ def exact(case: str, norm: str = "inf") -> float:
 
 def run(program: Program, threshold: float, deadline: Deadline | None = None, solver=None) -> Searched:
     solver = solver or (Cvxpy() if program.norm == "2" else Highs())
-    return branch(program, threshold, solver, CPU, deadline or PATIENT)
+    return Branching(program, threshold, solver, CPU).run(deadline or PATIENT)
 
 
 def require_attained(at: Setting, program: Program, found: Searched) -> None:
@@ -165,6 +166,42 @@ def test_a_search_cut_short_has_a_true_bound(monkeypatch):
         assert found.lower <= minimum + 1e-6
         reached.append(found.lower)
     assert -math.inf < reached[0] < reached[1] < reached[2] < reached[3]
+
+
+class Looks(Deadline):
+    """Is over after so many looks."""
+
+    def __init__(self, looks: int) -> None:
+        super().__init__(math.inf)
+        self.looks = looks
+
+    @property
+    def over(self) -> bool:
+        self.looks -= 1
+        return self.looks < 0
+
+
+@pytest.mark.parametrize("first", ["planes", "never planes"])
+@pytest.mark.parametrize(("away", "holds"), [(-1e-4, True), (1e-4, False)])
+@pytest.mark.parametrize("case", ["pooled", "deep"])
+def test_a_search_that_is_cut_off_goes_on_where_it_was(case, away, holds, first, monkeypatch):
+    """It bounds no node twice, and each run says what it bounded."""
+    monkeypatch.setattr(branch_module, "FIRST_NODES", FIRST_NODES[first])
+    monkeypatch.setattr(branch_module, "BATCH", 4)
+    _, program = setting(case)
+    threshold = exact(case) + away
+    whole = Branching(program, threshold, Highs(), CPU).run(PATIENT)
+    looks, search = 400 if first == "planes" else 3, Branching(program, threshold, Highs(), CPU)
+    runs = [search.run(Looks(looks))]
+    while runs[-1].reason == "time limit":
+        assert not runs[-1].lower > threshold and runs[-1].lower <= exact(case) + 1e-6
+        runs.append(search.run(Looks(looks)))
+    assert (runs[-1].lower > threshold) == (whole.lower > threshold) == holds
+    assert runs[-1].reason == whole.reason == ""
+    if first == "never planes":  # planes are searched for again, where time was over before they were found
+        assert len(runs) > 1
+        assert sum(run.nodes for run in runs) == whole.nodes
+        assert runs[-1].lower == whole.lower and runs[-1].upper == whole.upper
 
 
 # --- to the last digit ---------------------------------------------------------------------------------------
@@ -302,6 +339,7 @@ LIARS = {
 @pytest.mark.parametrize(("case", "away"), [("residual", -1e-6), ("pooled", 1e-6)])
 def test_a_solver_that_fails_proves_nothing(case, away, liar, monkeypatch):
     """A leaf's program always has a point: an infeasible one is a failure, as infinite bounds of others are."""
+    monkeypatch.setattr(clipping_module, "ROUNDS", 0)  # which proves the first threshold without any solver
     monkeypatch.setattr(branch_module, "SETTLED", 1e9)
     monkeypatch.setattr(branch_module, "STEPS", 0)
     _, program = setting(case)
