@@ -4,7 +4,8 @@
 
 Prints the rows of the table in docs/models.md, which says how to install torchvision and timm; DIR is the folder of
 trained networks that benchmarks/zoo.py reads. Weights are as each library draws them after seed 0, or trained ones
-where the folder has them. Every network has a process of its own, so that its memory is its own.
+where the folder has them; of the graphs in ONNX that the package onnx brings they are what the graph makes. Every
+network has a process of its own, so that its memory is its own.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+import published
 import torch
 from handmade import HANDMADE
 from nets import smooth_image
@@ -53,25 +55,61 @@ TIMM = dict.fromkeys(
 )
 
 
+class Subject(Protocol):
+    """A model: the network that is built of it for images like x, and its own class scores (classes,) of an image in
+    float64."""
+
+    def network(self, x: Tensor) -> co.CamNetwork: ...
+
+    def scores(self, x: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True, eq=False)
+class OfTorch:
+    model: nn.Module
+
+    def network(self, x: Tensor) -> co.CamNetwork:
+        return co.from_torch(self.model, x)
+
+    def scores(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            scores: Tensor = self.model.double()(x)[0]
+        return scores
+
+
 @dataclass(frozen=True, eq=False)
 class Entry:
-    """``make``: gives the network; ``shape`` (C, H, W) of its image. ``trained``: its weights stay as they are."""
+    """``make``: gives the model; ``shape`` (C, H, W) of its image."""
 
     name: str
-    make: Callable[[], nn.Module]
+    make: Callable[[], Subject]
     shape: tuple[int, int, int]
-    trained: bool = False
 
 
 def entries(zoo: Zoo) -> Iterator[Entry]:
     for name in zoo.architectures():
-        yield Entry(f"zoo {name}", partial(zoo.model, name), (3, 32, 32), name in zoo.names)
+        yield of_torch(f"zoo {name}", partial(zoo.model, name), (3, 32, 32), name in zoo.names)
     for name, (make, shape) in HANDMADE.items():
-        yield Entry(name, make, shape)
+        yield of_torch(name, make, shape)
     for name, size in TORCHVISION.items():
-        yield Entry(f"torchvision {name}", partial(of_torchvision, name), (3, size, size))
+        yield of_torch(f"torchvision {name}", partial(of_torchvision, name), (3, size, size))
     for name, size in TIMM.items():
-        yield Entry(f"timm {name}", partial(of_timm, name), (3, size, size))
+        yield of_torch(f"timm {name}", partial(of_timm, name), (3, size, size))
+    for name in published.names():
+        yield Entry(f"onnx {name}", partial(published.Published, name), (3, 224, 224))
+
+
+def of_torch(name: str, make: Callable[[], nn.Module], shape: tuple[int, int, int], trained: bool = False) -> Entry:
+    """``trained``: its weights stay as they are."""
+
+    def made() -> Subject:
+        torch.manual_seed(0)
+        model = make()
+        if not trained:
+            settle(model, shape)
+        return OfTorch(model.eval())
+
+    return Entry(name, made, shape)
 
 
 def torchvision_models() -> Any:
@@ -112,17 +150,13 @@ def of_timm(name: str) -> nn.Module:
 
 def row(entry: Entry, limit: float) -> str:
     """One line of the table."""
-    torch.manual_seed(0)
     model = entry.make()
-    if not entry.trained:
-        settle(model, entry.shape)
-    model.eval()
     x = smooth_image(max(entry.shape[1:]))[:, : entry.shape[0], : entry.shape[1], : entry.shape[2]]
     start = time.process_time()
     try:
-        net = co.from_torch(model, x)
+        net = model.network(x)
     except co.CorgiError as refusal:
-        said = str(refusal).splitlines()[0][:160].replace("|", "/")
+        said = str(refusal).splitlines()[0].replace(f"{published.FOLDER}{os.sep}", "")[:240].replace("|", "/")
         size = "x".join(map(str, entry.shape))
         return f"| {entry.name} | {size} | refused | | | {time.process_time() - start:.1f} | | {said} |"
     built = time.process_time() - start
@@ -150,14 +184,12 @@ def settle(model: nn.Module, shape: tuple[int, int, int]) -> None:
         model(torch.rand(8, *shape))
 
 
-def parity(model: nn.Module, net: co.CamNetwork, shape: torch.Size) -> float:
+def parity(model: Subject, net: co.CamNetwork, shape: torch.Size) -> float:
     """How far class scores and CAM are from the model's own in float64, relative to the largest, at other images."""
-    double, worst = model.double(), 0.0
+    worst = 0.0
     for seed in range(2):
         x = torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-        with torch.no_grad():
-            theirs: Tensor = double(x)[0]
-        for mine, own in ((net.logits(x), theirs), (net.cam(x, 0), net.model_cam(x, 0))):
+        for mine, own in ((net.logits(x), model.scores(x)), (net.cam(x, 0), net.model_cam(x, 0))):
             worst = max(worst, float((mine - own).abs().max() / own.abs().max()))
     return worst
 

@@ -50,7 +50,8 @@ def run(model: onnx.ModelProto, x: Array) -> list[Array]:
     options.log_severity_level = 4
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return session.run(None, {"x": x})
+    (port,) = session.get_inputs()  # whatever it is called
+    return session.run(None, {port.name: x})
 
 
 def answered(model: onnx.ModelProto, x: Array) -> tuple[onnx.ModelProto, Array]:

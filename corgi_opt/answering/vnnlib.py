@@ -16,6 +16,7 @@ from corgi_opt._ambient import pinned
 from corgi_opt.answering.asking import atom_of, chosen_property
 from corgi_opt.encode import vnnlib
 from corgi_opt.encode.onnx_graph import OnnxWriter, Value, onnx_package, windows_on_image, write_maps
+from corgi_opt.encode.onnx_moves import one_axis_at_a_time
 from corgi_opt.encode.square_pools import with_square_pools
 from corgi_opt.encode.vnnlib import Way
 from corgi_opt.errors import InputError
@@ -130,7 +131,7 @@ def export_vnnlib(
     ways = [Way((0,), kept)] if pair is not None else list(_ways(groups, kept))
 
     asked = [(groups, atoms)] + ([] if premises is None else [(premises, torch.arange(len(premises)))])
-    graph = with_square_pools(net.graph)
+    graph = one_axis_at_a_time(with_square_pools(net.graph))
     windows = windows_on_image(graph, net.features, None if pair is None else _window(net, asked))
     window = windows[graph.input]
     writer = OnnxWriter(dtype)

@@ -16,6 +16,8 @@ along several ways and add them up (auto_LiRPA) rest on that.
 
 * a tap of a pooling window is a kernel with a single one;
 * ``sum_i coef_i * x_i`` is a 1x1 kernel for each operand and an Add; taps of one operand go into one kernel;
+* channels that are chosen, concatenated or shuffled are a 1x1 kernel of ones and zeros for each operand, and an Add;
+* values that are moved in other ways are in onnx_moves.py;
 * a coefficient that differs from pixel to pixel (where a pooling window overhangs the image) is cut into rectangles in
   which it does not: each is read alone, and put back among the zeros that a convolution pads with.
 """
@@ -29,9 +31,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from corgi_opt.encode.onnx_moves import Anything, Piece, anything, pieces_of
 from corgi_opt.errors import InputError, MissingPackageError, UnsupportedOpError
 from corgi_opt.network.cone import windows_of
 from corgi_opt.network.graph import LayerGraph, Node
+from corgi_opt.network.movement import NOTHING, Channels, Move
 from corgi_opt.network.ops import Combine, Conv2d, Input, ReLU, Shape, Tap, Window, crop
 
 OPSET, IR = 13, 7
@@ -260,6 +264,11 @@ class _Maps:
                 return self.writer.conv(node.name, source, _dense(op), op.bias, out, op.stride, offset, fits)
             case Combine() as op:
                 return self._sum(node, list(zip(node.inputs, op.coefs, strict=True)), op.shift)
+            case Channels() as op:
+                out = self.windows[node.name]
+                return self._of_pieces(node, [_chosen(*one, out) for one in zip(op.index, op.counts, strict=True)])
+            case Move() as op:
+                return self._of_pieces(node, [self._moved(node, at) for at in range(len(op.index))])
         raise UnsupportedOpError(
             node.module or node.name,
             type(node.op).__name__,
@@ -290,13 +299,57 @@ class _Maps:
             weight, offset = _of_taps(taps)
             fits = self._fits(source, stride)
             part = self.writer.conv(node.name, read, weight, bias, rectangle, stride, offset, fits)
-            if not whole:
-                part = self.writer.conv(f"{node.name}.placed", part, _eye(channels), None, out)
-            parts.append(part)
+            parts.append(self._placed(node, part))
+        total = self._added(node, parts)
+        return total if constant is None else self.writer.add(f"{node.name}.shift", total, constant)
+
+    def _placed(self, node: Node, part: Value) -> Value:
+        """A rectangle of a node's value, and zeros around it."""
+        out = self.windows[node.name]
+        if part.window == out:
+            return part
+        return self.writer.conv(f"{node.name}.placed", part, _eye(part.channels), None, out)
+
+    def _added(self, node: Node, parts: list[Value]) -> Value:
         total = parts[0]
         for part in parts[1:]:
             total = self.writer.add(f"{node.name}.sum", total, part)
-        return total if constant is None else self.writer.add(f"{node.name}.shift", total, constant)
+        return total
+
+    def _of_pieces(self, node: Node, pieces: list[list[Piece] | Anything]) -> Value:
+        """The value of a node that moves values: what it has of each operand, added up."""
+        out, parts = self.windows[node.name], list[Value]()
+        for operand, found in zip(node.inputs, pieces, strict=True):
+            read = self.value(operand)
+            if isinstance(found, Anything):
+                row = self.writer.conv(f"{node.name}.values", read, found.values, None, Window(0, 0, 1, 1))
+                corner = (1 - out.y - out.h, 1 - out.x - out.w)
+                parts.append(self.writer.conv(node.name, row, found.placed, None, out, offset=corner))
+                continue
+            for rectangle, weight, stride, offset in found:
+                fits = self._fits(operand, stride)
+                part = self.writer.conv(node.name, read, weight, None, rectangle, stride, offset, fits)
+                parts.append(self._placed(node, part))
+        if not parts:  # zeros alone
+            nothing = torch.zeros(node.shape[0], self.value(node.inputs[0]).channels, 1, 1, dtype=torch.float64)
+            parts.append(self.writer.conv(node.name, self.value(node.inputs[0]), nothing, None, out))
+        return self._added(node, parts)
+
+    def _moved(self, node: Node, at: int) -> list[Piece] | Anything:
+        """What a node that moves values has of one operand. Raises UnsupportedOpError where that takes too much."""
+        assert isinstance(node.op, Move)
+        out, shape = self.windows[node.name], node.op.shapes[at]
+        index = node.op.index[at][:, out.y : out.y + out.h, out.x : out.x + out.w]
+        pieces = pieces_of(index, shape, out)
+        found = anything(index, shape) if pieces is None else pieces
+        if found is None:
+            raise UnsupportedOpError(
+                node.module or node.name,
+                f"an operation that moves the values of a map {out.h}x{out.w} from place to place",
+                "No convolutions of a reasonable size say it in an ONNX file for other verifiers; name a pair of "
+                "pixels near each other, which needs a smaller part of the map, or use co.export_mps.",
+            )
+        return found
 
     def _fits(self, source: str, stride: tuple[int, int]) -> tuple[int, int]:
         """The g of all who read a map with one stride: that of the smallest kernels."""
@@ -352,6 +405,16 @@ def _of_taps(taps: list[_Tap]) -> tuple[Tensor, tuple[int, int]]:
     for (y, x), tap in zip((places - low).tolist(), taps, strict=True):
         weight[each, each, y, x] += tap.values
     return weight, (int(low[0]), int(low[1]))
+
+
+def _chosen(index: Tensor, count: int, out: Window) -> list[Piece]:
+    """The channels that are taken of an operand of ``count`` channels: ``index`` (C_out,), or NOTHING."""
+    used = torch.nonzero(index != NOTHING).flatten()
+    if not len(used):
+        return []
+    weight = torch.zeros(len(index), count, 1, 1, dtype=torch.float64)
+    weight[used, index[used]] = 1.0
+    return [Piece(out, weight, (1, 1), (0, 0))]
 
 
 def _changes_nothing(taps: list[_Tap]) -> bool:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import networkx as nx
@@ -111,7 +111,24 @@ class LayerGraph:
     @pinned_with_grad
     def forward(self, x: Tensor, until: str | None = None) -> Tensor:
         """The value (N, C, H, W) of node ``until`` (default: the output) on images x (N, C, H, W)."""
-        return self.values(x, until or self.output)[until or self.output]
+
+        def applied(node: Node, operands: list[Tensor]) -> Tensor:
+            return x if node.name == self.input else node.op.apply(operands)
+
+        return self.followed(until or self.output, applied)
+
+    def followed(self, until: str, step: Callable[[Node, list[Tensor]], Tensor]) -> Tensor:
+        """What ``step`` makes of node ``until``, from what it made of each node's operands. What nobody reads any more
+        is let go."""
+        names = self.ancestors(until)
+        last = {operand: name for name in names for operand in self[name].inputs}
+        made: dict[str, Tensor] = {}
+        for name in names:
+            made[name] = step(self[name], [made[i] for i in self[name].inputs])
+            for operand in set(self[name].inputs):
+                if last[operand] == name:
+                    del made[operand]
+        return made[until]
 
     @pinned_with_grad
     def values(self, x: Tensor, until: str | None = None) -> Mapping[str, Tensor]:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from corgi_opt.errors import NoCamHeadError, NumericalError, ParityError
 from corgi_opt.network.graph import GraphBuilder, LayerGraph
 from corgi_opt.network.ops import Affine, Conv2d, Shape, Weighted
-from corgi_opt.network.parity import PARITY_TOLERANCE, ROUNDING, allowed
+from corgi_opt.network.parity import PARITY_TOLERANCE, ROUNDING, allowed, in_lots
 from corgi_opt.network.replay import Replay, slopes, watch
 
 UNIFORM = 1e-11
@@ -217,11 +217,13 @@ def _equal_maps(
     graph: LayerGraph, features: str, runs: Sequence[tuple[Tensor, list[Tensor]]], images: Sequence[Tensor]
 ) -> tuple[list[int], float]:
     """The places whose map is the graph's at every image, and how far the nearest other is off."""
-    x = torch.cat(list(images))
-    values = graph.values(x, features)
-    ours, tolerance, gaps = values[features], allowed(graph, features, x, values), []
-    for at, (_, maps) in enumerate(runs):
-        gaps.append([float(((m[0] - ours[at]).abs() - tolerance[at]).max()) for m in maps])
+    gaps = list[list[float]]()
+    for some in in_lots(graph, images):
+        x = torch.cat(some)
+        values = graph.values(x, features)
+        for ours, tolerance in zip(values[features], allowed(graph, features, x, values), strict=True):
+            _, maps = runs[len(gaps)]
+            gaps.append([float(((m[0] - ours).abs() - tolerance).max()) for m in maps])
     worst = [max(column) for column in zip(*gaps, strict=True)]
     return [place for place, gap in enumerate(worst) if gap <= 0], min(worst, default=float("inf"))
 

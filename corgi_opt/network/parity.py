@@ -42,10 +42,7 @@ def size_of_step(graph: LayerGraph, name: str, values: Mapping[str, Tensor]) -> 
 
 def size_from_image(graph: LayerGraph, name: str, x: Tensor) -> Tensor:
     """The sum of the absolute terms of all steps from images x (N, C, H, W) to a node."""
-    sizes: dict[str, Tensor] = {}
-    for each in graph.ancestors(name):
-        sizes[each] = _size(graph[each], [sizes[i] for i in graph[each].inputs], x)
-    return sizes[name]
+    return graph.followed(name, lambda node, operands: _size(node, operands, x))
 
 
 def _size(node: Node, operands: list[Tensor], value: Tensor) -> Tensor:
@@ -77,18 +74,23 @@ AT_ONCE = 1 << 26
 """Values of all steps that are held at once, when several images are gone through together."""
 
 
+def in_lots(graph: LayerGraph, images: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """The images in their order, as many together as there is room for."""
+    count = max(1, AT_ONCE // sum(torch.Size(graph[name].shape).numel() for name in graph.order))
+    for first in range(0, len(images), count):
+        yield list(images[first : first + count])
+
+
 def check_steps(exported: Exported, ingested: Ingested, example: Tensor) -> None:
     """Compares every operation of the graph with torch's, each on the values that torch's own run has for its operands.
 
     Raises ParityError.
     """
-    total = sum(torch.Size(ingested.graph[name].shape).numel() for name in ingested.graph.order)
-    images, count = list(probes(example)), max(1, AT_ONCE // total)
-    for first in range(0, len(images), count):
-        _check_steps(exported, ingested, images[first : first + count])
+    for images in in_lots(ingested.graph, list(probes(example))):
+        _check_steps(exported, ingested, images)
 
 
-def _check_steps(exported: Exported, ingested: Ingested, images: Sequence[Tensor]) -> None:
+def _check_steps(exported: Exported, ingested: Ingested, images: list[Tensor]) -> None:
     theirs = [{fx: made for fx, made in exported.values(x).items() if fx in ingested.held} for x in images]
     calls: dict[str, list[tuple[object, Tensor]]] = {}
     for fx, (name, order) in ingested.held.items():
@@ -96,9 +98,7 @@ def _check_steps(exported: Exported, ingested: Ingested, images: Sequence[Tensor
     values: dict[str, Tensor] = {}
     for name in ingested.graph.order:
         node = ingested.graph[name]
-        ours = (
-            torch.cat(list(images)) if isinstance(node.op, Input) else node.op.apply([values[i] for i in node.inputs])
-        )
+        ours = torch.cat(images) if isinstance(node.op, Input) else node.op.apply([values[i] for i in node.inputs])
         values[name] = ours
         if name not in calls:
             continue

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import networkx as nx
 import pytest
 import torch
@@ -43,6 +45,22 @@ def test_it_computes_what_torch_computes():
     torch.testing.assert_close(graph.forward(x), by_torch(x))
     torch.testing.assert_close(graph.forward(x, "conv"), F.conv2d(x, WEIGHT, BIAS, padding=1))
     assert set(graph.values(x, "on")) == {"image", "conv", "on"}
+
+
+def test_what_nobody_reads_any_more_is_let_go():
+    """At every step only what a later one reads is alive: a long chain takes the room of two maps."""
+    length, alive = 20, list[int]()
+    chain = [Node("0", Input(), (), SHAPE)] + [Node(str(n), ReLU(), (str(n - 1),), SHAPE) for n in range(1, length)]
+    made: list[weakref.ref[torch.Tensor]] = []
+
+    def step(node: Node, operands: list[torch.Tensor]) -> torch.Tensor:
+        value = torch.zeros(1, *SHAPE) if node.name == "0" else operands[0] + 1
+        made.append(weakref.ref(value))
+        alive.append(sum(ref() is not None for ref in made))
+        return value
+
+    last = LayerGraph(chain, str(length - 1)).followed(str(length - 1), step)
+    assert bool((last == length - 1).all()) and max(alive) == 2
 
 
 def test_in_whatever_order_nodes_are_given_operands_come_first():

@@ -12,7 +12,7 @@ from nets import Plain, bias_of, image, seeded
 from torch import Tensor, nn
 
 import corgi_opt as co
-from corgi_opt.network import cam, head
+from corgi_opt.network import cam, head, parity
 from corgi_opt.network.head import find_head
 
 X = image(1, 6, 6)
@@ -346,3 +346,25 @@ def test_a_convolution_behind_the_average_reads_with_its_padding(given):
     at = image(1, 6, 6, seed=4).double()
     torch.testing.assert_close(net.logits(at), double(at)[0])
     assert bool((net.weight == 0).all()) == ("padding" in given)
+
+
+@pytest.mark.parametrize("at_once", [1, 200, 1 << 26])
+def test_a_map_that_differs_at_one_of_the_images_alone_is_seen_however_many_are_gone_through_at_once(
+    monkeypatch, at_once
+):
+    monkeypatch.setattr(parity, "AT_ONCE", at_once)
+    images = [image(1, 6, 6, seed=seed).double() for seed in range(5)]
+    net = co.from_torch(seeded(Plain), X)
+    head.find_in_model(net.model, net.graph, net.features, net.weight, images)
+    for odd in images:
+
+        class Other(Plain):
+            marked: Tensor = odd
+
+            def forward(self, x: Tensor) -> Tensor:
+                y = self.body(x)
+                return self.head((y + 1 if torch.equal(x, self.marked) else y).mean((2, 3)))
+
+        other = seeded(Other).double()
+        with pytest.raises((co.ParityError, co.NoCamHeadError)):
+            head.find_in_model(other, net.graph, net.features, net.weight, images)

@@ -13,7 +13,13 @@ import torch
 from torch import Tensor
 
 from corgi_opt.errors import InputError, UnsupportedOpError
-from corgi_opt.network.onnx.limits import COMPUTED_PER_STORED, MOST_COMPUTED, MOST_VALUES, values_in
+from corgi_opt.network.onnx.limits import (
+    COMPUTED_PER_STORED,
+    MOST_COMPUTED,
+    MOST_ON_A_MAP,
+    MOST_VALUES,
+    values_in,
+)
 from corgi_opt.network.onnx.module import OnnxModule, Origin, Step
 from corgi_opt.network.onnx.node import Call, Node, Run, Value
 from corgi_opt.network.onnx.operations import TABLE, TERMS
@@ -54,7 +60,7 @@ class _Builder:
         self.values = {self.image: Value(torch.empty(self.shape, dtype=torch.float64, device="meta"), False)}
         self.steps: list[_Prepared] = []
         self.held = self.computed = 0
-        self.most = MOST_COMPUTED + COMPUTED_PER_STORED * program.stored
+        self.beside = COMPUTED_PER_STORED * program.stored
 
     def module(self) -> OnnxModule:
         for node in self.nodes:
@@ -145,8 +151,16 @@ class _Builder:
         size = values_in(tuple(tensor.shape), f"what the ONNX node {node.title} reads or makes")
         self.held += size if known else 0
         self.computed += size
-        if self.held > MOST_VALUES or self.computed > self.most:
-            raise InputError(f"{self.program.name} needs too much memory: at the ONNX node {node.title}, stopped")
+        for count, most, what in (
+            (self.held, MOST_VALUES, "constants come"),
+            (self.computed, MOST_COMPUTED + self.beside, "all values of a run come"),
+            (0 if known else size, MOST_ON_A_MAP + self.beside, "one map comes"),
+        ):
+            if count > most:
+                raise InputError(
+                    f"{self.program.name} needs too much memory: at the ONNX node {node.title} {what} to {count:,} "
+                    f"numbers, and for a file that holds {self.program.stored:,} weights at most {most:,} are made"
+                )
 
     def _used(self) -> Iterable[_Prepared]:
         """The steps that the output depends on; others only had shapes to give."""

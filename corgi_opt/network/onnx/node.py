@@ -84,6 +84,9 @@ class Call:
         return bool(found)
 
     def real(self, name: str, default: Any = REQUIRED) -> float:
+        """A number. Those of a file are float32, and so is what the standard has where there is none (1e-5, 0.01)."""
+        if default is not REQUIRED:
+            default = torch.tensor(default, dtype=torch.float32).item()
         return self._attribute(name, default, float)  # type: ignore[no-any-return]
 
     def text(self, name: str, default: Any = REQUIRED) -> str:

@@ -262,6 +262,37 @@ def test_published_graphs_are_read_as_onnxruntime_reads_them(name):
     assert module.origin.compared and module.shape == (1, 3, 224, 224)
 
 
+def drawn(path: Path) -> onnx.ModelProto:
+    """The graph with weights drawn at random in place of one number everywhere, so that channels differ."""
+    rng, model = np.random.default_rng(0), onnx.load(path)
+    shapes = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
+    made = [n for n in model.graph.node if n.op_type == "ConstantOfShape"]
+    variances = {n.input[4] for n in model.graph.node if n.op_type == "BatchNormalization"}
+    for constant in made:
+        shape, name = shapes[constant.input[0]], constant.output[0]
+        size = np.prod(shape[1:]) if len(shape) > 1 else 1.0
+        values = rng.normal(0.1, 1.0, shape) / np.sqrt(size)
+        values = np.abs(values) + 0.5 if name in variances else values
+        model.graph.initializer.append(onnx.numpy_helper.from_array(values.astype(np.float32), name))
+        model.graph.node.remove(constant)
+    model.ir_version = 4  # in 3, weights had to be among the inputs
+    return model
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["shufflenet", "squeezenet"])
+def test_published_graphs_with_weights_of_their_own_are_networks(name):
+    path, output = light(name)
+    model = drawn(path)
+    net, x = co.from_onnx(model), image(3, 224, 224)
+    assert "every operation was compared" in net.note
+    assert len(set(np.round(net.logits(x).tolist(), 9))) > 900, "classes differ, so that mixing them up is seen"
+    assert output is not None
+    model.graph.output.append(onnx.ValueInfoProto(name=output))
+    wanted = run(model, x.numpy())[-1].ravel()
+    np.testing.assert_allclose(net.logits(x).numpy(), wanted, rtol=0, atol=1e-3 * np.abs(wanted).max())
+
+
 @pytest.mark.parametrize(("name", "why"), [("zfnet512", "LRN"), ("inception_v1", "LRN")])
 def test_published_graphs_that_do_not_fit_are_refused_by_name(name, why):
     path, _ = light(name)

@@ -482,3 +482,17 @@ def test_what_is_not_known_of_an_operation_is_refused_by_name(case, why):
     model.graph.output[0].type.tensor_type.shape.SetInParent()
     with pytest.raises((co.UnsupportedOpError, co.InputError), match=why):
         ours(model, normal(np.random.default_rng(0), *case.x))
+
+
+@pytest.mark.parametrize(
+    "op", ["BatchNormalization", "LeakyRelu", "HardSigmoid", "Elu", "Selu", "Celu", "ThresholdedRelu"]
+)
+def test_an_attribute_that_is_left_out_is_the_number_that_the_standard_has(op):
+    """To the last bit: written into the file, it gives the same."""
+    said = onnx.defs.get_schema(op, 17).attributes
+    written = {n: a.default_value.f for n, a in said.items() if a.default_value.type == onnx.AttributeProto.FLOAT}
+    assert written
+    constants = [normal(np.random.default_rng(1), 2) ** 2 for _ in range(4)] if op == "BatchNormalization" else []
+    x = normal(np.random.default_rng(2), 1, 2, 3, 3)
+    absent, there = (ours(answered(Case(op, x.shape, constants, each).model(), x)[0], x) for each in ({}, written))
+    assert np.array_equal(absent, there)

@@ -170,6 +170,7 @@ LINES = [node("ConstantOfShape", ["a"], ["l"]), node("ConstantOfShape", ["b"], [
 BOMBS = {
     "expand": bomb(node("Expand", ["x", "s"], ["y"]), s=ints(HUGE, 2, 4, 4)),
     "tile": bomb(node("Tile", ["x", "s"], ["y"]), s=ints(1, LONG, LONG, 1)),
+    "map": bomb(node("Tile", ["x", "s"], ["y"]), s=ints(1, 2 * LONG, 1, 1)),
     "pad": bomb(node("Pad", ["x", "s"], ["y"]), s=ints(0, 0, 0, 0, 0, 0, HUGE, 0)),
     "resize": bomb(node("Resize", ["x", "", "s"], ["y"]), s=np.array([1, 1, 1e9, 1], np.float32)),
     "range": bomb(
