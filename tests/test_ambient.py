@@ -192,7 +192,7 @@ def test_the_states_are_unusual():
 
 @pytest.mark.parametrize("state", ["default dtype float64", "default device", "inference mode", "several at once"])
 @pytest.mark.parametrize(
-    ("module", "name"), [("corgi_opt.bounding.crown", "propagate"), ("corgi_opt.search.decide", "branch")]
+    ("module", "name"), [("corgi_opt.bounding.crown", "propagate"), ("corgi_opt.search.decide", "Branching")]
 )
 def test_a_call_that_fails_spoils_nothing(module, name, state, outside, tmp_path, monkeypatch):
     """It fails in the middle, when its graphs have been moved to a device and a precision and are kept for reuse."""

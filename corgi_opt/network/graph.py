@@ -117,6 +117,7 @@ class LayerGraph:
 
         return self.followed(until or self.output, applied)
 
+    @pinned_with_grad
     def followed(self, until: str, step: Callable[[Node, list[Tensor]], Tensor]) -> Tensor:
         """What ``step`` makes of node ``until``, from what it made of each node's operands. What nobody reads any more
         is let go."""
