@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from corgi_opt._deadline import NEVER, Deadline
-from corgi_opt.bounding.budget import in_parts
+from corgi_opt.bounding.budget import chunk_bytes, in_parts
 from corgi_opt.bounding.curves import CurvePlanes, curve_planes
-from corgi_opt.bounding.dual import Interval, Relaxations, Rows, lower_bounds, rows_at_once
+from corgi_opt.bounding.dual import Interval, Relaxations, Rows, lower_bounds
 from corgi_opt.bounding.interval import propagate
 from corgi_opt.bounding.regions import Regions
 from corgi_opt.bounding.relaxation import (
@@ -31,6 +31,7 @@ from corgi_opt.bounding.relaxation import (
     tree_planes,
     window_taps,
 )
+from corgi_opt.bounding.screening import Screen
 from corgi_opt.bounding.tolerance import Rounding
 from corgi_opt.network.graph import LayerGraph
 from corgi_opt.network.ops import MaxPool2d, ReLU, Shape
@@ -147,7 +148,8 @@ def _tightened(
         lower[at_lower] = torch.maximum(lower[at_lower], values[:lows])
         upper[at_upper] = torch.minimum(upper[at_upper], -values[lows:])
 
-    in_parts(len(places), rows_at_once(graph, name, unit_rows(places[:1], graph[name].shape, lower)), tighten)
+    at_once = chunk_bytes(lower.device) // (graph[name].shape[0] * lower.element_size())  # a bound takes its own parts
+    in_parts(len(places), at_once, tighten)
     return Interval(lower, upper)
 
 
@@ -181,6 +183,7 @@ def crown_pass(
     curves: dict[str, CurvePlanes] = {}
     rounding = regions.rounding(graph)
     relaxed = Relaxed(graph, regions, known, lines, pools, curves, deadline, rounding)  # grows with the loop
+    screen = Screen(graph, regions, known, lines, deadline)
     everywhere = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=regions.eps.device)
 
     def mattering(name: str) -> Tensor:
@@ -203,7 +206,10 @@ def crown_pass(
             wanted = mattering(name) & open_values(graph, name, interval, regions)
             interval = refine(graph, name, interval, wanted, partial(bounder, relaxed, name))
         elif name in graph.preactivations and not isinstance(node.op, Smooth):  # whose range is exact
-            interval = refiner(graph, name, interval, mattering(name), partial(bounder, relaxed, name))
+            wanted = mattering(name)
+            if screen.cheaper(name, int((wanted & interval.unstable).sum())):
+                interval = settle(graph, name, interval, wanted, partial(screen.bound, name))
+            interval = refiner(graph, name, interval, wanted, partial(bounder, relaxed, name))
         known[name] = interval
         if rounding is not None:
             rounding.learn(name, *interval)
