@@ -1,10 +1,11 @@
 """CROWN (Zhang et al. 2018) for all inputs of ReLUs and of curved nodes, screened.
 
-A backward pass is spent on a neuron only when its sign is open after interval arithmetic, when it can still matter to
-the question (``matter``: the receptive field of the pixels that are undecided), and when no larger region has settled
-it (``above``). All others keep their interval: of a stable neuron a ReLU needs the sign only. The plane of a pooling
-window needs more, so candidates that may be its maximum are bounded too; and so are all inputs of a curved node, from
-both sides, unless intervals are exact there.
+A backward pass is spent on a neuron only when its sign is open after interval arithmetic, and after generators where
+these are the cheaper way to show it (screening.py); when it can still matter to the question (``matter``: the receptive
+field of the pixels that are undecided); and when no larger region has settled it (``above``). All others keep their
+interval: of a stable neuron a ReLU needs the sign only. The plane of a pooling window needs more, so candidates that
+may be its maximum are bounded too; and so are all inputs of a curved node, from both sides, unless intervals are exact
+there.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ import torch
 from torch import Tensor
 
 from corgi_opt._deadline import NEVER, Deadline
-from corgi_opt.bounding.budget import chunk_bytes, in_parts
+from corgi_opt.bounding.budget import in_parts
 from corgi_opt.bounding.curves import CurvePlanes, curve_planes
-from corgi_opt.bounding.dual import Interval, Relaxations, Rows, lower_bounds
+from corgi_opt.bounding.dual import Interval, Relaxations, Rows, lower_bounds, rows_at_once
 from corgi_opt.bounding.interval import propagate
 from corgi_opt.bounding.regions import Regions
 from corgi_opt.bounding.relaxation import (
@@ -118,17 +119,17 @@ def settle(graph: LayerGraph, name: str, interval: Interval, matter: Tensor, bou
     The other side is bounded only where that did not.
     """
     open_, nearer_above = matter & interval.unstable, interval.upper < -interval.lower
-    interval = _tightened(graph, name, interval, open_ & ~nearer_above, open_ & nearer_above, bound)
+    interval = tightened(graph, name, interval, open_ & ~nearer_above, open_ & nearer_above, bound)
     open_ = open_ & interval.unstable
-    return _tightened(graph, name, interval, open_ & nearer_above, open_ & ~nearer_above, bound)
+    return tightened(graph, name, interval, open_ & nearer_above, open_ & ~nearer_above, bound)
 
 
 def refine(graph: LayerGraph, name: str, interval: Interval, wanted: Tensor, bound: Bound) -> Interval:
     """``interval`` met with backward bounds, from both sides, of the neurons marked in ``wanted`` (B, C, H, W)."""
-    return _tightened(graph, name, interval, wanted, wanted, bound)
+    return tightened(graph, name, interval, wanted, wanted, bound)
 
 
-def _tightened(
+def tightened(
     graph: LayerGraph, name: str, interval: Interval, from_below: Tensor, from_above: Tensor, bound: Bound
 ) -> Interval:
     """``interval`` with better lower bounds of some neurons and better upper bounds of some."""
@@ -148,8 +149,7 @@ def _tightened(
         lower[at_lower] = torch.maximum(lower[at_lower], values[:lows])
         upper[at_upper] = torch.minimum(upper[at_upper], -values[lows:])
 
-    at_once = chunk_bytes(lower.device) // (graph[name].shape[0] * lower.element_size())  # a bound takes its own parts
-    in_parts(len(places), at_once, tighten)
+    in_parts(len(places), rows_at_once(graph, name, unit_rows(places[:1], graph[name].shape, lower)), tighten)
     return Interval(lower, upper)
 
 
@@ -207,8 +207,7 @@ def crown_pass(
             interval = refine(graph, name, interval, wanted, partial(bounder, relaxed, name))
         elif name in graph.preactivations and not isinstance(node.op, Smooth):  # whose range is exact
             wanted = mattering(name)
-            if screen.cheaper(name, int((wanted & interval.unstable).sum())):
-                interval = settle(graph, name, interval, wanted, partial(screen.bound, name))
+            interval = screen.screened(name, interval, wanted).interval
             interval = refiner(graph, name, interval, wanted, partial(bounder, relaxed, name))
         known[name] = interval
         if rounding is not None:

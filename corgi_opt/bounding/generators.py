@@ -29,8 +29,8 @@ slopes see to ``|mu_u| max(|l|, u) <= |lam_u| u``, shifts are at most u, and so 
 
     error(row) + sum of |mu_u| error_u + gamma_(N + 3 U)(v) (size(row) + sum of |mu_u| (size_u + |constant_u|)).
 
-gamma is taken twice over (tolerance.py), which pays for computing this account. Ends of intervals are rounded outwards.
-Products below the precision's smallest number may be lost: ``_lost`` of each is in the account.
+gamma is taken twice over (tolerance.py), which pays for computing this account. Ends of intervals are rounded
+outwards. Products below the precision's smallest number may be lost: ``_lost`` of each is in the account.
 
 ``error`` goes through |M| layer after layer, so it grows faster than intervals do; in float32 it is a few hundredths of
 a CROWN interval's width after eight layers, and grows by about five with each. Neurons that it leaves open have their
@@ -61,13 +61,16 @@ from corgi_opt.network.ops import Conv2d, Geometry, Input, Op, Places, ReLU, Wei
 TILES = 4
 """Rows are taken together by tiles of their map, so many along each axis: they share most of what they read."""
 
+FEW = 8
+"""Most roundings of a result in these sums besides those of its terms: a weight's, a slope's, a magnitude's."""
+
 AT_LEAST = 32
 """Fewest maps that go through an operation at once: oneDNN leaves smaller batches to slower code."""
 
 
 @dataclass(frozen=True, eq=False)
 class Coefs:
-    """Coefficients of the generators at a node: ``maps`` (M, C, H, W) of the first M, times ``mask`` where there is one;
+    """The generators' coefficients at a node: ``maps`` (M, C, H, W) of the first M, times ``mask`` where there is one;
     those from ``start`` on are each one neuron of this node, at places ``flat``. All others are zero.
 
     ``span`` (G, 2): from which row of the map on, and up to which, a generator's may differ from zero.
@@ -150,7 +153,11 @@ class Read:
 
 class Generators:
     """One region's nodes by generators. ``known`` and ``lines`` grow with the pass that asks; ``graph`` and
-    ``regions`` are in float64. Bounds raise TimeoutError after ``deadline``."""
+    ``regions`` are in float64. Bounds raise TimeoutError after ``deadline``.
+
+    ``order``: which input (a flat place of the image) each of the first generators is; ``blocks``: the units that the
+    others are, by ReLU; ``maps``: of the nodes that are still read, of those ``done``.
+    """
 
     def __init__(
         self,
@@ -165,18 +172,20 @@ class Generators:
         self.dtype = dtype
         self._light = graph.to(dtype, regions.eps.device)
         center = torch.zeros_like(regions.center)
-        low, high = (_outwards(side - regions.center, up) for side, up in ((regions.lower, False), (regions.upper, True)))
+        low, high = (
+            _outwards(side - regions.center, up) for side, up in ((regions.lower, False), (regions.upper, True))
+        )
         self._moves = Regions(regions.norm, center, low, high, regions.eps)
         self._center = regions.center
         channels, height, width = graph[graph.input].shape
         places = torch.arange(channels * height * width, device=center.device).view(channels, height, width)
-        self._order = places.transpose(0, 1).flatten()  # inputs are generators row by row of the image
-        self._number = self._order.argsort().view_as(places)
-        self._mags = torch.maximum(high, -low).flatten()[self._order]
+        self.order = places.transpose(0, 1).flatten()  # inputs are generators row by row of the image
+        self._number = self.order.argsort().view_as(places)
+        self._mags = torch.maximum(high, -low).flatten()[self.order]
         self.inputs = len(self._mags)
         self.maps: dict[str, Maps] = {}
         self.done: set[str] = set()
-        self._blocks: list[Block] = []
+        self.blocks: list[Block] = []
         self._free: list[Tensor] = []
 
     @property
@@ -203,8 +212,8 @@ class Generators:
         node = self._graph[name]
         if isinstance(node.op, Input):
             size, nothing = self._mags.view_as(self._center), self._center.new_zeros(0, *node.shape, dtype=self.dtype)
-            y = self._order // node.shape[2] % node.shape[1]
-            coefs = Coefs(nothing, torch.stack([y, y + 1], dim=1).cpu(), None, 0, self._order)
+            y = self.order // node.shape[2] % node.shape[1]
+            coefs = Coefs(nothing, torch.stack([y, y + 1], dim=1).cpu(), None, 0, self.order)
             return Maps(coefs, self._center, self._moves.upper.maximum(-self._moves.lower), torch.zeros_like(size))
         operands = [self.maps[operand] for operand in node.inputs]
         return self._relu(name, *operands) if isinstance(node.op, ReLU) else self._affine(name, operands)
@@ -220,8 +229,8 @@ class Generators:
             self._deadline.check()
             top, bottom = Coefs(maps, span).rows(start, count)
             here = maps[start : start + count]
-            if (top, bottom) != (0, node.shape[1]):
-                here.zero_()
+            here[:, :, : min(top, bottom)] = 0.0
+            here[:, :, bottom:] = 0.0
             if top < bottom:
                 out = _on_rows(light, given, start, count, top, bottom)
                 here[:, :, top:bottom] = out
@@ -232,12 +241,14 @@ class Generators:
         with torch.backends.nnpack.flags(enabled=False):  # its products are Winograd's, whose rounding is another
             in_parts(len(maps), max(AT_LEAST, chunk_bytes(maps.device) // (4 * largest)), part)
         constant = op.apply([m.constant for m in operands])
-        sizes = size.double()[None] * (1 + gamma(len(maps), self.dtype))
+        sizes = size.double()[None] * (1 + gamma(len(maps), self.dtype, FEW))
         errors = [m.error for m in operands]
         if not isinstance(op, Weighted):
             return Maps(Coefs(maps, span), constant, sizes, op.apply(errors))
         absolute, terms, bias = op.linear().absolute(), op.terms * len(operands), op.bias_map()
-        rounded = absolute.apply([gamma(terms, self.dtype) * m.size + gamma(terms) * m.constant.abs() for m in operands])
+        rounded = absolute.apply(
+            [gamma(terms, self.dtype, FEW) * m.size + gamma(terms) * m.constant.abs() for m in operands]
+        )
         rounded = rounded if bias is None else rounded + gamma(terms) * bias.abs()
         error = (absolute.apply(errors) + rounded) * (1 + gamma(terms)) + self._lost(terms)
         return Maps(Coefs(maps, span), constant, sizes, error)
@@ -254,7 +265,7 @@ class Generators:
             lines[2] = _rounded_up(lines[2], self.dtype)
             rows = z.coefs.maps.flatten(1)[:, flat].contiguous()
             below, above, shift, *account = (v.to(self.dtype)[:, None] for v in (*lines, *z.at(flat)))
-            self._blocks.append(Block(source, start, flat, rows, (below, above, shift), *account))
+            self.blocks.append(Block(source, start, flat, rows, (below, above, shift), *account))
             self._mags = torch.cat([self._mags, bounds.upper.flatten()[flat]])
             y = (flat // width % height).cpu()
             span = torch.cat([_padded(span, start, height), torch.stack([y, y + 1], dim=1)])
@@ -265,7 +276,9 @@ class Generators:
     def _room(self, many: int, shape: tuple[int, int, int]) -> Tensor:
         """Memory for so many maps: of maps that are forgotten where it suffices, as fresh pages are dear."""
         wanted = many * math.prod(shape)
-        fit = [n for n, free in enumerate(self._free) if free.untyped_storage().nbytes() >= wanted * free.element_size()]
+        fit = [
+            n for n, free in enumerate(self._free) if free.untyped_storage().nbytes() >= wanted * free.element_size()
+        ]
         if not fit:
             # half as much again for the next of that kind: pages that nothing is written to cost nothing
             room = wanted + (wanted // 2 if self._center.device.type == "cpu" else 0)
@@ -279,12 +292,16 @@ class Generators:
 
     # --- rows --------------------------------------------------------------------------------------------------
 
-    def below(self, name: str, flat: Tensor, signs: Tensor) -> Tensor:
-        """CROWN's lower bounds (R,), in float64, of ``signs`` times the neurons at places ``flat`` of a node's map."""
+    def below(self, name: str, flat: Tensor, signs: Tensor) -> tuple[Tensor, Tensor]:
+        """CROWN's lower bounds, in float64, of ``signs`` times the neurons at places ``flat`` of a node's map.
+
+        Two numbers (R,) around each, as far apart as rounding may put them: a proven bound, and what a backward pass
+        would not exceed.
+        """
         maps, (_, height, width) = self.of(name), self._graph[name].shape
         y, x = flat // width % height, flat % width
         tile = (y * TILES // height) * TILES + x * TILES // width
-        found, order = torch.empty(len(flat), dtype=torch.float64, device=flat.device), tile.argsort(stable=True)
+        found, order = torch.empty(2, len(flat), dtype=torch.float64, device=flat.device), tile.argsort(stable=True)
         for rows in order.split(torch.bincount(tile, minlength=TILES * TILES).tolist()):
             if not len(rows):
                 continue
@@ -295,17 +312,18 @@ class Generators:
             def part(start: int, count: int, rows: Tensor = rows, read: Read = read) -> None:
                 self._deadline.check()
                 some = rows[start : start + count]
-                found[some] = self._substituted(maps, read, flat[some], signs[some])
+                found[:, some] = self._substituted(maps, read, flat[some], signs[some])
 
             row = max(1, read.terms) * maps.coefs.maps.element_size()
             in_parts(len(rows), max(AT_LEAST, chunk_bytes(flat.device) // row), part)
-        return torch.where(found.isnan(), -torch.inf, found)  # an overflow proves nothing
+        low, high = found
+        return torch.where(low.isnan(), -torch.inf, low), torch.where(high.isnan(), torch.inf, high)  # an overflow
 
     def _read(self, name: str, window: Window, many: int) -> Read:
         """What a window of a node depends on among the first ``many`` generators."""
         windows = windows_of(self._graph, name, window)
         units = []
-        for block in self._blocks:
+        for block in self.blocks:
             if block.start < many and block.source in windows:
                 at, (_, height, width) = windows[block.source], self._graph[block.source].shape
                 y, x = block.flat // width % height, block.flat % width
@@ -320,7 +338,7 @@ class Generators:
         index = torch.cat([read.inputs, *(block.start + chosen for block, chosen in read.units)])
         lam = maps.coefs.maps.flatten(1)[index[:, None], flat] * signs.to(self.dtype)
         constant, size, error = maps.at(flat)
-        rounding = gamma(read.terms, self.dtype)
+        rounding = gamma(read.terms, self.dtype, FEW)
         total, doubt = lam.new_zeros(len(flat)), lam.new_zeros(len(flat))
         end = len(index)
         for block, chosen in reversed(read.units):
@@ -336,7 +354,8 @@ class Generators:
             end = start
         moved = self._minimum(lam[: len(read.inputs)], read.window)
         doubt = (doubt.double() + error + rounding * size) * (1 + rounding) + self._lost(read.terms)
-        return constant * signs + total.double() + moved - doubt - gamma(1) * constant.abs()
+        found, doubt = constant * signs + total.double() + moved, doubt + gamma(1) * constant.abs()
+        return torch.stack([found - doubt, found + doubt])
 
     def _minimum(self, lam: Tensor, window: Window) -> Tensor:
         """``min of lam' d`` (R,) over the region, for coefficients (N, R) on a window of the image."""
@@ -360,7 +379,9 @@ def _outwards(values: Tensor, up: bool) -> Tensor:
 def _rounded_up(values: Tensor, dtype: torch.dtype) -> Tensor:
     """No smaller in another precision."""
     rounded = values.to(dtype)
-    return torch.where(rounded.to(values.dtype) < values, torch.nextafter(rounded, torch.full_like(rounded, torch.inf)), rounded)
+    return torch.where(
+        rounded.to(values.dtype) < values, torch.nextafter(rounded, torch.full_like(rounded, torch.inf)), rounded
+    )
 
 
 def _spanned(geometry: Geometry, spans: list[Tensor], height: int) -> Tensor:

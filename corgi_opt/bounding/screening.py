@@ -17,12 +17,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from corgi_opt._deadline import Deadline
-from corgi_opt.bounding.dual import Interval, Rows
+from corgi_opt.bounding.dual import Interval
 from corgi_opt.bounding.generators import TILES, Generators, exact_in_float32
 from corgi_opt.bounding.regions import Regions
 from corgi_opt.bounding.relaxation import ReluLines
@@ -38,6 +39,14 @@ DEARER = 10
 
 MOST_BYTES = 1_500_000_000
 """Memory for the generators' coefficients."""
+
+
+class Screened(NamedTuple):
+    """Tighter bounds of a node, and which of its neurons a backward pass might show to be above zero: all but those
+    whose lower bound generators know to be below it."""
+
+    interval: Interval
+    liftable: Tensor
 
 
 class Screen:
@@ -65,14 +74,24 @@ class Screen:
         cost, size = forward_cost(self._graph, name, rows, self._known, self._generators)
         return size <= MOST_BYTES and cost < DEARER * rows * backward_cost(self._graph, name)
 
-    def bound(self, name: str, rows: Rows) -> Tensor:
-        """Lower bounds (R,) of rows that are one neuron each. Raises TimeoutError."""
-        assert self._generators is not None  # ``cheaper`` said so
-        _, height, width = self._graph[name].shape
-        channel, at = rows.coefs.flatten(1).abs().argmax(dim=1), rows.places.corners
-        signs = rows.coefs.flatten(1).sum(dim=1).double()
-        found = self._generators.below(name, (channel * height + at[:, 0]) * width + at[:, 1], signs)
-        return found.to(rows.coefs.dtype)
+    def screened(self, name: str, interval: Interval, wanted: Tensor) -> Screened:
+        """``interval`` met with what generators show of the neurons marked in ``wanted`` (B or 1, C or 1, H or 1, W or
+        1) whose sign is open, from both sides: the next intervals are made of both. Raises TimeoutError."""
+        liftable = torch.ones_like(interval.lower, dtype=torch.bool)
+        if self._generators is None:
+            return Screened(interval, liftable)
+        flat = torch.nonzero((wanted & interval.unstable).flatten()).flatten()
+        if not self.cheaper(name, len(flat)):
+            return Screened(interval, liftable)
+        signs = torch.ones(2 * len(flat), dtype=torch.float64)
+        signs[len(flat) :] = -1.0
+        proven, most = self._generators.below(name, flat.repeat(2), signs)
+        lower, upper = (side.clone() for side in interval)
+        proven = proven.to(lower.dtype)
+        lower.view(-1)[flat] = torch.maximum(lower.view(-1)[flat], proven[: len(flat)])
+        upper.view(-1)[flat] = torch.minimum(upper.view(-1)[flat], -proven[len(flat) :])
+        liftable.view(-1)[flat] = most[: len(flat)] > 0
+        return Screened(Interval(lower, upper), liftable)
 
     def _served(self, name: str) -> bool:
         return isinstance(self._graph[name].op, (Input, Affine, ReLU))

@@ -1,0 +1,353 @@
+"""Bounds by generators: those of backward passes, what float hides is in their account, and when they are chosen."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import pytest
+import torch
+from nets import Deep, Everything, Plain, Pooled, Residual, image, network
+from oracles import points_in
+from relaxing import regions
+from torch import Tensor, nn
+
+import corgi_opt as co
+from corgi_opt._deadline import NEVER, Deadline
+from corgi_opt.bounding import screening
+from corgi_opt.bounding.corgi import corgi_bounds
+from corgi_opt.bounding.crown import Relaxed, crown_pass, unit_rows
+from corgi_opt.bounding.dual import Interval
+from corgi_opt.bounding.generators import Generators, exact_in_float32
+from corgi_opt.bounding.relaxation import ReluLines
+from corgi_opt.bounding.screening import Screen, backward_cost, forward_cost
+from corgi_opt.network.graph import LayerGraph, Node
+from corgi_opt.network.ops import Combine, Conv2d, Input, ReLU
+from corgi_opt.problem.region import Norm
+
+
+class Joined(nn.Module):
+    """Concatenations, a strided branch, and a map turned upside down."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(1, 2, 3, padding=1), nn.Conv2d(3, 2, 3, padding=1)
+        self.c, self.fc = nn.Conv2d(4, 3, 3, stride=2, padding=1), nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.cat([x, self.a(x).relu()], dim=1)
+        h = torch.cat([self.b(h).relu().flip(2), h[:, 1:]], dim=1)
+        return self.fc(self.c(h).relu().mean((2, 3)))
+
+
+NETS = {
+    "plain": (Plain, (1, 6, 6)),
+    "residual": (Residual, (1, 6, 5)),
+    "deep": (Deep, (1, 9, 7)),
+    "pooled": (Pooled, (1, 8, 8)),
+    "joined": (Joined, (1, 8, 7)),
+    "everything": (Everything, (3, 10, 10)),
+}
+
+
+@pytest.fixture(scope="module", params=NETS)
+def net(request):
+    build, shape = NETS[request.param]
+    return network(build, shape, 2)
+
+
+def ball(net: co.CamNetwork, eps: float, norm: Norm = "inf", clip: tuple[float, float] | None = (0.0, 1.0)) -> co.Ball:
+    center = image(*net.input_shape, seed=4).double()
+    center[..., 0, :] = 0.0  # on the box's edge: moves are of one sign there
+    return co.Ball(center, eps, norm, clip)
+
+
+def generators(relaxed: Relaxed, dtype: torch.dtype, deadline: Deadline = NEVER) -> Generators:
+    return Generators(relaxed.graph, relaxed.regions, relaxed.intervals, relaxed.lines, deadline, dtype)
+
+
+def by_lines(relaxed: Relaxed) -> Relaxed:
+    """The same relaxation without pooling windows' direct planes."""
+    parts = (relaxed.graph, relaxed.regions, relaxed.intervals, relaxed.lines)
+    return Relaxed(*parts, {}, {}, NEVER, relaxed.rounding)
+
+
+def both_ways(relaxed: Relaxed, found: Generators, name: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Every neuron's bounds, below and above: a backward pass', and the two numbers around it."""
+    shape = relaxed.graph[name].shape
+    places = torch.nonzero(torch.ones(1, *shape)).repeat(2, 1)
+    signs = torch.ones(len(places), dtype=torch.float64)
+    signs[len(places) // 2 :] = -1.0
+    rows = unit_rows(places, shape, relaxed.regions.center)
+    rows.coefs.mul_(signs[:, None, None, None])
+    flat = (places[:, 1] * shape[1] + places[:, 2]) * shape[2] + places[:, 3]
+    return relaxed.bound(name, rows), *found.below(name, flat, signs)
+
+
+@pytest.mark.parametrize("clip", [(0.0, 1.0), None])
+@pytest.mark.parametrize(("norm", "eps"), [("inf", 0.05), ("2", 0.3), ("1", 1.0)])
+def test_they_are_the_backward_passes_bounds(norm, eps, clip, net):
+    relaxed = by_lines(crown_pass(net.graph, regions(ball(net, eps, norm, clip))))
+    exact, single = generators(relaxed, torch.float64), generators(relaxed, torch.float32)
+    for name in net.graph.preactivations:
+        want, low, high = both_ways(relaxed, exact, name)
+        scale = float(want.abs().max())
+        torch.testing.assert_close(low, want, rtol=0, atol=1e-9 * scale)
+        assert bool((low <= want + 1e-9 * scale).all()) and bool((want <= high + 1e-9 * scale).all())
+        want, low, high = both_ways(relaxed, single, name)
+        assert bool((low <= want + 1e-9 * scale).all()) and bool((want <= high + 1e-9 * scale).all())
+        torch.testing.assert_close(low, want, rtol=0, atol=0.02 * scale)
+        assert float((want - low).max()) > 1e-10 * scale  # float32 is not taken for exact
+
+
+def drawn(*shape: int, seed: int) -> Tensor:
+    draw = torch.Generator().manual_seed(seed)
+    spread = 10.0 ** (2 * torch.rand(*shape, generator=draw, dtype=torch.float64) - 1)
+    return torch.randn(*shape, generator=draw, dtype=torch.float64) * spread
+
+
+def layers(seed: int) -> LayerGraph:
+    """Two pixels, three layers of three neurons each, the second with a branch past it."""
+    shape = (3, 1, 2)
+    convs = [Conv2d(drawn(3, 3, 1, 1, seed=seed + n), drawn(3, seed=seed + 10 + n)) for n in range(3)]
+    coefs = (drawn(3, 1, 1, seed=seed + 20), drawn(3, 1, 2, seed=seed + 21))
+    return LayerGraph(
+        [
+            Node("x", Input(), (), shape),
+            Node("first", convs[0], ("x",), shape),
+            Node("on", ReLU(), ("first",), shape),
+            Node("second", convs[1], ("on",), shape),
+            Node("both", Combine(coefs, drawn(3, 1, 1, seed=seed + 22)), ("second", "on"), shape),
+            Node("on2", ReLU(), ("both",), shape),
+            Node("third", convs[2], ("on2",), shape),
+        ],
+        "third",
+    )
+
+
+Exact = list[list[Fraction]]
+"""A node's values at two pixels, by channel, as rational numbers."""
+
+
+def exact(values: Tensor) -> Exact:
+    return [[Fraction(v) for v in row] for row in values.expand(3, 1, 2)[:, 0].tolist()]
+
+
+def exactly(net: LayerGraph, x: Exact) -> dict[str, Exact]:
+    """All nodes' exact values."""
+    values = {"x": x}
+    for name in net.order[1:]:
+        op, read = net[name].op, [values[i] for i in net[name].inputs]
+        if isinstance(op, ReLU):
+            values[name] = [[max(v, Fraction(0)) for v in row] for row in read[0]]
+        elif isinstance(op, Combine):
+            assert op.shift is not None
+            parts = [
+                [[c * v for c, v in zip(*rows, strict=True)] for rows in zip(exact(coef), given, strict=True)]
+                for coef, given in zip(op.coefs, read, strict=True)
+            ]
+            values[name] = [
+                [sum(vs, Fraction(0)) for vs in zip(*rows, strict=True)]
+                for rows in zip(*parts, exact(op.shift), strict=True)
+            ]
+        else:
+            assert isinstance(op, Conv2d) and op.bias is not None
+            weight = [[Fraction(w) for w in row] for row in op.weight[:, :, 0, 0].tolist()]
+            values[name] = [
+                [sum((w * v[p] for w, v in zip(row, read[0], strict=True)), Fraction(b)) for p in (0, 1)]
+                for row, b in zip(weight, op.bias.tolist(), strict=True)
+            ]
+    return values
+
+
+WIDE = 1.0
+"""A radius at which some of the six units of a layer are unstable, for every seed that is drawn below."""
+
+
+def drawn_images(center: Tensor, seed: int) -> list[Tensor]:
+    """Images (1, 3, 1, 2) of the box of radius WIDE, two of them its corners."""
+    draw = torch.Generator().manual_seed(seed)
+    moves = 2 * torch.rand(4, *center.shape[1:], generator=draw, dtype=torch.float64) - 1
+    moves[2:] = moves[2:].sign()
+    images = center + WIDE * moves
+    return list(torch.minimum(center + WIDE, torch.maximum(center - WIDE, images)).split(1))
+
+
+def at_generators(found: Generators, center: Tensor, x: Tensor, values: dict[str, Exact]) -> list[Fraction]:
+    """What the generators are, exactly, at an image: moves of inputs, and values of unstable units."""
+    pairs = zip(x.flatten().tolist(), center.flatten().tolist(), strict=True)
+    moves = [Fraction(a) - Fraction(c) for a, c in pairs]
+    g = [moves[i] for i in found.order.tolist()]
+    for block in found.blocks:
+        z = [v for row in values[block.source] for v in row]
+        g += [max(z[i], Fraction(0)) for i in block.flat.tolist()]
+    return g
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("seed", range(1, 9))
+def test_exact_values_are_within_the_account(seed, dtype):
+    """``constant + sum of coef_g g`` in rational arithmetic, at the exact g of an image, against its exact value."""
+    net, center = layers(100 * seed), drawn(1, 3, 1, 2, seed=seed)
+    found = generators(crown_pass(net, regions(co.Ball(center, WIDE, clip=None))), dtype)
+    for name in ("first", "both", "third"):
+        maps = found.of(name)
+        coefs = maps.coefs.maps.double().flatten(1)
+        for x in drawn_images(center, seed):
+            values = exactly(net, exact(x[0]))
+            g = at_generators(found, center, x, values)
+            for neuron, value in enumerate(v for row in values[name] for v in row):
+                constant, size, error = (float(m[0]) for m in maps.at(torch.tensor([neuron])))
+                terms = [Fraction(c) * v for c, v in zip(coefs[:, neuron].tolist(), g[: len(coefs)], strict=True)]
+                assert abs(sum(terms, Fraction(constant)) - value) <= Fraction(error)
+                assert sum(map(abs, terms), Fraction(0)) <= Fraction(size)
+    assert found.count > 6
+    assert float((maps.error / maps.size).max()) < {torch.float32: 1e-2, torch.float64: 1e-10}[dtype]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("seed", range(1, 9))
+def test_no_exact_value_is_below_a_bound(seed, dtype):
+    net, center = layers(100 * seed), drawn(1, 3, 1, 2, seed=seed)
+    found = generators(crown_pass(net, regions(co.Ball(center, WIDE, clip=None))), dtype)
+    signs = torch.tensor([1.0] * 6 + [-1.0] * 6, dtype=torch.float64)
+    for name in ("first", "both", "third"):
+        low, _ = found.below(name, torch.arange(6).repeat(2), signs)
+        for x in drawn_images(center, seed):
+            values = [v for row in exactly(net, exact(x[0]))[name] for v in row]
+            both = [*values, *(-v for v in values)]
+            assert all(Fraction(bound) <= value for bound, value in zip(low.tolist(), both, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_linear_functions_bound_is_its_exact_minimum_less_the_account(dtype):
+    """Of the first layer nothing is relaxed: the corner where it is attained is known."""
+    net, center = layers(0), drawn(1, 3, 1, 2, seed=0)
+    region = regions(co.Ball(center, WIDE, clip=None))
+    low, high = generators(crown_pass(net, region), dtype).below("first", torch.arange(6), torch.ones(6).double())
+    weight = net["first"].op
+    assert isinstance(weight, Conv2d)
+    for neuron in range(6):
+        signs = weight.weight[neuron // 2, :, 0, 0].sign()[None, :, None, None]
+        corner = torch.where(signs > 0, region.lower, region.upper)
+        least = exactly(net, exact(corner[0]))["first"][neuron // 2][neuron % 2]
+        assert Fraction(float(low[neuron])) <= least <= Fraction(float(high[neuron]))
+
+
+def always(monkeypatch: pytest.MonkeyPatch, chosen: bool) -> None:
+    """Every layer by generators, or none."""
+    monkeypatch.setattr(screening, "forward_cost", lambda *_: (-1 if chosen else 1 << 80, 0))
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("inf", 0.05), ("2", 0.3), ("1", 1.0)])
+def test_a_pass_with_them_is_as_tight_where_it_counts(norm, eps, net, monkeypatch):
+    region = regions(ball(net, eps, norm))
+    always(monkeypatch, False)
+    without = crown_pass(net.graph, region)
+    always(monkeypatch, True)
+    found = crown_pass(net.graph, region)
+    for name in net.graph.preactivations:
+        was, now = without.intervals[name], found.intervals[name]
+        open_, scale = was.unstable, float(was.upper.abs().max()) + 1e-9
+        assert int((now.unstable & ~open_).sum()) == 0
+        assert float((now.upper - now.lower).sum()) <= float((was.upper - was.lower).sum()) + 1e-9 * scale
+        if not without.direct:  # planes are chosen at the middle of intervals, which are others now
+            assert bool((now.lower[open_] >= was.lower[open_] - 1e-9 * scale).all())
+            assert bool((now.upper[open_] <= was.upper[open_] + 1e-9 * scale).all())
+
+
+def test_no_image_leaves_them(net, monkeypatch):
+    always(monkeypatch, True)
+    region = ball(net, 0.05)
+    found = crown_pass(net.graph, regions(region)).intervals
+    images = points_in(region.center[0] - 0.05, region.center[0] + 0.05, 200, 1)
+    seen = net.graph.values(torch.cat([region.project(x[None]) for x in images]))
+    for name in net.graph.preactivations:
+        low, high = found[name]
+        assert bool((seen[name] >= low).all()) and bool((seen[name] <= high).all())
+
+
+def test_fewer_rows_go_backwards(monkeypatch):
+    net = network(Deep, (1, 9, 7), 2)
+    rows = {True: 0, False: 0}
+    for chosen in rows:
+        always(monkeypatch, chosen)
+
+        def counting(relaxed, node, some, chosen=chosen):
+            rows[chosen] += len(some)
+            return Relaxed.bound(relaxed, node, some)
+
+        crown_pass(net.graph, regions(ball(net, 0.02)), bounder=counting)
+    assert 0 < rows[True] < 0.9 * rows[False]
+
+
+@pytest.mark.parametrize("kind", ["plain", "residual", "deep"])
+def test_the_papers_bound_is_the_same_with_them(kind, monkeypatch):
+    net = network(NETS[kind][0], NETS[kind][1], 2)
+    found = {}
+    for chosen in (True, False):
+        always(monkeypatch, chosen)
+        found[chosen] = corgi_bounds(net, regions(ball(net, 0.05)))
+    scale = float(found[False].upper.max())
+    # where interval arithmetic bounds a neuron better than CROWN, its operands' bounds are float32's
+    assert bool((found[True].lower >= found[False].lower - 1e-5 * scale).all())
+    assert bool((found[True].upper <= found[False].upper + 1e-5 * scale).all())
+
+
+def test_when_time_is_over_they_say_so():
+    net = network(Plain, (1, 6, 6), 2)
+    relaxed = crown_pass(net.graph, regions(ball(net, 0.05)))
+    late = generators(relaxed, torch.float32, Deadline(0.0))
+    with pytest.raises(TimeoutError):
+        late.of(net.graph.preactivations[-1])
+
+
+def test_what_overflows_proves_nothing():
+    shape = (1, 1, 1)
+    big = [Conv2d(torch.full((1, 1, 1, 1), 1e30).double(), None) for _ in range(2)]
+    nodes = [Node("x", Input(), (), shape), Node("a", big[0], ("x",), shape), Node("b", big[1], ("a",), shape)]
+    graph = LayerGraph(nodes, "b")
+    region = regions(co.Ball(torch.zeros(1, 1, 1, 1), 1.0, clip=None))
+    known = {name: Interval(region.lower, region.upper) for name in graph.order}
+    lines: dict[str, ReluLines] = {}
+    low, high = Generators(graph, region, known, lines, NEVER, torch.float32).below(
+        "b", torch.tensor([0]), torch.ones(1, dtype=torch.float64)
+    )
+    assert low.tolist() == [-torch.inf] and high.tolist() == [torch.inf]
+
+
+def test_float32_is_what_it_says():
+    assert exact_in_float32()
+
+
+def test_the_cheaper_way_is_taken():
+    """One neuron is cheaper backwards; many neurons of a deep layer, whose windows are the image, by generators."""
+    net = network(Deep, (1, 9, 7), 2)
+    relaxed = crown_pass(net.graph, regions(ball(net, 0.02)))
+    parts = (net.graph, relaxed.regions, relaxed.intervals, relaxed.lines)
+    last = net.graph.preactivations[-1]
+    screen = Screen(*parts, NEVER)
+    assert not screen.cheaper(last, 0) and not screen.cheaper(last, 1)
+    assert screen.cheaper(last, 100_000)
+    costs = [backward_cost(net.graph, name) for name in net.graph.preactivations]
+    assert costs == sorted(costs)
+    few, most = (
+        forward_cost(net.graph, last, n, relaxed.intervals, generators(relaxed, torch.float32)) for n in (1, 50)
+    )
+    assert few[0] < most[0] and few[1] == most[1] > 0
+
+
+def test_where_memory_does_not_suffice_rows_go_backwards(monkeypatch):
+    net = network(Deep, (1, 9, 7), 2)
+    relaxed = crown_pass(net.graph, regions(ball(net, 0.02)))
+    screen = Screen(net.graph, relaxed.regions, relaxed.intervals, relaxed.lines, NEVER)
+    last = net.graph.preactivations[-1]
+    assert screen.cheaper(last, 100_000)
+    monkeypatch.setattr(screening, "MOST_BYTES", 1000)
+    assert not screen.cheaper(last, 100_000)
+
+
+def test_several_regions_go_backwards():
+    net = network(Plain, (1, 6, 6), 2)
+    two = crown_pass(net.graph, regions(ball(net, 0.02), ball(net, 0.03)))
+    screen = Screen(net.graph, two.regions, two.intervals, two.lines, NEVER)
+    assert not screen.cheaper(net.graph.preactivations[-1], 100_000)
