@@ -331,7 +331,8 @@ class Generators:
                 units.append((block, chosen))
         shape, at = self._graph[self._graph.input].shape, windows[self._graph.input]
         top, left = max(0, at.y), max(0, at.x)
-        inside = Window(top, left, min(shape[1], at.y + at.h) - top, min(shape[2], at.x + at.w) - left)
+        bottom, right = max(top, min(shape[1], at.y + at.h)), max(left, min(shape[2], at.x + at.w))
+        inside = Window(top, left, bottom - top, right - left)
         return Read(inside, self._number[:, top : top + inside.h, left : left + inside.w].flatten(), tuple(units))
 
     def _substituted(self, maps: Maps, read: Read, flat: Tensor, signs: Tensor) -> Tensor:
@@ -359,6 +360,8 @@ class Generators:
 
     def _minimum(self, lam: Tensor, window: Window) -> Tensor:
         """``min of lam' d`` (R,) over the region, for coefficients (N, R) on a window of the image."""
+        if not len(lam):  # a window that lies in the padding
+            return self._mags.new_zeros(lam.shape[1])
         at = (slice(None), slice(None), slice(window.y, window.y + window.h), slice(window.x, window.x + window.w))
         if self._moves.norm == "inf":
             low = -_rounded_up(-self._moves.lower[at].flatten(), self.dtype)
