@@ -6,9 +6,10 @@ from fractions import Fraction
 
 import pytest
 import torch
-from nets import Deep, Everything, Plain, Pooled, Residual, image, network
+from generating import NETS, ball, generators
+from nets import Plain, network
 from relaxing import regions
-from torch import Tensor, nn
+from torch import Tensor
 
 import corgi_opt as co
 from corgi_opt._deadline import NEVER, Deadline
@@ -18,47 +19,12 @@ from corgi_opt.bounding.generators import Generators, exact_in_float32
 from corgi_opt.bounding.relaxation import ReluLines
 from corgi_opt.network.graph import LayerGraph, Node
 from corgi_opt.network.ops import Combine, Conv2d, Input, ReLU
-from corgi_opt.problem.region import Norm
-
-
-class Joined(nn.Module):
-    """Concatenations, a strided branch, and a map turned upside down."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b = nn.Conv2d(1, 2, 3, padding=1), nn.Conv2d(3, 2, 3, padding=1)
-        self.c, self.fc = nn.Conv2d(4, 3, 3, stride=2, padding=1), nn.Linear(3, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = torch.cat([x, self.a(x).relu()], dim=1)
-        h = torch.cat([self.b(h).relu().flip(2), h[:, 1:]], dim=1)
-        return self.fc(self.c(h).relu().mean((2, 3)))
-
-
-NETS = {
-    "plain": (Plain, (1, 6, 6)),
-    "residual": (Residual, (1, 6, 5)),
-    "deep": (Deep, (1, 9, 7)),
-    "pooled": (Pooled, (1, 8, 8)),
-    "joined": (Joined, (1, 8, 7)),
-    "everything": (Everything, (3, 10, 10)),
-}
 
 
 @pytest.fixture(scope="module", params=NETS)
 def net(request):
     build, shape = NETS[request.param]
     return network(build, shape, 2)
-
-
-def ball(net: co.CamNetwork, eps: float, norm: Norm = "inf", clip: tuple[float, float] | None = (0.0, 1.0)) -> co.Ball:
-    center = image(*net.input_shape, seed=4).double()
-    center[..., 0, :] = 0.0  # on the box's edge: moves are of one sign there
-    return co.Ball(center, eps, norm, clip)
-
-
-def generators(relaxed: Relaxed, dtype: torch.dtype, deadline: Deadline = NEVER) -> Generators:
-    return Generators(relaxed.graph, relaxed.regions, relaxed.intervals, relaxed.lines, deadline, dtype)
 
 
 def by_lines(relaxed: Relaxed) -> Relaxed:
@@ -68,9 +34,9 @@ def by_lines(relaxed: Relaxed) -> Relaxed:
 
 
 def both_ways(relaxed: Relaxed, found: Generators, name: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Every neuron's bounds, below and above: a backward pass', and the two numbers around it."""
+    """Every third neuron's bounds, below and above: a backward pass', and the two numbers around it."""
     shape = relaxed.graph[name].shape
-    places = torch.nonzero(torch.ones(1, *shape)).repeat(2, 1)
+    places = torch.nonzero(torch.ones(1, *shape))[::3].repeat(2, 1)
     signs = torch.ones(len(places), dtype=torch.float64)
     signs[len(places) // 2 :] = -1.0
     rows = unit_rows(places, shape, relaxed.regions.center)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from generating import NETS, ball, generators
 from nets import Deep, Plain, network
 from oracles import points_in
 from relaxing import regions
-from test_generators import NETS, ball, generators
 
 import corgi_opt as co
 from corgi_opt._deadline import NEVER
