@@ -37,6 +37,9 @@ HELD = 50
 DEARER = 10
 """How much longer a backward multiplication takes; measured 9 to 18 on the zoo's deep networks."""
 
+LEAST = 1_000_000_000
+"""Fewer multiplications than these (some 20 ms) are not worth an estimate: small networks go backwards."""
+
 MOST_BYTES = 1_500_000_000
 """Memory for the generators' coefficients."""
 
@@ -71,8 +74,11 @@ class Screen:
         """Whether so many neurons of a node are shown stable in less time by generators than by backward passes."""
         if not rows or self._generators is None or not all(map(self._served, self._graph.ancestors(name))):
             return False
+        backward = DEARER * rows * backward_cost(self._graph, name)
+        if backward < LEAST:
+            return False
         cost, size = forward_cost(self._graph, name, rows, self._known, self._generators)
-        return size <= MOST_BYTES and cost < DEARER * rows * backward_cost(self._graph, name)
+        return size <= MOST_BYTES and cost < backward
 
     def screened(self, name: str, interval: Interval, wanted: Tensor) -> Screened:
         """``interval`` met with what generators show of the neurons marked in ``wanted`` (B or 1, C or 1, H or 1, W or

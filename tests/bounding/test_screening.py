@@ -25,6 +25,7 @@ def net(request) -> co.CamNetwork:
 
 def always(monkeypatch: pytest.MonkeyPatch, chosen: bool) -> None:
     """Every layer by generators, or none."""
+    monkeypatch.setattr(screening, "LEAST", 0)
     monkeypatch.setattr(screening, "forward_cost", lambda *_: (-1 if chosen else 1 << 80, 0))
 
 
