@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from corgi_opt._deadline import NEVER, Deadline
-from corgi_opt.bounding.crown import open_values, refine
+from corgi_opt.bounding.crown import Bound, open_values, refine, tightened
 from corgi_opt.bounding.curves import curve_planes
 from corgi_opt.bounding.dual import Interval, Relaxation, lower_bounds
 from corgi_opt.bounding.interval import propagate
 from corgi_opt.bounding.regions import Regions
 from corgi_opt.bounding.relaxation import PoolPlanes, ReluLines, direct_planes
+from corgi_opt.bounding.screening import Screen
 from corgi_opt.network.cam import CamNetwork
 from corgi_opt.network.graph import LayerGraph
 from corgi_opt.network.ops import MaxPool2d, ReLU
@@ -37,11 +38,13 @@ def corgi_bounds(
     graph = net.pooled
     known: dict[str, Interval] = {}
     relaxations: dict[str, Relaxation] = {}
+    lines: dict[str, ReluLines] = {}
+    screen = Screen(graph, regions, known, lines, deadline)
     rounding = regions.rounding(graph)
     for name in graph.ancestors(net.features):
         node = graph[name]
         if isinstance(node.op, ReLU):
-            relaxations[name] = ReluLines.crown(node.inputs[0], known[node.inputs[0]])
+            relaxations[name] = lines[name] = ReluLines.crown(node.inputs[0], known[node.inputs[0]])
         elif isinstance(node.op, MaxPool2d):
             planes = direct_planes(node.op, known[node.inputs[0]])
             relaxations[name] = PoolPlanes(node.inputs[0], node.op, planes)
@@ -61,10 +64,29 @@ def corgi_bounds(
                 deadline=deadline,
                 rounding=rounding,
             )
-            known[name] = refine(graph, name, known[name], wanted, bound)
+            signs = not _rectified_value_matters(graph, name, net.features)
+            known[name] = _refined(graph, name, known[name], wanted, bound, screen, signs=signs)
         if rounding is not None:
             rounding.learn(name, *known[name])
     return known[net.features]
+
+
+def _refined(
+    graph: LayerGraph, name: str, interval: Interval, wanted: Tensor, bound: Bound, screen: Screen, *, signs: bool
+) -> Interval:
+    """``interval`` met with backward bounds of the neurons marked in ``wanted``.
+
+    Where only ReLUs read them, and where that is cheaper, generators show first which are off or on. Where more than
+    ``signs`` matters, they also show which no pass would find to be on: how far below zero those go, no ReLU passes on.
+    """
+    relus_only = all(isinstance(graph[reader].op, ReLU) for reader in graph.consumers(name))
+    if not relus_only:
+        return refine(graph, name, interval, wanted, bound)
+    interval, liftable = screen.screened(name, interval, wanted)
+    if signs:
+        return refine(graph, name, interval, wanted & interval.unstable, bound)
+    above = wanted & (interval.upper > 0)
+    return tightened(graph, name, interval, above & liftable, above, bound)
 
 
 def _wanted(graph: LayerGraph, name: str, interval: Interval, regions: Regions, features: str) -> Tensor | None:
@@ -84,7 +106,10 @@ def _wanted(graph: LayerGraph, name: str, interval: Interval, regions: Regions, 
     relus = [r for r in readers if isinstance(graph[r].op, ReLU)]
     if not relus:
         return None
-    for relu in relus:
-        if relu == features or any(isinstance(graph[r].op, MaxPool2d) for r in graph.consumers(relu)):
-            return interval.upper > 0
-    return interval.unstable
+    return interval.upper > 0 if _rectified_value_matters(graph, name, features) else interval.unstable
+
+
+def _rectified_value_matters(graph: LayerGraph, name: str, features: str) -> bool:
+    """Whether a pool or the CAM reads a ReLU of this node."""
+    relus = [r for r in graph.consumers(name) if isinstance(graph[r].op, ReLU)]
+    return any(r == features or any(isinstance(graph[p].op, MaxPool2d) for p in graph.consumers(r)) for r in relus)

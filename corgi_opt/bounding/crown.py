@@ -1,10 +1,11 @@
 """CROWN (Zhang et al. 2018) for all inputs of ReLUs and of curved nodes, screened.
 
-A backward pass is spent on a neuron only when its sign is open after interval arithmetic, when it can still matter to
-the question (``matter``: the receptive field of the pixels that are undecided), and when no larger region has settled
-it (``above``). All others keep their interval: of a stable neuron a ReLU needs the sign only. The plane of a pooling
-window needs more, so candidates that may be its maximum are bounded too; and so are all inputs of a curved node, from
-both sides, unless intervals are exact there.
+A backward pass is spent on a neuron only when its sign is open after interval arithmetic, and after generators where
+these are the cheaper way to show it (screening.py); when it can still matter to the question (``matter``: the receptive
+field of the pixels that are undecided); and when no larger region has settled it (``above``). All others keep their
+interval: of a stable neuron a ReLU needs the sign only. The plane of a pooling window needs more, so candidates that
+may be its maximum are bounded too; and so are all inputs of a curved node, from both sides, unless intervals are exact
+there.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from corgi_opt.bounding.relaxation import (
     tree_planes,
     window_taps,
 )
+from corgi_opt.bounding.screening import Screen
 from corgi_opt.bounding.tolerance import Rounding
 from corgi_opt.network.graph import LayerGraph
 from corgi_opt.network.ops import MaxPool2d, ReLU, Shape
@@ -117,17 +119,17 @@ def settle(graph: LayerGraph, name: str, interval: Interval, matter: Tensor, bou
     The other side is bounded only where that did not.
     """
     open_, nearer_above = matter & interval.unstable, interval.upper < -interval.lower
-    interval = _tightened(graph, name, interval, open_ & ~nearer_above, open_ & nearer_above, bound)
+    interval = tightened(graph, name, interval, open_ & ~nearer_above, open_ & nearer_above, bound)
     open_ = open_ & interval.unstable
-    return _tightened(graph, name, interval, open_ & nearer_above, open_ & ~nearer_above, bound)
+    return tightened(graph, name, interval, open_ & nearer_above, open_ & ~nearer_above, bound)
 
 
 def refine(graph: LayerGraph, name: str, interval: Interval, wanted: Tensor, bound: Bound) -> Interval:
     """``interval`` met with backward bounds, from both sides, of the neurons marked in ``wanted`` (B, C, H, W)."""
-    return _tightened(graph, name, interval, wanted, wanted, bound)
+    return tightened(graph, name, interval, wanted, wanted, bound)
 
 
-def _tightened(
+def tightened(
     graph: LayerGraph, name: str, interval: Interval, from_below: Tensor, from_above: Tensor, bound: Bound
 ) -> Interval:
     """``interval`` with better lower bounds of some neurons and better upper bounds of some."""
@@ -181,6 +183,7 @@ def crown_pass(
     curves: dict[str, CurvePlanes] = {}
     rounding = regions.rounding(graph)
     relaxed = Relaxed(graph, regions, known, lines, pools, curves, deadline, rounding)  # grows with the loop
+    screen = Screen(graph, regions, known, lines, deadline)
     everywhere = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=regions.eps.device)
 
     def mattering(name: str) -> Tensor:
@@ -203,7 +206,9 @@ def crown_pass(
             wanted = mattering(name) & open_values(graph, name, interval, regions)
             interval = refine(graph, name, interval, wanted, partial(bounder, relaxed, name))
         elif name in graph.preactivations and not isinstance(node.op, Smooth):  # whose range is exact
-            interval = refiner(graph, name, interval, mattering(name), partial(bounder, relaxed, name))
+            wanted = mattering(name)
+            interval = screen.screened(name, interval, wanted).interval
+            interval = refiner(graph, name, interval, wanted, partial(bounder, relaxed, name))
         known[name] = interval
         if rounding is not None:
             rounding.learn(name, *interval)

@@ -54,9 +54,9 @@ ONCE = 64
 """Most roundings of a result besides those of its longest sum."""
 
 
-def gamma(terms: int) -> float:
-    """The relative error of a sum of so many products, twice over."""
-    share = 2 * (terms + ONCE) * UNIT
+def gamma(terms: int, dtype: torch.dtype = torch.float64, once: int = ONCE) -> float:
+    """The relative error of a sum of so many products, and of ``once`` roundings besides, twice over."""
+    share = (terms + once) * torch.finfo(dtype).eps  # twice the error of one rounding
     return share / (1 - share)
 
 
