@@ -172,8 +172,13 @@ def test_intervals_that_cross_prove_that_no_image_is_there():
 def test_a_search_with_clipping_agrees_with_enumeration(seeds, monkeypatch):
     """Clipping is forced on: the tree without it has one node."""
     monkeypatch.setattr(branch_module, "FIRST_NODES", 1)
-    clipped: list[Any] = []
-    monkeypatch.setattr(branch_module, "clip", lambda *args: clipped.append(clip(*args)) or clipped[-1])
+    clipped: list[Clipped] = []
+
+    def told(*args: Any) -> Clipped:
+        clipped.append(clip(*args))
+        return clipped[-1]
+
+    monkeypatch.setattr(branch_module, "clip", told)
     for seed in seeds:
         program = drawn(seed, inputs=2 + seed % 2, units=3 + seed % 3)
         lowest = least(program)
