@@ -10,7 +10,7 @@ are set here and put back afterwards, however the call ends:
   non-deterministic and cuDNN's deterministic ones chosen, no anomaly detection. Calls may overlap in several threads:
   the last one out puts it back.
 
-What is left alone: a TorchFunctionMode of the caller's own, cuDNN's TF32 in convolutions (float32 steers searches, it
+What is left alone: a TorchFunctionMode of the caller's own, cuDNN's TF32 in convolutions (a GPU's float32 steers, it
 proves nothing), the number of threads, and flushing in torch's own worker threads.
 """
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from fuzz_nets import Case, FuzzNet, logits_of, plain_copy
-from fuzz_pieces import Piece
 from torch import Tensor, nn
 
 PERTURBED = 1e-10
@@ -75,11 +74,6 @@ class Oracle:
                 other = moved.cam(image * (1 + PERTURBED * _signs(image, seed)), class_idx)
                 found = max(found, float((other - cam).abs().max()) / PERTURBED)
         return found
-
-    @property
-    def limited(self) -> bool:
-        """Whether pieces of the network may compare values with constants of order one."""
-        return any(isinstance(module, Piece) for module in self.model.body.modules())
 
     @cached_property
     def _perturbed(self) -> list[Oracle]:

@@ -6,6 +6,7 @@ from fractions import Fraction
 
 import pytest
 import torch
+import torch.nn.functional as F
 from generating import NETS, ball, generators
 from nets import Plain, network
 from relaxing import regions
@@ -219,3 +220,15 @@ def test_what_overflows_proves_nothing():
 
 def test_float32_is_what_it_says():
     assert exact_in_float32()
+
+
+def test_a_transform_in_place_of_sums_of_products_is_seen(monkeypatch):
+    """Winograd's adds neighbours up before it multiplies: here, a value and its neighbour, which is taken off again."""
+    conv = F.conv2d
+
+    def transformed(x, weight, **kwargs):
+        beside = x.roll(1, dims=-1)
+        return conv(x + beside, weight, **kwargs) - conv(beside, weight, **kwargs)
+
+    monkeypatch.setattr(F, "conv2d", transformed)
+    assert not exact_in_float32.__wrapped__()
