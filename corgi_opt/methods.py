@@ -42,7 +42,8 @@ class Method:
 
     ``asks``: what it needs a solver for. ``exact``: it decides an atom, up to float tolerance, so that brackets close.
     ``quick``: it runs before the attack. ``after``: the bounds that run before it. ``norms``: the norms that it takes.
-    ``bent``: the method that answers in its place where a network has curved layers, which no solved one takes.
+    ``curves``: it solves networks with curved layers too (every relaxation bounds them). ``bent``: the method that
+    answers in its place on such a network.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Method:
     quick: bool = False
     after: tuple[str, ...] = ()
     norms: tuple[Norm, ...] = ("inf", "2", "1")
+    curves: bool = False
     bent: str | None = None
 
 
@@ -74,6 +76,13 @@ TABLE: dict[str, Method] = {
             "lp", Look("#ee6677", (0, (3, 1, 1, 1)), "s"), solve=lambda r, s, d: r.lp(s, d), asks="lp", after=("crown",)
         ),
         Method(
+            "split",
+            Look("#aa3377", (0, (6, 1, 1, 1, 1, 1)), "X"),
+            solve=lambda r, s, d: r.split(d),
+            after=("crown", "dual"),
+            curves=True,
+        ),
+        Method(
             "milp",
             Look("#332288", (0, (8, 2)), "P"),
             solve=lambda r, s, d: r.milp(s, d),
@@ -89,8 +98,9 @@ TABLE: dict[str, Method] = {
             asks="lp",
             exact=True,
             after=("crown",),
+            bent="split",
         ),
-        Method("auto", Look("#000000", "-", "*"), solve=_auto, asks="lp", exact=True, after=("crown",), bent="dual"),
+        Method("auto", Look("#000000", "-", "*"), solve=_auto, asks="lp", exact=True, after=("crown",), bent="split"),
     )
 }
 """The methods by name. Each certifies at least what those before it do; a stronger search starts where a weaker ended.
@@ -137,12 +147,12 @@ def check_method(method: object, norm: Norm, curved: Sequence[str] = ()) -> Meth
     if norm not in row.norms:
         answered = " and ".join(map(repr, row.norms))
         raise InputError(f"method {method!r} answers norm {answered}, not {norm!r}; method='bab' is exact there too")
-    if not curved or row.solve is None:
+    if not curved or row.solve is None or row.curves:
         return row
     if row.bent is None:
         raise InputError(
             f"method {method!r} takes affine and piecewise-linear layers only, and this network has {listed(curved)}; "
-            "'ibp', 'corgi', 'crown' and 'dual' bound it, and method='auto' is the best of them"
+            "'ibp', 'corgi', 'crown', 'dual' and 'split' bound it, and method='auto' is the best of them"
         )
     return TABLE[row.bent]
 

@@ -7,32 +7,15 @@ import math
 
 import pytest
 import torch
-from curved_nets import BUILT, read
+from curved_nets import BUILT, Line, read
 from nets import image
-from torch import Tensor, nn
+from torch import Tensor
 
 import corgi_opt as co
 
 network = functools.cache(read)
 
 X = image(1, 6, 6, seed=3)
-
-
-class Line(nn.Module):
-    """An image of one number, four pixels of a map, each a curved function of it: every answer is on a fine grid."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.head = nn.Conv2d(1, 3, 1), nn.Linear(3, 2)
-        self.spread = nn.ConvTranspose2d(3, 3, 2)
-        for module in (self.first, self.head, self.spread):
-            nn.init.normal_(module.weight, 0.0, 1.5)
-            assert module.bias is not None
-            nn.init.normal_(module.bias, 0.0, 0.5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = nn.functional.silu(self.first(x))
-        return self.head(torch.tanh(self.spread(y)).mean((2, 3)))
 
 
 def on_the_grid(net: co.CamNetwork, x: float, eps: float, k: int, class_idx: int) -> float:
@@ -56,11 +39,11 @@ def test_margins_of_one_input_are_those_of_a_grid():
             for k in (1, 2):
                 c = co.compare(net, x, k=k, eps=eps, class_idx=0, clip=None)
                 least = on_the_grid(net, float(x), eps, k, 0)
-                assert list(c.only.answers) == ["corgi", "crown", "dual"]
+                assert list(c.only.answers) == ["corgi", "crown", "dual", "split"]
                 for method, found in c.only.answers.items():
                     assert isinstance(found, co.Verdict)
                     assert found.margin_lower <= least, (method, seed, eps)
-                    best = found.margin_lower  # the last, dual's
+                    best = found.margin_lower  # the last, split's
                 near += eps == 0.001 and best > least - 0.02 * abs(least) - 1e-6
     assert near == 12
 
@@ -80,7 +63,7 @@ def test_auto_does_what_can_be_done_and_says_so(name):
             assert float((moved - X.double()).abs().max()) <= eps * (1 + 1e-12)
             assert top(net.model_cam(moved, 1), 4) != top(net.model_cam(X, 1), 4)
         else:
-            assert "method 'auto' is 'dual' here" in v.reason and net.curved[0] in v.reason
+            assert "method 'auto' is 'split' here" in v.reason and net.curved[0] in v.reason
     assert "falsified" in statuses and "certified" in statuses
 
 
@@ -101,7 +84,7 @@ def test_the_reason_says_what_no_exact_method_takes():
     v = co.verify(net, X, eps=(r.lower * r.upper) ** 0.5, k=3, class_idx=1)
     assert v.status == "unknown"
     for said in (r.reason, v.reason):
-        assert "method 'auto' is 'dual' here: no exact one takes" in said
+        assert "method 'auto' is 'split' here: no exact one takes" in said
         assert "gelu (GELU)" in said and "more" in said
 
 
@@ -109,9 +92,12 @@ def test_the_reason_says_what_no_exact_method_takes():
 def test_radii_are_brackets_in_order(name):
     net = network(name)
     c = co.compare(net, X, k=4, class_idx=1, rtol=0.05)
-    assert list(c.radii) == ["corgi", "crown", "dual"]
+    assert list(c.radii) == ["corgi", "crown", "dual", "split"]
     radii = [r.lower for r in c.radii.values()]
-    assert 0 < radii[0] <= radii[2] and radii[1] <= radii[2] < min(r.upper for r in c.radii.values()) < math.inf
+    assert (
+        0 < radii[0] <= radii[2]
+        and radii[1] <= radii[2] <= radii[3] < min(r.upper for r in c.radii.values()) < math.inf
+    )
     r = c.radii["dual"]
     again = co.verify(net, X, eps=r.lower, k=4, class_idx=1, method="dual")
     assert again.status == "certified"
@@ -139,7 +125,17 @@ def test_heat_maps_hold(method):
     assert bool((ranks >= found.best.flatten()).all()) and bool((ranks <= found.worst.flatten()).all())
 
 
-@pytest.mark.parametrize("method", ["lp", "milp", "bab"])
+@pytest.mark.parametrize("method", ["bab", "auto"])
+def test_branch_and_bound_splits_intervals_and_names_the_layers(method):
+    net = network("squeezed")
+    r = co.radius(net, X, k=4, class_idx=1, method=method, rtol=0.05)
+    assert (
+        r.method == "split" and f"method '{method}' is 'split' here: no exact one takes sigmoid (sigmoid)" in r.reason
+    )
+    assert r.lower >= co.radius(net, X, k=4, class_idx=1, method="dual", rtol=0.05).lower
+
+
+@pytest.mark.parametrize("method", ["lp", "milp"])
 def test_exact_methods_name_the_layers_they_do_not_take(method):
     net = network("squeezed")
     words = (
@@ -156,9 +152,9 @@ def test_exact_methods_name_the_layers_they_do_not_take(method):
 
 def test_what_the_refusal_says_works():
     net = network("squeezed")
-    with pytest.raises(co.InputError, match="'ibp', 'corgi', 'crown' and 'dual' bound it, and method='auto'"):
-        co.verify(net, X, eps=1e-4, k=3, class_idx=1, method="bab")
-    for method in ("ibp", "corgi", "crown", "dual", "auto"):
+    with pytest.raises(co.InputError, match="'ibp', 'corgi', 'crown', 'dual' and 'split' bound it, and method='auto'"):
+        co.verify(net, X, eps=1e-4, k=3, class_idx=1, method="milp")
+    for method in ("ibp", "corgi", "crown", "dual", "split", "auto"):
         assert co.verify(net, X, eps=1e-9, k=3, class_idx=1, method=method).status == "certified"
 
 

@@ -226,7 +226,7 @@ def compare(
     ``eps`` the radius is asked for. With it, the margin at that eps: the best bound each method gives (``verify`` stops
     at its sign), an exact method's to within ``rtol`` times the margin at the image. ``methods``: names; None means
     corgi, crown, dual, lp and bab (auto where rivals are counted or the class is kept); on a network with curved layers
-    the first three, and what auto is there is dual.
+    the first three, and split, which is what bab and auto are there.
     ``time_limit`` is the total for each method of a question. Raises TieError for a tied image (one of several has
     radius 0, or an unknown margin), BoundOrderError if bounds contradict each other or a replayed image. Ctrl-C raises
     Interrupted (``partial``: the comparison so far).
@@ -236,7 +236,7 @@ def compare(
     wanted = _properties(net, property, k, within)
     if methods is None:
         exact = ("lp", "auto" if keep_class or within is not None else "bab")
-        methods = ("corgi", "crown", "dual", *(exact if not curved else ()))
+        methods = ("corgi", "crown", "dual", *(("split",) if curved else exact))
     if isinstance(methods, str) or not isinstance(methods, Sequence) or not methods:
         raise InputError(f"methods must be a non-empty sequence of names or None, got {methods!r}")
     chosen = weakest_first(check_method(m, norm, curved).name for m in methods)

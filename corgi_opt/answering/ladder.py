@@ -28,6 +28,7 @@ from corgi_opt.search.branch import TOO_CLOSE
 from corgi_opt.search.counting import CountSolver
 from corgi_opt.search.decide import Branched, Decider, SolvedProgram
 from corgi_opt.search.replay import meet, witness_of
+from corgi_opt.search.splitting import SplitSolver
 
 ATOM_SECONDS = 2.0
 """What an atom may take at least, where some are allowed to fail: one that takes long most likely does."""
@@ -138,6 +139,14 @@ class Ladder:
             atoms = AtomSolver(self.question, self.ball, parts, SolvedProgram(triangle, solver))
             return self._solve("lp", atoms, relaxed, deadline)
 
+    def split(self, deadline: Deadline) -> str:
+        """Branch and bound on intervals, atom by atom; for layers that no solver takes. Returns why it stopped, or
+        ''."""
+        relaxed = self._relaxed(deadline)
+        self._aim(exact=True)
+        with timed(self.stats, "split"):
+            return self._solve("split", SplitSolver(self.question), relaxed, deadline)
+
     def milp(self, solver: Backend, deadline: Deadline) -> str:
         """The exact MILP, atom by atom, until the goal is reached. Returns why it stopped before, or ''."""
         return self._exact("milp", SolvedProgram(big_m, solver), solver, deadline)
@@ -206,7 +215,7 @@ class Ladder:
                 if not reason and not self.question.groups.every:
                     reason = self._count(counting, relaxed, deadline)
 
-    def _solve(self, name: str, solver: AtomSolver, relaxed: Relaxed, deadline: Deadline) -> str:
+    def _solve(self, name: str, solver: AtomSolver | SplitSolver, relaxed: Relaxed, deadline: Deadline) -> str:
         """Atom by atom, until an image is met where the margin is no more than the level. Returns why it stopped before
         all are above it, or ''.
 

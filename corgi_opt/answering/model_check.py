@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from corgi_opt._ambient import pinned
 from corgi_opt.bounding.budget import chunk_bytes
+from corgi_opt.bounding.screening import generator_bytes
 from corgi_opt.drawing.tables import print_table
 from corgi_opt.methods import TABLE, listed
 from corgi_opt.network.cam import CamNetwork, examined
@@ -55,7 +56,7 @@ class NetworkSize:
             relus=sum(_count(graph, graph.relus)),
             cone=_cone(net),
             values=values,
-            memory=CHUNKS * chunk_bytes(torch.device("cpu")) + BYTES * values,
+            memory=CHUNKS * chunk_bytes(torch.device("cpu")) + BYTES * values + generator_bytes(graph),
             curved=net.curved,
         )
 
@@ -68,7 +69,7 @@ class NetworkSize:
         row = TABLE[name]
         if row.solve is None:
             return f"yes, about {self.memory / 2**20:,.0f} MiB" if name in ("crown", "dual") else "yes"
-        if self.curved:
+        if self.curved and not row.curves:
             return "no: there are curved layers" if row.bent is None else f"as {row.bent!r}: there are curved layers"
         norms = "" if len(row.norms) == 3 else f" (norms {' and '.join(map(repr, row.norms))})"
         if not row.exact or 2 * self.cone <= FEW:

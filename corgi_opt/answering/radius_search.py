@@ -362,7 +362,9 @@ def _first(method: str) -> list[str]:
     CORGI.
     """
     row = TABLE[method]
-    return [] if row.exact or row.quick else [name for name in up_to(method)[:-1] if not TABLE[name].quick]
+    if row.exact or row.quick:
+        return []
+    return [name for name in up_to(method)[:-1] if TABLE[name].bound is not None and not TABLE[name].quick]
 
 
 @pinned

@@ -120,7 +120,7 @@ def export_vnnlib(
     if net.curved:
         raise InputError(
             "files for other verifiers are written of affine and piecewise-linear layers only, and this network has "
-            f"{listed(net.curved)}; 'ibp', 'corgi', 'crown' and 'dual' bound it here"
+            f"{listed(net.curved)}; 'ibp', 'corgi', 'crown', 'dual' and 'split' bound it here"
         )
     question = Question.ask(scene, wanted, tie_tol=tie_tol, keep_class=keep_class)
     ball = scene.checked_ball(eps)

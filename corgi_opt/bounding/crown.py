@@ -84,11 +84,6 @@ class Relaxed:
         """Pooling windows where the direct plane is the tighter one; the rest is left to the ReLUs of the tree."""
         return {name: pool.direct for name, pool in self.pools.items() if pool.direct is not None}
 
-    @property
-    def fixed(self) -> Relaxations:
-        """What dual ascent leaves as it is: all but ReLUs."""
-        return {**self.direct, **self.curves}
-
     def bound(self, node: str, rows: Rows) -> Tensor:
         """CROWN's lower bounds (R,) of functionals of ``node``."""
         return lower_bounds(self.graph, node, rows, self.regions, self.relaxations, self.deadline, self.rounding)

@@ -42,6 +42,9 @@ SIDE = 6
 FINER = (-0.75, -0.5, -0.25, 0.25, 0.5, 0.75)
 """Then one end after the other is moved, by these shares of the distance between two such points, then by a quarter."""
 
+MIDDLE = 0.5
+"""Where CROWN's lines and planes are the best: the middle of an interval."""
+
 HALVINGS = 30
 """Of an interval, until the point where a slope is met is known well enough."""
 
@@ -52,40 +55,45 @@ class CurvePlanes:
     def __init__(self, sources: tuple[str, ...], planes: Planes) -> None:
         self.sources, self.planes = sources, planes
         lower, upper = planes.lower, planes.upper
-        self._maps = torch.cat([*lower.slopes, lower.shift, *upper.slopes, upper.shift], dim=1)  # one gather for all
+        # one gather for all: slopes and shift of the lower plane, then of the upper
+        self.maps = torch.cat([*lower.slopes, lower.shift, *upper.slopes, upper.shift], dim=1)
 
     def to(self, dtype: torch.dtype) -> CurvePlanes:
         return CurvePlanes(self.sources, self.planes.each(lambda m: m.to(dtype)))
 
     def step(self, rows: Rows) -> Step:
-        """mu = slope * lambda, of the plane that the sign of lambda asks for."""
-        count = len(self.sources) + 1
-        *below, floor = (maps := rows.gather(self._maps).chunk(2 * count, dim=1))[:count]
-        *above, ceiling = maps[count:]
-        positive = rows.coefs.clamp(min=0)
-        negative = rows.coefs - positive
-        passed = tuple(
-            (source, replace(rows, coefs=positive * low + negative * high))
-            for source, low, high in zip(self.sources, below, above, strict=True)
-        )
-        return Step(passed, (positive * floor + negative * ceiling).flatten(1).sum(dim=1))
+        return planes_step(self.sources, rows, rows.gather(self.maps))
 
 
-def curve_planes(node: Node, known: Mapping[str, Interval]) -> CurvePlanes:
-    """The planes of a curved node from proven bounds (B, C, H, W) of its operands."""
-    operands = [known[name] for name in node.inputs]
+def planes_step(sources: tuple[str, ...], rows: Rows, maps: Tensor) -> Step:
+    """mu = slope * lambda, of the plane that the sign of lambda asks for; ``maps`` on the rows' windows."""
+    count = len(sources) + 1
+    *below, floor = (parts := maps.chunk(2 * count, dim=1))[:count]
+    *above, ceiling = parts[count:]
+    positive = rows.coefs.clamp(min=0)
+    negative = rows.coefs - positive
+    passed = tuple(
+        (source, replace(rows, coefs=positive * low + negative * high))
+        for source, low, high in zip(sources, below, above, strict=True)
+    )
+    return Step(passed, (positive * floor + negative * ceiling).flatten(1).sum(dim=1))
+
+
+def curve_planes(node: Node, known: Mapping[str, Interval], at: float = MIDDLE) -> CurvePlanes:
+    """The planes of a curved node from proven bounds (B, C, H, W) of its operands, best at the share ``at`` of them."""
+    first, last = known[node.inputs[0]], known[node.inputs[-1]]
     if isinstance(node.op, Product):
-        return CurvePlanes(node.inputs, product_planes(*operands))
+        return CurvePlanes(node.inputs, product_planes(first, last, at))
     assert isinstance(node.op, Smooth)  # there are these two kinds
-    return CurvePlanes(node.inputs, function_lines(node.op.function, operands[0]))
+    return CurvePlanes(node.inputs, function_lines(node.op.function, first, at))
 
 
 # --- functions of one number -----------------------------------------------------------------------------------------
 
 
-def function_lines(function: Function, z: Interval) -> Planes:
-    """A line below and one above a function over intervals (B, C, H, W)."""
-    low, high = _slopes(function, z)
+def function_lines(function: Function, z: Interval, at: float = MIDDLE) -> Planes:
+    """A line below and one above a function over intervals (B, C, H, W), best at the share ``at`` of each."""
+    low, high = _slopes(function, z, at)
     size = torch.maximum(z.lower.abs(), z.upper.abs())
     hidden = _hidden(function.magnitude(size) + function.steepest(size) * size)
     floor = -_most(function, low, z, -1.0) - hidden
@@ -99,34 +107,37 @@ def _hidden(size: Tensor) -> Tensor:
     return HIDDEN * (info.eps / 2 * size + info.tiny)
 
 
-def _slopes(function: Function, z: Interval) -> tuple[Tensor, Tensor]:
-    """Slopes of the lines that carry the convex and the concave hull in the middle of each interval."""
+def _slopes(function: Function, z: Interval, at: float) -> tuple[Tensor, Tensor]:
+    """Slopes of the lines that carry the convex and the concave hull at the share ``at`` of each interval."""
     steepest = function.steepest(torch.maximum(z.lower.abs(), z.upper.abs()))
     found = []
     for sign in (-1.0, 1.0):
-        chord = _Chord(function, z, sign)
+        chord = _Chord(function, z, sign, at)
         slope = (chord.rise / 2 / (z.upper / 2 - z.lower / 2)).nan_to_num(0.0)  # a point has no slope
         found.append(torch.minimum(torch.maximum(slope, -steepest), steepest))
     return found[0], found[1]
 
 
 class _Chord:
-    """The chord that is highest in the middle of each interval (sign -1: lowest), among those of a few points on either
-    side; then each end is moved. ``ends``: how far to either side, as shares of the interval, and values there.
+    """The chord that is highest at the share ``at`` of each interval (sign -1: lowest), among those of a few points on
+    either side; then each end is moved. ``ends``: how far to either side, as shares of the interval, and values there.
     """
 
-    def __init__(self, function: Function, z: Interval, sign: float) -> None:
-        self._function, self._z, self._sign = function, z, sign
-        whole = [(torch.full_like(z.lower, 0.5), function.value(end)) for end in z]
-        self.ends, self._height = whole, sign * (whole[0][1] / 2 + whole[1][1] / 2)
-        coarse = [torch.full_like(z.lower, at / (2 * SIDE)) for at in range(1, SIDE + 1)]
-        points = [[(share, self._value(share, side)) for share in coarse] + self._kinks(side) for side in (0, 1)]
+    def __init__(self, function: Function, z: Interval, sign: float, at: float) -> None:
+        self._function, self._z, self._sign, self._at = function, z, sign, at
+        self._room = (at, 1 - at)
+        whole = [(torch.full_like(z.lower, room), function.value(end)) for room, end in zip(self._room, z, strict=True)]
+        self.ends, self._height = whole, sign * (whole[0][1] * (1 - at) + whole[1][1] * at)
+        coarse = [[torch.full_like(z.lower, room * part / SIDE) for part in range(1, SIDE + 1)] for room in self._room]
+        points = [[(share, self._value(share, side)) for share in coarse[side]] + self._kinks(side) for side in (0, 1)]
         for left in points[0]:
             for right in points[1]:
                 self._take([left, right])
         for distance in (1.0, 0.25):
             for side in (0, 1):
-                nearby = [(self.ends[side][0] + distance * part / (2 * SIDE)).clamp(0.01 / SIDE, 0.5) for part in FINER]
+                room = self._room[side]
+                moves = [distance * part * room / SIDE for part in FINER]
+                nearby = [(self.ends[side][0] + move).clamp(0.02 * room / SIDE, room) for move in moves]
                 for moved in (*points[side], *((share, self._value(share, side)) for share in nearby)):
                     self._take([moved, self.ends[1]] if side == 0 else [self.ends[0], moved])
 
@@ -148,16 +159,17 @@ class _Chord:
 
     def _value(self, share: Tensor | float, side: int) -> Tensor:
         (l, u), away = self._z, share if side else -share
-        return self._function.value(l * (0.5 - away) + u * (0.5 + away))
+        return self._function.value(l * (1 - self._at - away) + u * (self._at + away))
 
     def _kinks(self, side: int) -> list[tuple[Tensor, Tensor]]:
         """A line may turn about one; the end of the interval stands for one that is not on this side."""
         (l, u), found = self._z, []
         for kink in self._function.kinks:
-            share = ((kink / 2 - l / 2) / (u / 2 - l / 2) - 0.5) * (1.0 if side else -1.0)
-            here, end = (share > 0) & (share < 0.5), self._value(0.5, side)
+            room = self._room[side]
+            share = ((kink / 2 - l / 2) / (u / 2 - l / 2) - self._at) * (1.0 if side else -1.0)
+            here, end = (share > 0) & (share < room), self._value(room, side)
             value = torch.where(here, self._function.value(torch.full_like(l, kink)), end)
-            found.append((torch.where(here, share, torch.full_like(l, 0.5)), value))
+            found.append((torch.where(here, share, torch.full_like(l, room)), value))
         return found
 
 
@@ -202,10 +214,14 @@ def _above_concave(function: Function, slope: Tensor, start: Tensor, end: Tensor
 # --- products --------------------------------------------------------------------------------------------------------
 
 
-def product_planes(x: Interval, y: Interval) -> Planes:
-    """A plane below and one above ``x y`` over boxes (B, C, H, W)."""
-    by_x, by_y = y.lower / 2 + y.upper / 2, x.lower / 2 + x.upper / 2
-    corners = torch.stack([at * by - by_x * at - by_y * by for at in x for by in y])
+def product_planes(x: Interval, y: Interval, at: float = MIDDLE) -> Planes:
+    """A plane below and one above ``x y`` over boxes (B, C, H, W): the share ``at`` of one of McCormick's two planes on
+    that side, and the rest of the other."""
     size = torch.maximum(x.lower.abs(), x.upper.abs()) * torch.maximum(y.lower.abs(), y.upper.abs())
-    slopes, hidden = torch.stack([by_x, by_y]), _hidden(size)
-    return Planes(Plane(slopes, corners.amin(dim=0) - hidden), Plane(slopes, corners.amax(dim=0) + hidden))
+    by_y, hidden = x.lower * (1 - at) + x.upper * at, _hidden(size)
+    planes = []
+    for (first, last), sign in (((y.lower, y.upper), -1.0), ((y.upper, y.lower), 1.0)):
+        by_x = first * (1 - at) + last * at
+        corners = torch.stack([sign * (a * b - by_x * a - by_y * b) for a in x for b in y])
+        planes.append(Plane(torch.stack([by_x, by_y]), sign * (corners.amax(dim=0) + hidden)))
+    return Planes(*planes)

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from corgi_opt._deadline import Deadline
+from corgi_opt._deadline import NEVER, Deadline
 from corgi_opt.bounding.dual import Interval
 from corgi_opt.bounding.generators import TILES, Generators, exact_in_float32
 from corgi_opt.bounding.regions import Regions
@@ -72,13 +72,18 @@ class Screen:
 
     def cheaper(self, name: str, rows: int) -> bool:
         """Whether so many neurons of a node are shown stable in less time by generators than by backward passes."""
+        return self.bytes_for(name, rows) > 0
+
+    def bytes_for(self, name: str, rows: int) -> int:
+        """Memory that generators take to show the signs of so many neurons of a node; 0 where they do not, as backward
+        passes are the cheaper way, or there is not the memory."""
         if not rows or self._generators is None or not all(map(self._served, self._graph.ancestors(name))):
-            return False
+            return 0
         backward = DEARER * rows * backward_cost(self._graph, name)
         if backward < LEAST:
-            return False
+            return 0
         cost, size = forward_cost(self._graph, name, rows, self._known, self._generators)
-        return size <= MOST_BYTES and cost < backward
+        return size if size <= MOST_BYTES and cost < backward else 0
 
     def screened(self, name: str, interval: Interval, wanted: Tensor) -> Screened:
         """``interval`` met with what generators show of the neurons marked in ``wanted`` (B or 1, C or 1, H or 1, W or
@@ -101,6 +106,16 @@ class Screen:
 
     def _served(self, name: str) -> bool:
         return isinstance(self._graph[name].op, (Input, Affine, ReLU))
+
+
+def generator_bytes(graph: LayerGraph) -> int:
+    """Memory that generators take in a pass over one region on the CPU where few ReLUs are open, most of which only
+    generators or backward passes show."""
+    shape = (1, *graph[graph.input].shape)
+    center, lower, upper = (torch.full(shape, value, dtype=torch.float64) for value in (0.0, -1.0, 1.0))
+    zero = {name: Interval(*[torch.zeros(1, *graph[name].shape)] * 2) for name in graph.preactivations}
+    screen = Screen(graph, Regions("inf", center, lower, upper, upper.new_ones(1)), zero, {}, NEVER)
+    return max((screen.bytes_for(name, math.prod(graph[name].shape)) for name in graph.preactivations), default=0)
 
 
 def backward_cost(graph: LayerGraph, node: str) -> int:

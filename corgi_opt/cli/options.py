@@ -98,7 +98,7 @@ Seconds = Annotated[float, typer.Option("--time-limit", help="total seconds")]
 Device = Annotated[str, typer.Option("--device", help="'auto', 'cpu', 'cuda', ...")]
 Seed = Annotated[int, typer.Option("--seed", help="seed of the attack's random starts")]
 Method = Annotated[str, typer.Option("--method", help=", ".join(TABLE))]
-COMPARED = "comma-separated; default: corgi, crown, dual, lp, and bab or auto"
+COMPARED = "comma-separated; default: corgi, crown, dual, lp, and bab or auto (split where layers are curved)"
 Json = Annotated[bool, typer.Option("--json", help="print one machine-readable object instead")]
 
 

@@ -114,8 +114,10 @@ def test_means_that_are_none_are_refused(changes, error):
 def test_another_method_answers_where_a_layer_is_curved_and_says_so():
     net = read("silu")
     found = Means.of(net, **{**MEANS, "method": "auto"})
-    assert found.method.name == "dual"
-    assert found.said("no time") == f"no time; method 'auto' is 'dual' here: no exact one takes {', '.join(net.curved)}"
+    assert found.method.name == "split"
+    assert (
+        found.said("no time") == f"no time; method 'auto' is 'split' here: no exact one takes {', '.join(net.curved)}"
+    )
     asked_for = Means.of(net, **{**MEANS, "method": "crown"})
     assert (asked_for.method.name, asked_for.said("no time")) == ("crown", "no time")
     with pytest.raises(InputError, match=r"'milp' takes affine and piecewise-linear layers only"):

@@ -85,7 +85,7 @@ def test_what_is_said_of_curved_layers_is_what_happens():
                 co.verify(net, x, eps=1e-3, k=2, method=name)
         else:
             assert co.verify(net, x, eps=1e-3, k=2, method=name, time_limit=30).asked.property == co.TopK(2)
-    assert "'dual'" in size.reach["auto"]
+    assert "'split'" in size.reach["auto"]
 
 
 @pytest.mark.slow
