@@ -77,7 +77,7 @@ TABLE: dict[str, Method] = {
         ),
         Method(
             "split",
-            Look("#aa3377", (0, (6, 1, 1, 1, 1, 1)), "X"),
+            Look("#997700", (0, (6, 1, 1, 1, 1, 1)), "X"),
             solve=lambda r, s, d: r.split(d),
             after=("crown", "dual"),
             curves=True,
