@@ -47,6 +47,9 @@ busy (fewer where its memory does not suffice)."""
 RATE, LAST = 0.02, 0.2
 """Adam's first step (objectives are scaled to a largest coefficient of 1); the share of it that the last step has."""
 
+FALLS, LENGTHS = 5, (1.0, 0.5, 0.25, 0.1, 0.03, 0.01, 0.003)
+"""Steps from an image towards a lower one, and the shares of the way that are tried in each."""
+
 SEEN = 1e-7
 """Smallest slack of rows that counts in float32, in units of their intervals."""
 
@@ -247,6 +250,26 @@ class PhaseBounds:
             variables[part] = self._read(block, variables)[0].relu()
         return (variables * self._costs[:, goal]).sum(dim=0) + self._offsets[goal]
 
+    def fall(self, images: Tensor, goal: Tensor) -> tuple[Tensor, Tensor]:
+        """Images near ``images`` (n, N), at least as low in their outputs, and their values (N,), up to residue.
+
+        Each step goes towards the image that is lowest if all ReLUs stay as they are (Frank & Wolfe 1956), as far as is
+        best of a few lengths.
+        """
+        values = self.values(images, goal)
+        many, count = len(LENGTHS), len(goal)
+        lengths = torch.tensor(LENGTHS, dtype=images.dtype, device=images.device).repeat_interleave(count)
+        for _ in range(FALLS):
+            towards = self.lowest(self._slopes_at(images, goal)) - images
+            tried = self.inside(images.repeat(1, many) + lengths * towards.repeat(1, many))
+            found, at = self.values(tried, goal.repeat(many)).view(many, count).min(dim=0)
+            lower = found < values
+            if not bool(lower.any()):
+                break
+            best = tried[:, at * count + torch.arange(count, device=images.device)]
+            images, values = torch.where(lower, best, images), torch.where(lower, found, values)
+        return images, values
+
     def inside(self, images: Tensor) -> Tensor:
         """Images ``t`` (n, N), moved towards the region's centre where rounding has taken them out of the region."""
         images = images.clamp(-1, 1)
@@ -303,6 +326,18 @@ class PhaseBounds:
         return torch.cat([self._read(block, variables)[0] for block in self._blocks] or [variables[:0]])
 
     # --- how -------------------------------------------------------------------------------------------------
+
+    def _slopes_at(self, images: Tensor, goal: Tensor) -> Tensor:
+        """The derivatives (n, N) of outputs at images."""
+        variables = self._new(len(goal))
+        variables[: self.inputs] = images
+        for block in self._blocks:
+            part = slice(self.inputs + block.first, self.inputs + block.last)
+            variables[part] = self._read(block, variables)[0].relu()
+        on = (variables[self.inputs :] > 0).to(images.dtype)
+        nothing = torch.zeros_like(on)
+        lines = _Lines(nothing, on, on, nothing, nothing, nothing, nothing)
+        return self._descend(goal, lines).lam[: self.inputs]
 
     def _new(self, count: int) -> Tensor:
         return self._constants.new_empty(self.inputs + self.units, count)

@@ -35,6 +35,9 @@ BATCH, LOOKAHEAD = 128, 8
 ROOT_STEPS, STEPS = 30, 8
 """Steps of ascent at the root, and at every other node."""
 
+FROM = 4
+"""The lowest images of those that bounds are attained at, from which lower ones are looked for."""
+
 FIRST_NODES = 200
 """Nodes of the tree without planes: about as long as it takes to find planes."""
 
@@ -275,10 +278,11 @@ class _Tree:
         return closed
 
     def _meet(self, images: Tensor) -> None:
-        """Evaluates the output at images (n, N) and keeps the lowest value."""
+        """Evaluates the output at images (n, N), and near the lowest of them, and keeps the lowest value."""
         goal = torch.zeros(images.shape[1], dtype=torch.long, device=images.device)
-        best = self.bounds.values(images, goal).argmin()
-        image = self.exact.inside(images[:, best, None].double())
+        lowest = self.bounds.values(images, goal).topk(min(FROM, len(goal)), largest=False).indices
+        fallen, values = self.bounds.fall(images[:, lowest], goal[lowest])
+        image = self.exact.inside(fallen[:, values.argmin(), None].double())
         value = float(self.exact.values(image, goal[:1]))
         if value < self.upper:
             self.upper, self.image = value, image[:, 0].cpu().numpy()

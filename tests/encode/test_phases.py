@@ -100,6 +100,34 @@ def test_values_and_preactivations_are_those_of_the_network(case, norm):
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
+@every_program
+def test_images_that_fall_stay_in_the_region_and_get_no_higher(case, norm):
+    """Their values are those of the network; most of what was drawn at random gets lower."""
+    at, program = setting(case, norm)
+    bounds = bounds_of(case, norm)
+    t, _ = scaled(at, program, images(at, 60))
+    goal = torch.zeros(60, dtype=torch.long)
+    before = bounds.values(t, goal)
+    fallen, values = bounds.fall(t, goal)
+    torch.testing.assert_close(values, bounds.values(fallen, goal))
+    assert bool((values <= before).all()) and float((values < before - 1e-6).double().mean()) > 0.8
+    reach, shift = torch.from_numpy(program.reach)[:, None], torch.from_numpy(program.shift)[:, None]
+    offset, p = reach * fallen + shift, float(norm)
+    assert float(fallen.abs().max()) <= 1 + 1e-12 and float(offset.norm(p=p, dim=0).max()) <= 1 + 1e-9
+    assert torch.equal(bounds.fall(t, goal)[0], fallen)
+
+
+def test_of_a_linear_output_the_lowest_image_is_found_at_once():
+    at, program = setting("plain", "inf")
+    alone = replace(program, outputs=program.outputs * (np.arange(program.outputs.shape[1]) < program.inputs))
+    bounds = PhaseBounds(alone, None, torch.float64, CPU)
+    start = torch.zeros(program.inputs, 1, dtype=torch.float64)
+    fallen, (value,) = bounds.fall(start, torch.zeros(1, dtype=torch.long))
+    coefs = torch.from_numpy(alone.outputs.toarray()[0, : program.inputs])
+    assert float(value) == pytest.approx(float(alone.output_constants[0] - coefs.abs().sum()), abs=1e-12)
+    assert torch.equal(fallen[coefs != 0, 0], -coefs.sign()[coefs != 0])
+
+
 @either
 @every_program
 def test_no_image_that_a_pattern_allows_is_below_its_bound(case, norm, planes):
