@@ -14,7 +14,7 @@ from corgi_opt._deadline import NEVER
 from corgi_opt.bounding import screening
 from corgi_opt.bounding.corgi import corgi_bounds
 from corgi_opt.bounding.crown import Relaxed, crown_pass
-from corgi_opt.bounding.screening import Screen, backward_cost, forward_cost
+from corgi_opt.bounding.screening import Screen, backward_cost, forward_cost, generator_bytes
 
 
 @pytest.fixture(scope="module", params=NETS)
@@ -26,7 +26,7 @@ def net(request) -> co.CamNetwork:
 def always(monkeypatch: pytest.MonkeyPatch, chosen: bool) -> None:
     """Every layer by generators, or none."""
     monkeypatch.setattr(screening, "LEAST", 0)
-    monkeypatch.setattr(screening, "forward_cost", lambda *_: (-1 if chosen else 1 << 80, 0))
+    monkeypatch.setattr(screening, "forward_cost", lambda *_: (-1 if chosen else 1 << 80, 1))
 
 
 @pytest.mark.parametrize(("norm", "eps"), [("inf", 0.05), ("2", 0.3), ("1", 1.0)])
@@ -69,6 +69,17 @@ def test_fewer_rows_go_backwards(monkeypatch):
 
         crown_pass(net.graph, regions(ball(net, 0.02)), bounder=counting)
     assert 0 < rows[True] < 0.9 * rows[False]
+
+
+def test_the_memory_of_a_pass_is_that_of_its_largest_sweep(monkeypatch):
+    graph = network(Deep, (1, 9, 7), 2).graph
+    assert generator_bytes(graph) == 0  # so small a network goes backwards
+    monkeypatch.setattr(screening, "LEAST", 0)
+    monkeypatch.setattr(screening, "DEARER", 1 << 40)
+    inputs, largest = 9 * 7, max(graph[n].shape[0] * graph[n].shape[1] * graph[n].shape[2] for n in graph.order)
+    assert 4 * inputs * largest <= generator_bytes(graph) <= 4 * 4 * inputs * largest
+    monkeypatch.setattr(screening, "MOST_BYTES", 1000)
+    assert generator_bytes(graph) == 0
 
 
 @pytest.mark.parametrize("kind", ["plain", "residual", "deep"])
