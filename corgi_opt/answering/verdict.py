@@ -203,8 +203,8 @@ def verify(
     the box images live in, or None. ``method``: "ibp", "corgi", "crown", "dual" (bounds), "lp" (triangle relaxation on
     the pairs left), "milp" (exact; norms "inf" and "1"), "bab" (exact; branch and bound on ReLU phases); "auto": bab,
     and MILPs where only they answer. On a network with curved layers (``net.curved``), which no exact method takes, bab
-    and auto are "split" (branch and bound on intervals), and lp and milp refuse. ``solver``, for lp, milp and the linear
-    programs of bab: "highs" (default), "pulp:cbc", "cvxpy:clarabel" ...
+    and auto are "split" (branch and bound on intervals), and lp and milp refuse. ``solver``, for lp, milp and the
+    linear programs of bab: "highs" (default), "pulp:cbc", "cvxpy:clarabel" ...
 
     ``k``: the k brightest pixels stay the k brightest; with ``within``, each of them stays among the ``within``
     brightest. They are short for ``property=co.TopK(k, within)``; other properties have no short form.

@@ -66,11 +66,11 @@ def test_planes_are_above_their_unit_everywhere_in_the_box(case):
 @pytest.mark.parametrize("case", ["residual", "pooled", "deep"])
 def test_planes_are_valid_whatever_the_search_finds(case, monkeypatch):
     at, program = setting(case)
-    generator = torch.Generator().manual_seed(0)
+    generator = np.random.default_rng(0)
 
-    def garbage(program: Program, *_: object) -> tuple[torch.Tensor, ...]:
-        share = 3 * torch.rand(program.rows.nnz, generator=generator) - 1
-        return share, torch.rand(program.units, generator=generator), torch.rand(program.units, generator=generator)
+    def garbage(program: Program, *_: object) -> tuple[np.ndarray, ...]:
+        share = 3 * generator.random(program.rows.nnz) - 1
+        return share, generator.random(program.units), generator.random(program.units)
 
     monkeypatch.setattr(hull_module, "_ascended", garbage)
     least = at.pair_at(at.points(200)).min() / program.scales[0]

@@ -118,7 +118,7 @@ def test_images_that_fall_stay_in_the_region_and_get_no_higher(case, norm):
 
 
 def test_of_a_linear_output_the_lowest_image_is_found_at_once():
-    at, program = setting("plain", "inf")
+    program = setting("plain", "inf")[1]
     alone = replace(program, outputs=program.outputs * (np.arange(program.outputs.shape[1]) < program.inputs))
     bounds = PhaseBounds(alone, None, torch.float64, CPU)
     start = torch.zeros(program.inputs, 1, dtype=torch.float64)
