@@ -73,7 +73,8 @@ def hull_planes(
 
     Each plane is valid whatever the search gives: its shift is computed last, in float64.
     """
-    share, mix, below = _ascended(program, enough, steps, deadline, start)
+    with np.errstate(over="ignore", invalid="ignore"):  # a tree says itself what float32 cannot hold
+        share, mix, below = _ascended(program, enough, steps, deadline, start)
     rows = program.rows
     share = np.clip(share, 0, 1)  # so that a plane's coefficients are no larger than its row's
     slopes = sparse.csr_array((rows.data * share.astype(np.float64), rows.indices, rows.indptr), rows.shape)
@@ -170,7 +171,7 @@ class _Dual:
             positive, negative = _signs(lam[self._inputs :][part])
             value += float(positive @ (slope[part] * self._constant[part]) + negative @ shift[part])
             chords = positive * slope[part] + negative * chord[part]
-            lam[: run.reads] += run.weights.T @ chords + run.planes.T @ (negative * mix[part])
+            lam[: run.reads] += run.to_weights @ chords + run.to_planes @ (negative * mix[part])
         return lam, value - float(np.abs(lam[: self._inputs]).sum())
 
     def _up(self, lam: Single, slope: Single, mix: Single, top: Single) -> tuple[Single, Single, Single]:
@@ -200,7 +201,8 @@ class _Run:
         self.weights, self.planes = (
             sparse.csr_array((data[here], rows.indices[here], ends), shape) for data in (weight, plane)
         )
-        self.planes.data = plane[here]  # scipy has copied a short view of a long array
+        self.to_weights, self.to_planes = self.weights.T, self.planes.T
+        self.planes.data = self.to_planes.data = plane[here]  # scipy has copied a short view of a long array
 
 
 def _signs(lam: Single) -> tuple[Single, Single]:
