@@ -19,7 +19,7 @@ NEWEST_PYTHON ?= $(shell for p in python3.14 python3.13 python3.12 \
 OF_TESTS := --explicit-package-bases --allow-untyped-defs --allow-incomplete-defs --no-warn-return-any \
 	--follow-imports silent --cache-dir .mypy_cache/tests
 
-.PHONY: demo test test-newest lint slow clean
+.PHONY: demo test test-newest lint docs notebooks slow clean
 
 demo: $(VENV)/.installed
 	$(BIN)/corgi-opt demo
@@ -53,10 +53,19 @@ lint: $(VENV)/.installed
 	$(BIN)/mypy
 	$(BIN)/mypy $(OF_TESTS) tests
 
+# The site, into site/: a warning is an error. Nothing is fetched, and site/index.html can be opened as a file.
+# (The variable is for a notice of the theme's authors about another program.)
+docs: $(VENV)/.installed
+	NO_MKDOCS_2_WARNING=true $(BIN)/python -m mkdocs build --strict --quiet
+
+# Runs the notebooks and keeps what they show; 03 needs the paper's data
+notebooks: $(VENV)/.installed
+	$(BIN)/python examples/run_notebooks.py
+
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(NEWEST) build dist *.egg-info solvers/*.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(NEWEST) build dist site *.egg-info solvers/*.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from corgi_solvers.choose import BACKENDS
+from page_code import blocks, run
 
 import corgi_opt as co
 from corgi_opt import methods
@@ -34,8 +35,8 @@ def names():
     assert [section.partition("\n")[0] for section in sections] == list(RECIPES)
     try:
         for section in sections:
-            (block,) = re.findall(r"^```python\n(.*?)^```$", section, re.M | re.S)
-            exec(compile(block, str(PAGE), "exec"), found)
+            (block,) = blocks(section, "python")
+            run(block, PAGE, found)
         yield found
     finally:
         for table, rows in zip(TABLES, before, strict=True):

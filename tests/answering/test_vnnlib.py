@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import page_code
 import pytest
 import torch
 import torch.nn.functional as F
@@ -412,11 +412,10 @@ def test_an_answer_becomes_an_image(built, tmp_path):
 
 def test_the_pages_python_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    page, names = (Path(__file__).parents[2] / "docs" / "vnnlib.md").read_text(encoding="utf-8"), dict[str, Any]()
-    blocks = re.findall(r"^```python\n(.*?)^```$", page, re.M | re.S)
-    assert len(blocks) == 2
-    for block in blocks:
-        exec(compile(block, "docs/vnnlib.md", "exec"), names)
+    page, names = Path(__file__).parents[2] / "docs" / "vnnlib.md", dict[str, Any]()
+    first, second = page_code.blocks(page.read_text(encoding="utf-8"), "python")
+    page_code.run(first, page, names)
+    page_code.run(second, page, names)
     said = capsys.readouterr().out.splitlines()
     assert "holds at every image" in said[0] and "((51, 46),)" in said[1] and said[2] == "False"
     assert names["one"].pair == (51, 46) and (tmp_path / "digit7-pair" / "network.onnx").is_file()

@@ -1,18 +1,22 @@
-"""The notebooks run from top to bottom, show what they promise, and are kept without outputs."""
+"""The notebooks run from top to bottom, show what they promise, and are kept with what they showed."""
 
 from __future__ import annotations
 
 import base64
+import importlib.util
 import os
 import re
 from pathlib import Path
+from types import ModuleType
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
+from nbformat.v4 import new_code_cell, new_notebook, new_output
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 NOTEBOOKS = sorted(EXAMPLES.glob("*.ipynb"))
+NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e-?\d+)?")
 
 
 def outputs(cell: nbformat.NotebookNode, kind: str) -> list[str]:
@@ -54,13 +58,46 @@ def test_there_are_notebooks():
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebooks_are_kept_without_outputs(path):
+def test_notebooks_are_kept_with_outputs_and_nothing_of_a_machine(path):
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
     assert notebook.metadata.kernelspec.name == "python3"
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    assert code
-    assert [(cell.outputs, cell.execution_count) for cell in code] == [([], None)] * len(code)
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))  # one run, from top to bottom
+    assert sum("image/png" in o.get("data", {}) for cell in code for o in cell.outputs) >= 2
+    assert all(o.output_type != "error" and o.get("name") != "stderr" for cell in code for o in cell.outputs)
+    text = path.read_text(encoding="utf-8")
+    assert not re.search(r"(/home|/root|/tmp|/usr|/work|/Users|site-packages|\.venv)/| at 0x[0-9a-f]|\\r", text)
+
+
+def test_what_is_kept_is_what_a_run_shows_but_for_numbers(first_certificate):
+    kept = nbformat.read(EXAMPLES / "01_first_certificate.ipynb", as_version=4)
+    old, new = (
+        [NUMBER.sub("#", " ".join(text.split())) for cell in cells for text in outputs(cell, "text/plain")]
+        for cells in ([c for c in kept.cells if c.cell_type == "code"], first_certificate)
+    )
+    assert [text for text in new if "\r" not in text and "pairs left" not in text] == old
+
+
+def test_what_a_run_leaves_is_tidied():
+    shown = {"text/plain": "<Styler at 0x7f00aa>", "text/html": '<table id="T_1a2b3">#T_1a2b3_row0</table>'}
+    notebook = new_notebook(cells=[new_code_cell("1 + 1"), new_code_cell("2", metadata={"execution": {"a": "now"}})])
+    first, second = notebook.cells
+    first.outputs = [new_output("stream", name="stderr", text="\rradius [00:01]"), new_output("display_data", shown)]
+    second.outputs = [new_output("stream", name="stdout", text="kept")]
+    tidied = [load_script("run_notebooks").tidied(cell) for cell in (first, second)]
+    (only,) = tidied[0].outputs
+    assert only.data["text/plain"] == "<Styler>"
+    assert only.data["text/html"] == '<table id="T_table">#T_table_row0</table>'
+    assert tidied[1].metadata == {} and tidied[1].outputs[0].text == "kept"
+
+
+def load_script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def test_the_first_certificate_shows_the_network_and_both_verdicts(first_certificate):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 import sys
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from nets import Plain, Small, image, seeded
+from page_code import blocks
 from safetensors.torch import save_file
 from studies import culprits, write_plan
 
@@ -218,7 +218,7 @@ def test_what_is_no_file_is_refused(tmp_path):
 
 def test_the_plan_in_the_docs_is_one(tmp_path):
     docs = Path(__file__).parents[2] / "docs" / "studies.md"
-    (text,) = re.findall(r"```toml\n(.*?)```", docs.read_text(), re.S)
+    (text,) = blocks(docs.read_text(encoding="utf-8"), "toml")
     cells = Plan.load(write_plan(tmp_path / "p.toml", text)).cells()
     assert len(cells) == 20 * (3 * 2 + 2 + 3 * 4)
     assert {c.ask.kind for c in cells} == {"radius", "verify", "margin"}
