@@ -22,9 +22,16 @@ DEFAULT_DATA = FOLDER.parents[1] / "shared" / "gtsrb"
 """Where notebook 03 looks for the paper's network if CORGI_GTSRB_DIR names no other folder."""
 
 
+SHOWS_DATA = "shows-data"
+"""Tag of a cell whose picture holds an image of a data set: that is not ours to hand on, so it is not kept."""
+
+
 def tidied(cell: nbformat.NotebookNode) -> nbformat.NotebookNode:
     """A code cell whose outputs are the same on the next machine, as far as its numbers are."""
     cell.metadata.pop("execution", None)
+    if SHOWS_DATA in cell.metadata.get("tags", []):
+        for output in cell.outputs:
+            output.get("data", {}).pop("image/png", None)
     cell.outputs = [o for o in cell.outputs if "\r" not in o.get("text", "")]  # what is left of a progress line
     for output in cell.outputs:
         data = output.get("data", {})

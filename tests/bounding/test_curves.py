@@ -145,7 +145,7 @@ def test_planes_of_products_hold_exactly():
     draw = generator(7)
     for dtype in (torch.float64, torch.float32):
         ends = torch.sort(torch.randn(2, 2, 300, generator=draw, dtype=torch.float64).to(dtype), dim=1).values
-        planes = product_planes(*(Interval(*side) for side in ends))
+        planes = product_planes(Interval(*ends[0]), Interval(*ends[1]))
         for at in range(ends.shape[2]):
             for x in ends[0, :, at].tolist():
                 for y in ends[1, :, at].tolist():

@@ -43,7 +43,7 @@ def test_any_choice_of_lines_bounds_a_function(function):
             one[0, unit] = signs[0, unit]
             step = planes.step(rows_of(one), choice)
             ((source, below),) = step.passed
-            assert source == "z"
+            assert source == "z" and step.constant is not None
             x = within(l[0, unit, 0, 0][None], u[0, unit, 0, 0][None], POINTS, draw)[:, 0]
             bound = below.coefs[0, unit, 0, 0] * x + step.constant
             size = signs[0, unit].abs() * function.magnitude(x.abs()) + bound.abs()
@@ -63,6 +63,7 @@ def test_any_choice_of_planes_bounds_a_product():
             one[0, unit] = signs[0, unit]
             step = planes.step(rows_of(one), choice)
             (_, by_x), (_, by_y) = step.passed
+            assert step.constant is not None
             share = torch.rand(2, POINTS, generator=draw, dtype=torch.float64)
             share[:, :4] = torch.tensor([[0, 0, 1, 1], [0, 1, 0, 1]])
             at = [
@@ -81,5 +82,6 @@ def test_the_middle_is_crowns_and_the_ends_are_others():
     middle = CurvePlanes(("z",), function_lines(function, z)).step(rows)
     chosen = [planes.step(rows, torch.full((1, 3, 1, 1), at).double()) for at in (0.0, MIDDLE, 1.0)]
     assert torch.equal(chosen[1].passed[0][1].coefs, middle.passed[0][1].coefs)
+    assert chosen[1].constant is not None and middle.constant is not None
     assert torch.equal(chosen[1].constant, middle.constant)
     assert all(bool((one.passed[0][1].coefs != middle.passed[0][1].coefs).all()) for one in (chosen[0], chosen[2]))

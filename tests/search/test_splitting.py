@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -152,7 +153,8 @@ def test_a_solver_answers_with_the_bound_alone():
 def test_it_certifies_what_dual_ascent_cannot():
     """On the network of one input, at eps between both radii."""
     setting = line(2, 0.4)
-    x, asked = center(2), {"k": 1, "class_idx": 0, "clip": None}
+    x = center(2)
+    asked: dict[str, Any] = {"k": 1, "class_idx": 0, "clip": None}
     dual, best = (co.radius(setting.net, x, method=m, rtol=0.002, **asked) for m in ("dual", "split"))
     assert dual.ratio > 1.02 and best.ratio < 1.003
     v = co.verify(setting.net, x, eps=0.999 * best.lower, method="bab", **asked)
