@@ -10,6 +10,10 @@ import math
 from typing import NamedTuple
 
 
+FAR_APART = 1e5
+"""Ratio of the ends from which quarters lead nowhere: every neuron is open all the way, and a margin costs as much."""
+
+
 class Point(NamedTuple):
     """An eps and the margin there; -inf where it is unknown."""
 
@@ -52,7 +56,7 @@ class Crossing:
             return self._first
         between = middle(self.low.eps, self.high.eps)
         if self.forgone and self.high.margin == -math.inf:
-            return max(self.high.eps / 4, between)
+            return between if self.high.eps > FAR_APART * self.low.eps else max(self.high.eps / 4, between)
         if self.high.margin == -math.inf and self.low.eps > 0:
             return min(2 * self.low.eps, between)  # far above nothing is known, and a margin costs most
         root = self._root() if self._halved else None

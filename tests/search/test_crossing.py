@@ -192,3 +192,15 @@ def test_the_secant_meets_the_axis():
     assert secant_root(Point(0.0, 2.0), Point(4.0, 0.0)) == pytest.approx(4.0)
     for margin in (-math.inf, math.nan, 3.0, 4.0):
         assert secant_root(Point(1.0, 3.0), Point(2.0, margin)) is None
+
+
+def test_ends_that_are_far_apart_are_halved_when_the_upper_costs_too_much():
+    """By quarters it would take eleven more that cost too much to come from 2e-4 to 5e-11."""
+    search = Crossing(Point(5e-11, 1.0), Point(2e-4, -math.inf), rtol=0.1, first=2e-4)
+    search.forgo(search.ask())
+    assert search.ask() == pytest.approx(1e-7)
+    search.tell(1e-7, 1.0)
+    assert 1e-7 < search.ask() <= 5e-5
+    near = Crossing(Point(1e-6, 1.0), Point(2e-4, -math.inf), rtol=0.1, first=2e-4)
+    near.forgo(near.ask())
+    assert near.ask() == 5e-5
