@@ -15,7 +15,7 @@ from enumeration import Answer, exact_margin_keep_class
 from nets import Small, image, seeded
 from patience import mostly_slow
 from scipy.optimize import Bounds, LinearConstraint, milp
-from small_questions import SmallQuestion, known_questions
+from small_questions import SmallQuestion, known_questions, read
 from torch import nn
 
 import corgi_opt as co
@@ -158,7 +158,7 @@ class Padded(nn.Module):
 def padded(number: int, norm: Norm) -> tuple[co.CamNetwork, co.CamNetwork, torch.Tensor, float, Answer]:
     """A network of one logit, the same with two, its image, an eps just beyond its radius, and the answer there."""
     model, x = binary(2)[number]
-    net, two = co.from_torch(model, x.float()), Padded(model).eval()
+    net, two = read(model, x.float()), Padded(model).eval()
     eps = 1.05 * co.radius(net, x, k=1, class_idx=0, norm=norm, device="cpu").upper
     answer = exact_margin_keep_class(two, x, eps=eps, norm=norm, clip=(0.0, 1.0), k=1, within=None, class_idx=1)
     return net, co.from_torch(two, x.float()), x, eps, answer
@@ -175,7 +175,7 @@ def _binary(count: int) -> Iterator[tuple[Small, torch.Tensor]]:
     while found < count:
         seed += 1
         model, x = seeded(Small, seed, classes=1), image(1, 3, 4, seed=seed).double()
-        net = co.from_torch(model, x.float())
+        net = read(model, x.float())
         cam = net.cam(x, 0).flatten().sort(descending=True).values
         if cam[0] - cam[1] > 0.05:
             found += 1

@@ -1,4 +1,4 @@
-"""Random networks, questions and answers, against oracles of their own: a hundred always, two thousand with -m slow.
+"""Random networks, questions and answers, against oracles of their own: thirty always, two thousand with -m slow.
 
 ``CORGI_FUZZ_NETS=30`` changes how many. A failure names seeds: ``python tests/fuzz_run.py SEED`` replays one alone and
 prints its network, what was asked and what is wrong.
@@ -37,7 +37,12 @@ def nobody_else_attacks(monkeypatch, what_is_certified_is_attacked):
 
 
 @pytest.mark.parametrize(
-    ("first", "nets"), [(0, 100), pytest.param(100_000, 2_000, marks=pytest.mark.slow)], ids=["some", "many"]
+    ("first", "nets"),
+    [
+        pytest.param(0, 30, id="some"),
+        pytest.param(0, 100, id="a hundred", marks=pytest.mark.slow),
+        pytest.param(100_000, 2_000, id="many", marks=pytest.mark.slow),
+    ],
 )
 def test_no_random_network_is_answered_wrongly(first, nets):
     nets = int(os.environ.get("CORGI_FUZZ_NETS", nets))
@@ -70,7 +75,10 @@ def shown(tally: Tally) -> str:
 
 
 def kinds_found(seeds: range, *kinds: str) -> set[str]:
-    """The kinds of faults that some seeds show, until all that are looked for have been seen."""
+    """The kinds of faults that some seeds show, until all that are looked for have been seen.
+
+    Tests below begin at a seed that showed them once, so that they end early; the other seeds are there for changes.
+    """
     tally = Tally()
     for seed in seeds:
         fuzz(seed, tally)
@@ -86,7 +94,7 @@ def test_too_large_a_radius_is_broken(monkeypatch):
         return replace(found, lower=found.upper * 1.01, upper=found.upper * 1.02) if found.upper < 1e9 else found
 
     plant(monkeypatch, radius=too_large)
-    assert "broken" in kinds_found(range(40), "broken")
+    assert "broken" in kinds_found(range(4, 44), "broken")
 
 
 def test_a_certified_that_is_falsified_is_broken(monkeypatch):
@@ -96,7 +104,7 @@ def test_a_certified_that_is_falsified_is_broken(monkeypatch):
         return claim if found.status == "falsified" else found
 
     plant(monkeypatch, verify=the_other_way)
-    assert "broken" in kinds_found(range(40), "broken")
+    assert "broken" in kinds_found(range(2, 42), "broken")
 
 
 def test_a_witness_outside_its_region_or_that_breaks_nothing_is_seen(monkeypatch):
@@ -109,7 +117,7 @@ def test_a_witness_outside_its_region_or_that_breaks_nothing_is_seen(monkeypatch
         return replace(found, counterexample=far if asked["seed"] else still)
 
     plant(monkeypatch, verify=moved)
-    assert "witness" in kinds_found(range(40), "witness")
+    assert "witness" in kinds_found(range(2, 42), "witness")
 
 
 def test_what_happens_to_the_caller_s_objects_is_seen(monkeypatch):
@@ -141,7 +149,7 @@ def test_errors_that_are_nobody_s_and_hangs_are_seen(monkeypatch):
     co.from_torch(seeded(Plain), image(1, 6, 6))  # torch's first export takes longer than the patience here
     monkeypatch.setattr(fuzz_run, "PATIENCE", 4.0)
     plant(monkeypatch, verify=dies)
-    assert {"untyped", "hang"} <= kinds_found(range(12), "untyped", "hang")
+    assert {"untyped", "hang"} <= kinds_found(range(7, 19), "untyped", "hang")
 
 
 def plant(monkeypatch: pytest.MonkeyPatch, **functions: Any) -> None:

@@ -14,6 +14,8 @@ co: Any = corgi_opt  # of several images its functions give lists, which their t
 
 X = torch.cat([image(1, 6, 6, seed=s) for s in (1, 2, 3)])
 TIED = torch.zeros(1, 1, 6, 6)
+RTOL = 0.3
+"""Of radii, which need not be sharp to be the same."""
 
 
 @pytest.fixture(scope="module")
@@ -25,31 +27,35 @@ def of_verdict(v: Any) -> tuple[object, ...]:
     return v.status, v.margin_lower, v.asked
 
 
-@pytest.mark.parametrize("batch", [X, [X[at : at + 1] for at in range(3)]], ids=["tensor", "list"])
-def test_every_image_has_the_answer_that_it_has_alone(net, batch):
-    alone = [X[at : at + 1] for at in range(3)]
-    found = co.verify(net, batch, eps=0.004, k=2)
-    assert [of_verdict(v) for v in found] == [of_verdict(co.verify(net, x, eps=0.004, k=2)) for x in alone]
-    radii = co.radius(net, batch, k=2, rtol=0.05)
-    assert [(r.lower, r.upper) for r in radii] == [
-        (r.lower, r.upper) for r in (co.radius(net, x, k=2, rtol=0.05) for x in alone)
+@pytest.fixture(scope="module")
+def alone(net: Any) -> list[tuple[Any, ...]]:
+    """The verdict, the radius and the heat map of each image, asked for one by one."""
+    return [
+        (co.verify(net, x, eps=0.004, k=2), co.radius(net, x, k=2, rtol=RTOL), co.heat_map(net, x, eps=0.004, k=2))
+        for x in (X[at : at + 1] for at in range(3))
     ]
+
+
+@pytest.mark.parametrize("batch", [X, [X[at : at + 1] for at in range(3)]], ids=["tensor", "list"])
+def test_every_image_has_the_answer_that_it_has_alone(net, batch, alone):
+    found = co.verify(net, batch, eps=0.004, k=2)
+    assert [of_verdict(v) for v in found] == [of_verdict(v) for v, _, _ in alone]
+    radii = co.radius(net, batch, k=2, rtol=RTOL)
+    assert [(r.lower, r.upper) for r in radii] == [(r.lower, r.upper) for _, r, _ in alone]
     maps = co.heat_map(net, batch, eps=0.004, k=2)
-    assert all(
-        torch.equal(m.lower, co.heat_map(net, x, eps=0.004, k=2).lower) for m, x in zip(maps, alone, strict=True)
-    )
+    assert all(torch.equal(m.lower, one.lower) for m, (_, _, one) in zip(maps, alone, strict=True))
     hit = co.attack(net, batch, eps=2.0, k=2, clip=None)
     assert len(hit) == 3 and all(w is not None for w in hit)
 
 
 def test_one_image_has_an_answer_for_every_class(net):
-    found = co.radius(net, X[:1], k=2, class_idx=[0, 1, 2], rtol=0.05)
+    found = co.radius(net, X[:1], k=2, class_idx=[0, 1, 2], rtol=RTOL)
     assert [r.asked.class_idx for r in found] == [0, 1, 2]
-    paired = co.radius(net, X, k=2, class_idx=torch.tensor([0, 1, 2]), rtol=0.05)
+    paired = co.radius(net, X, k=2, class_idx=torch.tensor([0, 1, 2]), rtol=RTOL)
     assert [r.asked.class_idx for r in paired] == [0, 1, 2] and paired[0].lower == found[0].lower
     one = co.heat_map(net, X, eps=0.001, k=2, class_idx=[1])
     assert [m.asked.class_idx for m in one] == [1, 1, 1]
-    assert isinstance(co.radius(net, [X[:1]], k=2, rtol=0.05), list)
+    assert isinstance(co.radius(net, [X[:1]], k=2, rtol=RTOL), list)
 
 
 def test_a_tied_image_loses_nothing_of_the_others(net):

@@ -48,13 +48,14 @@ def test_exact_margins_are_those_of_enumeration(norm, method):
     assert seen >= 2
 
 
-COUNTED = [("inf", "milp"), ("inf", "auto"), ("1", "milp"), ("1", "auto")]
+COUNTED = [("inf", "milp", 24), ("inf", "auto", 24), ("1", "milp", 24), ("1", "auto", 24)]
+FEWER = [("inf", "auto", 12), ("1", "milp", 14)]
 
 
-@pytest.mark.parametrize(("norm", "method"), mostly_slow(COUNTED, [("inf", "auto"), ("1", "milp")]))
-def test_margins_of_rivals_that_are_counted_and_classes_that_are_kept_are_those_of_enumeration(norm, method):
+@pytest.mark.parametrize(("norm", "method", "count"), mostly_slow([*FEWER, *COUNTED], FEWER))
+def test_margins_of_rivals_that_are_counted_and_classes_that_are_kept_are_those_of_enumeration(norm, method, count):
     counted = kept = 0
-    for question in (q for q in known_questions(24, 13, (norm,)) if q.keep_class or (q.within or 0) > q.k):
+    for question in (q for q in known_questions(count, 13, (norm,)) if q.keep_class or (q.within or 0) > q.k):
         answer, verdict = question.answer(), margin(question, method)
         assert verdict.margin_lower <= answer.upper + 1e-6, question.label
         if answer.lower > 0:
@@ -62,7 +63,7 @@ def test_margins_of_rivals_that_are_counted_and_classes_that_are_kept_are_those_
         gap = verdict.asked.gap
         assert verdict.margin_upper - verdict.margin_lower <= RTOL * gap + 1e-4 * gap, (question.label, verdict)
         counted, kept = counted + ((question.within or 0) > question.k), kept + question.keep_class
-    assert counted >= 4 and kept >= 4
+    assert counted >= count // 6 and kept >= count // 6
 
 
 @pytest.mark.parametrize("method", ["milp", "bab"])

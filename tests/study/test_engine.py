@@ -235,7 +235,7 @@ plan = study.Plan.of(
     }
 )
 """
-STARTS = "print(study.run(plan, 'out', workers=2, progress=False))"
+STARTS = "print(study.run(plan, 'out', workers=1, progress=False))"
 GUARD = 'if __name__ == "__main__":'
 
 
