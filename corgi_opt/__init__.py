@@ -1,5 +1,6 @@
 """corgi_opt: exact top-k certificates and counterexamples for class activation maps of PyTorch CNNs."""
 
+from corgi_opt._version import __version__ as __version__
 from corgi_opt.answering.attacking import attack
 from corgi_opt.answering.comparison import Compared, Comparison, compare
 from corgi_opt.answering.heatmap import HeatMap, heat_map
@@ -19,6 +20,7 @@ from corgi_opt.errors import (
     InputError,
     Interrupted,
     MissingPackageError,
+    ModelCodeError,
     ModelModeError,
     NoCamHeadError,
     NumericalError,
@@ -42,8 +44,6 @@ from corgi_opt.proof.certificate import Certificate
 from corgi_opt.proof.checker import Checked
 from corgi_opt.search.attack import PgdOptions
 
-__version__ = "0.1.0"
-
 __all__ = [
     "Ball",
     "BoundOrderError",
@@ -64,6 +64,7 @@ __all__ = [
     "LayerGraph",
     "MissingPackageError",
     "ModelCheck",
+    "ModelCodeError",
     "ModelModeError",
     "NoCamHeadError",
     "NumericalError",
