@@ -20,7 +20,6 @@ from corgi_opt.errors import (
     InputError,
     Interrupted,
     MissingPackageError,
-    ModelCodeError,
     ModelModeError,
     NoCamHeadError,
     NumericalError,
@@ -31,6 +30,7 @@ from corgi_opt.errors import (
     TieError,
     UnknownMethodError,
     UnsupportedOpError,
+    UserCodeError,
 )
 from corgi_opt.network.cam import CamNetwork, from_torch
 from corgi_opt.network.graph import LayerGraph
@@ -64,7 +64,6 @@ __all__ = [
     "LayerGraph",
     "MissingPackageError",
     "ModelCheck",
-    "ModelCodeError",
     "ModelModeError",
     "NoCamHeadError",
     "NumericalError",
@@ -79,6 +78,7 @@ __all__ = [
     "UnknownMethodError",
     "Unsupported",
     "UnsupportedOpError",
+    "UserCodeError",
     "Verdict",
     "Witness",
     "attack",

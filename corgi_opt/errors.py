@@ -44,21 +44,6 @@ class UnsupportedOpError(CorgiError, NotImplementedError):
         super().__init__(f"{node}: {op} is not supported. {hint}")
 
 
-class ModelCodeError(CorgiError, RuntimeError):
-    """The code that builds a model, or the model's own, raised an error, which is the ``__cause__``.
-
-    ``name``: what was asked for; ``place``: file, line and function in the user's code, and ``line``, what stands
-    there; ``said``: the error's type and message. The message is five lines.
-    """
-
-    def __init__(self, name: str, place: str, line: str, said: str) -> None:
-        self.name, self.place, self.line, self.said = name, place, line, said
-        super().__init__(
-            f"{name} failed in its own code:\n  {place}\n    {line or '(no source)'}\n  {said}\n"
-            "Mend it there; run again with CORGI_TRACEBACK=1 in the environment to see the whole traceback."
-        )
-
-
 class NoCamHeadError(CorgiError, ValueError):
     """The network does not end in: spatial features -> global average pool -> linear."""
 
@@ -97,6 +82,21 @@ class MissingPackageError(CorgiError, ImportError):
     def __init__(self, package: str, purpose: str, pip: str, reason: str = "is not installed") -> None:
         self.package, self.pip = package, pip
         super().__init__(f"{purpose} needs the package {package!r}, which {reason}. Run: {pip}")
+
+
+class UserCodeError(CorgiError, RuntimeError):
+    """Code of the user's, which was named, raised an error, the ``__cause__``: a model, what builds it, a study's plan.
+
+    ``name``: what was asked for; ``place``: file, line and function in the user's code, and ``line``, what stands
+    there; ``said``: the error's type and message. The message is five lines.
+    """
+
+    def __init__(self, name: str, place: str, line: str, said: str) -> None:
+        self.name, self.place, self.line, self.said = name, place, line, said
+        super().__init__(
+            f"{name} failed in its own code:\n  {place}\n    {line or '(no source)'}\n  {said}\n"
+            "Mend it there; run again with CORGI_TRACEBACK=1 in the environment to see the whole traceback."
+        )
 
 
 class Interrupted(KeyboardInterrupt):

@@ -8,7 +8,6 @@ nn.Module, and its file is run: name only files that you trust. ONNX and Keras f
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import re
 import sys
@@ -20,8 +19,8 @@ from torch import Tensor, nn
 
 from corgi_opt.data import keras
 from corgi_opt.data.images import Note, fitted, read_array, read_image, refusal, to_stderr
-from corgi_opt.data.user_code import user_code
-from corgi_opt.errors import InputError, ModelCodeError
+from corgi_opt.data.user_code import import_module, user_code
+from corgi_opt.errors import InputError
 from corgi_opt.network.cam import CamNetwork, from_torch
 from corgi_opt.network.onnx.module import OnnxModule
 from corgi_opt.network.onnx.network import read_onnx
@@ -34,7 +33,7 @@ BUGS = (NameError, AttributeError, TypeError, KeyError, ImportError, NotImplemen
 def load(model: str, image: str, size: int | None, weights: Path | None) -> tuple[CamNetwork, Tensor]:
     """The network and the image that the command line names.
 
-    Raises InputError, MissingPackageError; ModelCodeError where the code of the model fails.
+    Raises InputError, MissingPackageError; UserCodeError where the code of the model fails.
     """
     x = load_image(image, size, bundled=model == "digits")
     module = load_model(model, weights, tuple(x.shape))
@@ -60,7 +59,7 @@ def load_model(name: str, weights: Path | None = None, shape: tuple[int, ...] | 
 
     ``shape`` (1, C, H, W): of the image, for the sizes that an ONNX file leaves open.
 
-    Raises InputError, MissingPackageError, ModelCodeError; for an ONNX or Keras file UnsupportedOpError; for an
+    Raises InputError, MissingPackageError, UserCodeError; for an ONNX or Keras file UnsupportedOpError; for an
     ONNX file ParityError.
     """
     onnx = onnx_name(name)
@@ -95,7 +94,7 @@ def _built(name: str) -> nn.Module:
 def find_function(what: str, name: str, others: str = "") -> Callable[[], Any]:
     """The function that ``file.py:function`` or ``package.module:function`` names; its module is run.
 
-    For the message: ``what`` the name is for, and the ``others`` that it may be. Raises InputError; ModelCodeError
+    For the message: ``what`` the name is for, and the ``others`` that it may be. Raises InputError; UserCodeError
     where the module fails, and so does the function when it is called.
     """
     where, _, function = name.rpartition(":")
@@ -122,13 +121,7 @@ def _load_module(where: str) -> Any:
         raise InputError(f"{where!r} is neither a .py file nor a dotted module name")
     sys.path.insert(0, "")  # modules of the current directory, as python -m has them
     try:
-        with user_code(where):
-            return importlib.import_module(where)
-    except ModelCodeError as error:
-        missing = error.__cause__
-        if isinstance(missing, ModuleNotFoundError) and f"{where}.".startswith(f"{missing.name}."):
-            raise InputError(f"cannot import {where!r}: {missing}") from missing
-        raise
+        return import_module(where)
     finally:
         sys.path.remove("")
 

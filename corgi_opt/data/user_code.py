@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import sysconfig
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 
-from corgi_opt.errors import CorgiError, ModelCodeError
+from corgi_opt.errors import CorgiError, InputError, UserCodeError
 
 MOST_SAID = 300
 """Characters of an error's own message that are shown."""
@@ -20,13 +22,25 @@ FOREIGN = tuple(f"{folder.resolve()}/" for folder in (*map(Path, _PACKAGES), Pat
 
 @contextmanager
 def user_code(name: str) -> Iterator[None]:
-    """Around a call of what ``name`` names. Raises ModelCodeError for whatever that raises, but errors of ours."""
+    """Around a call of what ``name`` names. Raises UserCodeError for whatever that raises, but errors of ours."""
     try:
         yield
     except CorgiError:
         raise
     except (Exception, SystemExit) as error:  # sys.exit(1) in a model's file is no verdict
-        raise ModelCodeError(name, *_place(error), _said(error)) from error
+        raise UserCodeError(name, *_place(error), _said(error)) from error
+
+
+def import_module(name: str) -> ModuleType:
+    """The user's module of a dotted name. Raises InputError where it is not there, UserCodeError where it fails."""
+    try:
+        with user_code(name):
+            return importlib.import_module(name)
+    except UserCodeError as error:
+        missing = error.__cause__
+        if isinstance(missing, ModuleNotFoundError) and f"{name}.".startswith(f"{missing.name}."):
+            raise InputError(f"cannot import {name!r}: {missing}") from missing
+        raise
 
 
 def _place(error: BaseException) -> tuple[str, str]:

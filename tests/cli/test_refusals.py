@@ -356,6 +356,29 @@ def test_a_file_that_is_no_python_or_lacks_a_package_is_said_by_its_line(corgi, 
         assert (ran.code, len(lines), lines[1]) == (3, 5, place) and lines[3].startswith(said)
 
 
+def test_a_mistake_in_what_a_plan_names_is_said_so_too(corgi, models):
+    """The plan itself, what it imports, its images and what builds its models."""
+    Path("mistakes.py").write_text("def broken():\n    return 1 / 0\n")
+    Path("fails.py").write_text("1 / 0\n")
+    plan = (
+        'name = "a"\n{first}\n[models]\nm = "{model}"\n[images]\ni = "{images}"\n[[questions]]\nk = 2\nmethod = "ibp"\n'
+    )
+    usual = {"first": "", "model": "digits", "images": "digits"}
+    broken, fails = "  mistakes.py, line 2, in broken", "  fails.py, line 1, in <module>"
+    for changed, place in (
+        ({"model": "mistakes.py:broken"}, broken),
+        ({"images": "mistakes.py:broken"}, broken),
+        ({"first": 'imports = ["fails.py"]'}, fails),
+        ({"first": 'imports = ["fails"]'}, fails),
+    ):
+        Path("plan.toml").write_text(plan.format(**{**usual, **changed}))
+        ran = corgi("study", "status", "plan.toml")
+        lines = ran.err.splitlines()
+        assert (ran.code, len(lines), lines[1]) == (3, 5, place) and "ZeroDivisionError" in lines[3]
+    ran = corgi("study", "run", "mistakes.py:broken", "--out", "out")
+    assert (ran.code, ran.err.splitlines()[1]) == (3, broken)
+
+
 def test_an_error_of_ours_in_the_users_file_is_said_as_it_is(corgi, models):
     np.save("x.npy", image(1, 6, 6).numpy())
     Path("mistakes.py").write_text(MISTAKES)

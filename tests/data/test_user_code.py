@@ -10,11 +10,11 @@ import pytest
 import torch
 
 import corgi_opt as co
-from corgi_opt.data.user_code import MOST_SAID, user_code
+from corgi_opt.data.user_code import MOST_SAID, import_module, user_code
 
 
-def failure(call: Callable[[], object]) -> co.ModelCodeError:
-    with pytest.raises(co.ModelCodeError) as raised, user_code("what.py:build"):
+def failure(call: Callable[[], object]) -> co.UserCodeError:
+    with pytest.raises(co.UserCodeError) as raised, user_code("what.py:build"):
         call()
     return raised.value
 
@@ -44,6 +44,18 @@ def test_the_message_is_five_lines_however_long_the_error_is():
 def test_code_without_a_file_has_a_place_too():
     error = failure(lambda: exec("1 / 0"))
     assert error.said == "ZeroDivisionError: division by zero" and "exec" in error.line
+
+
+def test_a_module_is_missing_or_fails_or_lacks_another(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "user_package").mkdir()
+    (tmp_path / "user_package" / "lacking.py").write_text("import no_such_package\n")
+    for name in ("no_such_package", "no_such_package.nets", "user_package.gone"):
+        with pytest.raises(co.InputError, match=f"cannot import '{name}'"):
+            import_module(name)
+    with pytest.raises(co.UserCodeError, match=r"lacking.py, line 1.*\n.*\n.*no_such_package"):
+        import_module("user_package.lacking")
+    assert import_module("json") is json
 
 
 def test_what_is_no_mistake_of_the_users_goes_through():
