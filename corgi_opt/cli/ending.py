@@ -44,7 +44,6 @@ def code_of(run: Callable[[], Any]) -> int:
     except CLICK_ERROR as error:
         error.show()
     except (KeyboardInterrupt, typer.Abort):
-        print("interrupted before there was an answer", file=sys.stderr)
         return INTERRUPTED
     except (SystemExit, OSError) as error:  # click and rich end the process themselves where a pipe is closed
         if _unread(error):

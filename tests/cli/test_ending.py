@@ -66,8 +66,7 @@ def test_only_a_verdict_is_a_verdict(capsys):
     assert code_of(lambda: None) == 0
     assert ends_with(InputError("a [word] in brackets")) == 3
     assert "error: a [word] in brackets\n" in capsys.readouterr().err
-    assert ends_with(KeyboardInterrupt()) == 130
-    assert capsys.readouterr().err == "interrupted before there was an answer\n"
+    assert ends_with(KeyboardInterrupt()) == 130 and capsys.readouterr().err == ""
     for crash in (SystemExit(1), OSError(28, "No space left"), ZeroDivisionError()):
         assert ends_with(crash) == 3
         assert "Please report it" in capsys.readouterr().err
