@@ -6,6 +6,12 @@ VENV := .venv
 TESTS ?=
 BIN := $(VENV)/bin
 
+# Where torch comes from: `make demo TORCH_INDEX=URL` takes torch, and nothing else, from the package index at URL. torch's
+# "Get started" page names one for its CPU build and one for each CUDA version. Without it, torch comes from wherever pip is
+# configured to look; on Linux that is often the CUDA build, also on a machine without a GPU. It counts when .venv is made:
+# after `make clean`, if there is one.
+TORCH_INDEX ?=
+
 # Newest releases of everything but torch: see test-newest
 NEWEST := .venv-newest
 NEWEST_TESTS ?= tests/solvers tests/cli tests/study tests/test_readme.py
@@ -22,6 +28,7 @@ OF_TESTS := --explicit-package-bases --allow-untyped-defs --allow-incomplete-def
 .PHONY: demo test test-newest lint docs notebooks slow clean
 
 demo: $(VENV)/.installed
+	@echo "Running the demo: offline, about half a minute"
 	$(BIN)/corgi-opt demo
 
 test: $(VENV)/.installed
@@ -63,8 +70,13 @@ notebooks: $(VENV)/.installed
 	$(BIN)/python examples/run_notebooks.py
 
 $(VENV)/.installed: pyproject.toml constraints.txt
+	@echo "Installing into $(VENV), once. pip loads torch (CPU build: about 200 MB; CUDA build: about 2.6 GB) and some 100 smaller"
+	@echo "packages: about 2 GB on disk with the CPU build, and some minutes. TORCH_INDEX=URL chooses the build (see Makefile)."
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+ifneq ($(TORCH_INDEX),)
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt --no-deps --index-url '$(TORCH_INDEX)' torch
+endif
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
 clean:

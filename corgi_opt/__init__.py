@@ -1,5 +1,6 @@
 """corgi_opt: exact top-k certificates and counterexamples for class activation maps of PyTorch CNNs."""
 
+from corgi_opt._version import __version__ as __version__
 from corgi_opt.answering.attacking import attack
 from corgi_opt.answering.comparison import Compared, Comparison, compare
 from corgi_opt.answering.heatmap import HeatMap, heat_map
@@ -29,6 +30,7 @@ from corgi_opt.errors import (
     TieError,
     UnknownMethodError,
     UnsupportedOpError,
+    UserCodeError,
 )
 from corgi_opt.network.cam import CamNetwork, from_torch
 from corgi_opt.network.graph import LayerGraph
@@ -41,8 +43,6 @@ from corgi_opt.problem.results import Radius, Verdict, Witness
 from corgi_opt.proof.certificate import Certificate
 from corgi_opt.proof.checker import Checked
 from corgi_opt.search.attack import PgdOptions
-
-__version__ = "0.1.0"
 
 __all__ = [
     "Ball",
@@ -78,6 +78,7 @@ __all__ = [
     "UnknownMethodError",
     "Unsupported",
     "UnsupportedOpError",
+    "UserCodeError",
     "Verdict",
     "Witness",
     "attack",

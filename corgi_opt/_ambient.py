@@ -46,7 +46,7 @@ ENTRIES: set[Callable[..., Any]] = set()
 
 
 def pinned(function: Callable[P, R]) -> Callable[P, R]:
-    """A public entry: runs in the state that the module describes, gradients off.
+    """A public entry: runs in the state that the module describes, gradients off, its arguments made :func:`plain`.
 
     Raises InputError for a tensor argument that holds no values (a FakeTensor), inside torch.func and torch.jit.trace,
     and where the device runs out of memory.
@@ -59,12 +59,19 @@ def pinned_with_grad(function: Callable[P, R]) -> Callable[P, R]:
     return _entry(function, keep_grad=True)
 
 
-def _entry(function: Callable[P, R], *, keep_grad: bool) -> Callable[P, R]:
+def pinned_as_given(function: Callable[P, R]) -> Callable[P, R]:
+    """:func:`pinned` for what works on numpy's arrays: its arguments stay as they are."""
+    return _entry(function, keep_grad=False, taken=lambda value: value)
+
+
+def _entry(function: Callable[P, R], *, keep_grad: bool, taken: Callable[[Any], Any] | None = None) -> Callable[P, R]:
+    """``taken``: what an argument is made; None: :func:`plain`."""
+
     @functools.wraps(function)
     def entry(*args: P.args, **kwargs: P.kwargs) -> R:
         if _here.inside:
             return function(*args, **kwargs)
-        result: R = _run(function, keep_grad, args, kwargs)
+        result: R = _run(function, keep_grad, taken or plain, args, kwargs)
         return result
 
     ENTRIES.add(entry)
@@ -72,7 +79,13 @@ def _entry(function: Callable[P, R], *, keep_grad: bool) -> Callable[P, R]:
 
 
 @_disable_dynamo  # a caller's torch.compile goes round it
-def _run(function: Callable[..., Any], keep_grad: bool, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+def _run(
+    function: Callable[..., Any],
+    keep_grad: bool,
+    taken: Callable[[Any], Any],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+) -> Any:
     if torch._C._functorch.peek_interpreter_stack() is not None or torch._C._get_tracing_state() is not None:
         raise InputError(
             "corgi_opt cannot run inside torch.func (vmap, grad ...) or torch.jit.trace, which record what is computed "
@@ -80,7 +93,7 @@ def _run(function: Callable[..., Any], keep_grad: bool, args: Sequence[Any], kwa
         )
     try:
         with _state(keep_grad):
-            return function(*map(plain, args), **{name: plain(value) for name, value in kwargs.items()})
+            return function(*map(taken, args), **{name: taken(value) for name, value in kwargs.items()})
     except torch.OutOfMemoryError as error:
         said = str(error).split(". ")[0]
         raise InputError(f"the device ran out of memory ({said}); pass device='cpu', or fewer at a time") from error
@@ -141,13 +154,35 @@ _ONE = float("1")
 
 
 def plain(value: Any) -> Any:
-    """A tensor that our arithmetic can take; anything else as it is. Raises InputError for a FakeTensor."""
+    """An argument as our code takes it: numpy's arrays as tensors, its scalars and tensors without axes as Python's
+    numbers, tensors that our arithmetic can take, and so each item of a list or tuple; anything else as it is.
+
+    Raises InputError for a FakeTensor.
+    """
+    if type(value) in (list, tuple):
+        return type(value)(map(plain, value))
+    if isinstance(value, np.generic | np.ndarray):
+        return _of_numpy(value)
     if not isinstance(value, Tensor):
         return value
     if isinstance(value, FakeTensor):
         raise InputError("a FakeTensor holds no values: pass a tensor that was made outside of FakeTensorMode")
+    if value.ndim == 0 and value.layout is torch.strided and not value.is_meta:
+        return value.item()
     # a tensor of inference mode can be in no computation that is differentiated
     return value.clone() if value.is_inference() else value
+
+
+def _of_numpy(value: Any) -> Any:
+    """A tensor with values of its own, or a number; a masked array, and types that torch lacks, as they are."""
+    if value.ndim == 0:
+        return value.item()
+    if isinstance(value, np.ma.MaskedArray):
+        return value
+    try:
+        return torch.from_numpy(np.array(value, dtype=value.dtype.newbyteorder("="), order="C"))
+    except TypeError:
+        return value
 
 
 @dataclass(frozen=True)

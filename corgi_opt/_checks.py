@@ -33,6 +33,14 @@ def not_negative(name: str, value: Any, what: str = "") -> float:
     return number
 
 
+def number_from_text(text: str) -> float:
+    """A number as it is typed: ``0.01``, ``1e-3``, or a fraction, ``1/255``. Raises ValueError."""
+    above, slash, below = text.partition("/")
+    if slash and float(below) == 0:
+        raise ValueError(f"division by zero in {text!r}")
+    return float(above) / float(below) if slash else float(above)
+
+
 def check_rtol(rtol: Any) -> float:
     """A relative resolution, between 0 and 1. Raises InputError."""
     if isinstance(rtol, bool) or not isinstance(rtol, Real) or not 0 < float(rtol) < 1:

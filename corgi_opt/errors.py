@@ -84,6 +84,21 @@ class MissingPackageError(CorgiError, ImportError):
         super().__init__(f"{purpose} needs the package {package!r}, which {reason}. Run: {pip}")
 
 
+class UserCodeError(CorgiError, RuntimeError):
+    """Code of the user's, which was named, raised an error, the ``__cause__``: a model, what builds it, a study's plan.
+
+    ``name``: what was asked for; ``place``: file, line and function in the user's code, and ``line``, what stands
+    there; ``said``: the error's type and message. The message is five lines.
+    """
+
+    def __init__(self, name: str, place: str, line: str, said: str) -> None:
+        self.name, self.place, self.line, self.said = name, place, line, said
+        super().__init__(
+            f"{name} failed in its own code:\n  {place}\n    {line or '(no source)'}\n  {said}\n"
+            "Mend it there; run again with CORGI_TRACEBACK=1 in the environment to see the whole traceback."
+        )
+
+
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C in the middle of a call. ``partial``: the Verdict, Radius, Comparison or (of a study) Progress
     as far as it is known by then."""

@@ -26,6 +26,7 @@ LONGEST = 500
 
 RANK = {
     "corgi_opt.errors": 0,
+    "corgi_opt._version": 0,
     "corgi_opt._ambient": 1,
     "corgi_opt._checks": 1,
     "corgi_opt._deadline": 1,
@@ -44,6 +45,7 @@ RANK = {
     "corgi_opt.study": 8,
     "corgi_opt": 9,  # the public names: nothing inside imports them from there
     "corgi_opt.cli": 9,
+    "corgi_opt.__main__": 10,
 }
 """A module may import lower ranks and its own package, nothing else of corgi_opt."""
 
@@ -222,6 +224,7 @@ TESTED_TOGETHER = {
     "corgi_opt.network.onnx.package": "test_reading.py",
     "corgi_opt.network.onnx.module": "test_network.py",  # what a graph becomes, run by every door
     "corgi_opt.network.smooth_builders": "test_smooth.py",  # each is read, with its arguments, as what it is
+    "corgi_opt.__main__": "cli/test_ending.py",  # one more door to the command line
     "corgi_opt.encode.square_pools": "test_onnx_graph.py",  # a step of that graph's making
     "corgi_opt.encode.vnnlib": "../answering/test_vnnlib.py",  # the text, read back by a reader of its own
 }
@@ -273,7 +276,7 @@ def test_no_public_name_hides_a_module():
 def test_public_names_are_all_of_them():
     tree = ast.parse((SOURCES["corgi_opt"] / "__init__.py").read_text())
     names = {alias.asname or alias.name for n in tree.body if isinstance(n, ast.ImportFrom) for alias in n.names}
-    assert names == set(co.__all__)
+    assert names == {*co.__all__, "__version__"}
     assert co.__all__ == sorted(co.__all__, key=lambda n: (n.islower(), n))
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from corgi_opt._checks import check_rtol, finite, integer, not_negative, resolve_device
+from corgi_opt._checks import check_rtol, finite, integer, not_negative, number_from_text, resolve_device
 from corgi_opt.errors import InputError
 
 
@@ -37,6 +37,19 @@ def test_what_is_no_finite_number_is_refused(value):
     for check in (finite, not_negative):
         with pytest.raises(InputError, match="eps must be a finite number"):
             check("eps", value)
+
+
+@pytest.mark.parametrize(
+    ("text", "number"), [("1/255", 1 / 255), ("0.5/255", 0.5 / 255), ("8 / 255", 8 / 255), ("1e-3", 1e-3), (" 2 ", 2.0)]
+)
+def test_a_number_is_typed_as_a_decimal_or_a_fraction(text, number):
+    assert number_from_text(text) == number
+
+
+@pytest.mark.parametrize("text", ["", "a", "1/", "/2", "1/0", "1/2/3", "0,1"])
+def test_other_text_is_no_number(text):
+    with pytest.raises(ValueError, match=r"float|zero"):
+        number_from_text(text)
 
 
 def test_zero_is_not_negative_and_the_next_float_below_is():

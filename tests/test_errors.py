@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import sys
 from collections.abc import Callable
@@ -64,11 +65,15 @@ def with_nan() -> Tensor:
         (image(1, 6, 7), ["x must have shape (1, 1, 6, 6)", "got (1, 1, 6, 7)"]),
         (image(3, 6, 6), ["x must have shape (1, 1, 6, 6)", "got (1, 3, 6, 6)"]),
         (image(1, 6, 6)[0], ["x has shape (1, 6, 6)", "batch dimension is missing", "pass x[None]"]),
-        (image(1, 6, 6).numpy(), ["x must be a torch tensor of shape (1, 1, 6, 6)", "got ndarray"]),
+        ("x.png", ["x must be a torch tensor or a numpy array of floats of shape (1, 1, 6, 6)", "got str"]),
+        (np.ma.masked_array(image(1, 6, 6).numpy()), ["x must be a torch tensor or", "got MaskedArray"]),
+        (np.full((1, 1, 6, 6), "a"), ["x must be a torch tensor or a numpy array of floats", "got ndarray"]),
+        (image(1, 6, 6)[0].numpy(), ["x has shape (1, 6, 6)", "batch dimension is missing", "pass x[None]"]),
+        (np.ones((1, 1, 6, 6), dtype=np.uint8), ["x must be a dense floating-point tensor, got torch.uint8"]),
         (with_nan(), ["x holds NaN or infinite values", "clean"]),
         (image(1, 6, 6) / 0, ["x holds NaN or infinite values"]),
     ],
-    ids=["width", "channels", "no batch", "numpy", "nan", "inf"],
+    ids=["width", "channels", "no batch", "text", "masked", "words", "array without batch", "bytes", "nan", "inf"],
 )
 def test_bad_image(net, call, x, words):
     with refuses(co.InputError, *words):
@@ -117,7 +122,7 @@ def test_bad_clip(net, call, clip):
 
 
 @everywhere
-@pytest.mark.parametrize("norm", ["l1", 3, True, "INF", None])
+@pytest.mark.parametrize("norm", ["l3", 3, True, "INFINITY", None])
 def test_bad_norm(net, call, norm):
     with refuses(co.InputError, "norm must be 'inf', '2' or '1'", f"got {norm!r}"):
         call(net, image(1, 6, 6), norm=norm)
@@ -337,10 +342,10 @@ def test_a_forward_that_branches_on_data():
         (image(1, 6, 6).repeat(2, 1, 1, 1), ["example must have shape (1, C, H, W)", "got (2, 1, 6, 6)"]),
         (image(1, 6, 6)[0, 0], ["example must have shape (1, C, H, W)", "got (6, 6)"]),
         (torch.ones(1, 1, 6, 6, dtype=torch.uint8), ["example must be a floating-point torch tensor"]),
-        (image(1, 6, 6).numpy(), ["example must be a floating-point torch tensor of shape (1, C, H, W)"]),
+        (image(1, 6, 6).tolist(), ["example must be a floating-point torch tensor of shape (1, C, H, W)"]),
         (with_nan(), ["example holds NaN or infinite values"]),
     ],
-    ids=["no batch", "batch of two", "no channel", "integers", "numpy", "nan"],
+    ids=["no batch", "batch of two", "no channel", "integers", "lists", "nan"],
 )
 def test_bad_example(example, words):
     with refuses(co.InputError, *words):
@@ -454,6 +459,74 @@ def test_numpy_scalars_are_numbers(net):
     v = co.verify(net, x, method="crown", **numbers)
     assert (v.asked.property, v.asked.class_idx) == (co.TopK(K), 1)
     assert isinstance(v.asked.property, co.TopK) and type(v.asked.property.k) is int
+
+
+NUMBERS: dict[str, Callable[[Any], Any]] = {
+    "numpy": np.float64,
+    "tensors": lambda value: torch.tensor(value, dtype=torch.float64),
+    "arrays": np.array,
+}
+WHOLE: dict[str, Callable[[Any], Any]] = {"numpy": np.int64, "tensors": torch.tensor, "arrays": np.array}
+
+
+@pytest.mark.parametrize("kind", NUMBERS)
+def test_numpy_images_and_numbers_without_axes_are_taken_everywhere(net, kind, tmp_path):
+    """The answers are those for tensors and Python's numbers."""
+    number, whole, tensor = NUMBERS[kind], WHOLE[kind], image(1, 6, 6, seed=3)
+    x: Any = tensor.numpy()
+    plain: dict[str, Any] = {"eps": 0.01, "k": K, "class_idx": 1}
+    other: dict[str, Any] = {"eps": number(0.01), "k": whole(K), "class_idx": whole(1)}
+    limit = {"time_limit": number(60.0), "seed": whole(3)}
+    assert repr(co.verify(net, x, **other, **limit)) == repr(co.verify(net, tensor, **plain, seed=3))
+    del other["eps"], plain["eps"]
+    search: dict[str, Any] = {"method": "crown", "seed": 3}
+    r = co.radius(net, x, **other, rtol=number(0.1), method="crown", **limit)
+    assert repr(r) == repr(co.radius(net, tensor, **plain, rtol=0.1, **search))
+    c = co.compare(net, x, **other, rtol=number(0.1), methods=["corgi"], **limit)
+    assert repr(c) == repr(co.compare(net, tensor, **plain, rtol=0.1, methods=["corgi"], seed=3))
+    other["eps"], plain["eps"] = number(0.3), 0.3
+    c = co.compare(net, x, **other, methods=["corgi"], **limit)
+    assert repr(c) == repr(co.compare(net, tensor, **plain, methods=["corgi"], seed=3))
+    found, expected = co.attack(net, x, **other), co.attack(net, tensor, **plain)
+    assert found is not None and expected is not None and torch.equal(found.image, expected.image)
+    assert repr(co.heat_map(net, x, **other)) == repr(co.heat_map(net, tensor, **plain))
+    ours = [co.bounds(net, co.Ball(x, number(0.3))), co.bounds(net, co.Ball(tensor, 0.3))]
+    assert all(torch.equal(a.lower, ours[1][name].lower) for name, a in ours[0].items())
+    written = [
+        co.export_mps(net, x, tmp_path / "a.mps", **other, pair=None).path,
+        co.export_mps(net, tensor, tmp_path / "b.mps", **plain).path,
+    ]
+    assert written[0].read_text() == written[1].read_text()
+    if importlib.util.find_spec("onnx"):
+        pair = co.export_vnnlib(net, x, tmp_path / "a", **other).vnnlib.read_text()
+        assert pair == co.export_vnnlib(net, tensor, tmp_path / "b", **plain).vnnlib.read_text()
+
+
+def test_arrays_of_any_order_and_layout_and_lists_of_them_are_images(net):
+    tensor = image(1, 6, 6, seed=3).double()
+    expected = repr(co.verify(net, tensor, eps=0.01, k=K, method="crown"))
+    native: Any = tensor.numpy()
+    frozen = native.copy()
+    frozen.flags.writeable = False
+    other: Any
+    for other in (native.astype(">f8"), native[..., ::-1].copy()[..., ::-1], np.asfortranarray(native), frozen):
+        assert repr(co.verify(net, other, eps=0.01, k=K, method="crown")) == expected
+    several: Any = np.concatenate([native, native])
+    batch: Any
+    for batch in (several, [native, native], (native, tensor)):
+        answers: Any = co.verify(net, batch, eps=0.01, k=K, method="crown")
+        assert [repr(v) for v in answers] == [expected, expected]
+    sizes: Any = np.array([0.01, 0.02])
+    assert [q.eps for q in co.compare(net, native, k=K, eps=sizes, methods=["corgi"]).questions] == [0.01, 0.02]
+    assert co.from_torch(seeded(Plain, 2), native).input_shape == (1, 6, 6)
+    assert torch.equal(net.cam(native), net.cam(tensor))
+
+
+def test_an_array_is_not_written(net):
+    x: Any = image(1, 6, 6, seed=3).numpy()
+    before = x.copy()
+    co.radius(net, x, k=K, method="crown")
+    assert (x == before).all()
 
 
 def test_a_cam_of_one_pixel_has_no_topk():

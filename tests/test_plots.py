@@ -11,7 +11,7 @@ import torch
 from nets import Plain, image, seeded
 
 import corgi_opt as co
-from corgi_opt.drawing.maps import check_picture
+from corgi_opt.cli.files import picture_file
 from corgi_opt.plots import plot_counterexample
 
 mpl.use("Agg")  # before pyplot: no display is needed
@@ -114,7 +114,7 @@ def test_colour_images_are_drawn_in_colour():
 
 def test_the_picture_can_be_saved_in_a_new_folder(asked, tmp_path):
     net, x, witness = asked
-    path = check_picture(tmp_path / "new" / "deep" / "picture.png")
+    path = picture_file(tmp_path / "new" / "deep" / "picture.png")
     plot_counterexample(net, x, K, witness).savefig(path)
     assert path.read_bytes().startswith(b"\x89PNG")
 
@@ -123,4 +123,4 @@ def test_the_picture_can_be_saved_in_a_new_folder(asked, tmp_path):
 def test_a_picture_that_cannot_be_saved_is_refused(tmp_path, name):
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(co.InputError, match=Path(name).name):
-        check_picture(tmp_path / name)
+        picture_file(tmp_path / name)

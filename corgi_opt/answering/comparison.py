@@ -309,6 +309,8 @@ def _of_tied(nothing: Radius, image: int, eps: float | None, methods: Sequence[s
 
 def _several(name: str, value: Any) -> list[Any]:
     """One value, or several."""
+    if isinstance(value, Tensor) and value.ndim == 1:
+        value = value.tolist()
     if isinstance(value, Sequence) and not isinstance(value, str):
         if not value:
             raise InputError(f"{name} must be one value or several, got none")

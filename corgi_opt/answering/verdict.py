@@ -198,13 +198,14 @@ def verify(
 ) -> Verdict:
     """Whether a property holds for every image within eps of x: that the k brightest CAM pixels stay the same.
 
-    x (1, C, H, W) and eps are in the units of the network's input; of several images (N, C, H, W), or classes, a list
-    is returned, each verdict as it would be alone (of a tied image: unknown). ``norm``: "inf", "2" or "1". ``clip``:
-    the box images live in, or None. ``method``: "ibp", "corgi", "crown", "dual" (bounds), "lp" (triangle relaxation on
-    the pairs left), "milp" (exact; norms "inf" and "1"), "bab" (exact; branch and bound on ReLU phases); "auto": bab,
-    and MILPs where only they answer. On a network with curved layers (``net.curved``), which no exact method takes, bab
-    and auto are "split" (branch and bound on intervals), and lp and milp refuse. ``solver``, for lp, milp and the
-    linear programs of bab: "highs" (default), "pulp:cbc", "cvxpy:clarabel" ...
+    x (1, C, H, W), a tensor or a numpy array, and eps are in the units of the network's input; of several images (N, C,
+    H, W), or classes, a list is returned, each verdict as it would be alone (of a tied image: unknown). ``norm``:
+    "inf", "2" or "1" ("Linf", "l2" and numbers do as well). ``clip``: the box images live in, or None. ``method``:
+    "ibp", "corgi", "crown", "dual" (bounds), "lp" (triangle relaxation on the pairs left), "milp" (exact; norms "inf"
+    and "1"), "bab" (exact; branch and bound on ReLU phases); "auto": bab, and MILPs where only they answer. On a
+    network with curved layers (``net.curved``), which no exact method takes, bab and auto are "split" (branch and bound
+    on intervals), and lp and milp refuse. ``solver``, for lp, milp and the linear programs of bab: "highs" (default),
+    "pulp:cbc", "cvxpy:clarabel" ...
 
     ``k``: the k brightest pixels stay the k brightest; with ``within``, each of them stays among the ``within``
     brightest. They are short for ``property=co.TopK(k, within)``; other properties have no short form.

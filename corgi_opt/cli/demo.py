@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from corgi_opt.answering.comparison import Comparison, compare
+from corgi_opt.cli.files import picture_file, writing
 from corgi_opt.data import digits
 from corgi_opt.network.cam import CamNetwork, from_torch
 
@@ -20,7 +21,10 @@ METHODS = ("corgi", "crown", "lp", "bab")
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the demo's table: what was asked of one test image, and what came out."""
+    """One line of the demo's table: what was asked of one test image, and what came out.
+
+    ``image``: its number, as ``digits.load_digits`` and ``--image`` count.
+    """
 
     image: int
     label: int
@@ -30,22 +34,27 @@ class Row:
 
 
 def run_demo(console: Console, picture: Path, images: tuple[int, ...], ks: tuple[int, ...]) -> list[Row]:
-    """Compares all methods on test digits (numbers within the test split), prints the table, saves the picture.
+    """Compares all methods on test digits (places within the test split), says each step, prints the table, saves the
+    picture.
 
     Raises InputError when the picture cannot be saved there.
     """
-    from corgi_opt.drawing.maps import check_picture
-
-    check_picture(picture)
+    picture_file(picture)
     start = time.monotonic()
+    _say(console, "1. Reading the bundled network and digits (no download)")
     data, labels = digits.load_digits()
     _, test = digits.digits_split()
     net = from_torch(digits.digits_model(), data[:1])
-    console.print(str(net), style="bold", markup=False, highlight=False, soft_wrap=True)
+    _say(console, f"   {net}")
+    _say(console, f"2. Radii by {', '.join(METHODS)}: {len(images)} test digits, k = {', '.join(map(str, ks))}")
     rows = []
-    for image in images:
-        x, label = data[test[image]][None], int(labels[test[image]])
-        rows += [Row(image, label, x, k, compare(net, x, k=k, methods=METHODS)) for k in ks]
+    for image in test[list(images)].tolist():
+        x, label = data[image][None], int(labels[image])
+        for k in ks:
+            rows.append(Row(image, label, x, k, compare(net, x, k=k, methods=METHODS)))
+            r = rows[-1].comparison.radii["bab"]
+            _say(console, f"   digit {image}, k={k}: certified up to {r.lower:.5f}, broken at {r.upper:.5f}")
+    _say(console, "3. The table")
     console.print(_table(rows))
     console.print(
         "certified: proven that no image within eps (L-inf, inside [0, 1]) changes the k brightest CAM pixels.\n"
@@ -55,15 +64,14 @@ def run_demo(console: Console, picture: Path, images: tuple[int, ...], ks: tuple
         highlight=False,
         soft_wrap=True,
     )
+    _say(console, "4. The picture of a counterexample")
     saved = f"Picture: {picture}" if _save_picture(net, rows, picture) else "No counterexample, no picture"
-    console.print(
-        f"{saved}   ({time.monotonic() - start:.0f} s in all)",
-        markup=False,
-        emoji=False,
-        highlight=False,
-        soft_wrap=True,
-    )
+    _say(console, f"{saved}   ({time.monotonic() - start:.0f} s in all)")
     return rows
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 def _table(rows: list[Row]) -> Table:
@@ -84,7 +92,7 @@ def _table(rows: list[Row]) -> Table:
     for row, after in zip(rows, [*rows[1:], None], strict=True):
         radii = row.comparison.radii
         attack, exact = radii["bab"].attack, radii["bab"].lower
-        cells = [f"{row.image} (a {row.label})", str(row.k)]
+        cells = [f"{row.image}\n[dim]a {row.label}[/dim]", str(row.k)]
         eps = {name: radii[name].lower for name in METHODS} | {"attack": attack}
         cells += [f"{value:.5f}\n[dim]{row.comparison.only.seconds[name]:.2f} s[/dim]" for name, value in eps.items()]
         cells += [_ratio(exact, radii["bab"].corgi), _ratio(attack, exact)]
@@ -110,7 +118,8 @@ def _save_picture(net: CamNetwork, rows: list[Row], path: Path) -> bool:
         witness = row.comparison.radii["bab"].counterexample
         if witness is not None:
             figure = plot_counterexample(net, row.x, row.k, witness)
-            figure.savefig(path, dpi=150)
+            with writing(path):
+                figure.savefig(path, dpi=150)
             pyplot.close(figure)
             return True
     return False

@@ -1,29 +1,30 @@
 """The command line: ``corgi-opt verify | radius | compare | check | study | doctor | demo``.
 
-Exit codes: 0 certified (or done), 1 falsified, 2 unknown, 3 usage error or unsupported model. A crash, a user's own
-failing model file included, is 3 with its traceback: Python's usual 1 would read as falsified.
+Exit codes: 0 certified (or done), 1 falsified, 2 unknown (of a radius: nothing is certified), 3 usage error,
+unsupported model or crash, 130 stopped by Ctrl-C, 141 nobody read the output to its end (ending.py).
 """
 
 from __future__ import annotations
 
 import sys
-import traceback
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
-from corgi_opt.answering.comparison import Compared, compare
+from corgi_opt._version import __version__
+from corgi_opt.answering.comparison import compare
 from corgi_opt.answering.prover import check_certificate
 from corgi_opt.answering.radius_search import radius
 from corgi_opt.answering.verdict import verify
+from corgi_opt.cli.answers import answered, say_comparison, say_radius, say_verdict
 from corgi_opt.cli.demo import run_demo
 from corgi_opt.cli.doctor import examined
+from corgi_opt.cli.ending import code_of
+from corgi_opt.cli.files import picture_file, writable, writing
 from corgi_opt.cli.options import (
+    Eps,
     Json,
     Means,
     MeansAtOneEps,
@@ -37,32 +38,42 @@ from corgi_opt.cli.options import (
 from corgi_opt.cli.output import console, emit, say
 from corgi_opt.cli.study import study_app
 from corgi_opt.data.sources import load_model, onnx_name
-from corgi_opt.drawing.maps import check_picture
-from corgi_opt.errors import CorgiError, InputError, ProofError
+from corgi_opt.errors import InputError, ProofError
 from corgi_opt.problem.plain import plain
-from corgi_opt.problem.results import Radius
 from corgi_opt.proof.certificate import Certificate
 
 EXIT = {"certified": 0, "falsified": 1, "unknown": 2}
-USAGE, INTERRUPTED = 3, 130
-
-# usage errors are of click's class, which newer typers carry a copy of: no import finds it in all of them
-CLICK_ERROR: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
-
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     help="Do the k brightest pixels of this CNN's class activation map stay the same for every image within eps?",
-    epilog="Exit codes: 0 certified (or done), 1 falsified, 2 unknown, 3 usage error or unsupported model.",
+    epilog="Exit codes: 0 certified (or done), 1 falsified, 2 unknown (or a radius of 0), 3 usage error or unsupported "
+    "model, 130 stopped by Ctrl-C, 141 output not read to its end. "
+    "CORGI_TRACEBACK=1 in the environment shows the whole traceback of an error.",
 )
 app.add_typer(study_app, name="study")
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        say(f"corgi-opt {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="print the version")
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command("verify")
 @unfolded
 def verify_command(
     subject: Subject,
-    eps: Annotated[float, typer.Option("--eps", help="distance in the norm, in units of the input")],
+    eps: Eps,
     what: What,
     setting: Setting,
     means: MeansAtOneEps,
@@ -72,19 +83,15 @@ def verify_command(
     as_json: Json = False,
 ) -> None:
     """Is the top-k set the same for every image within eps? Exit code 0 certified, 1 falsified, 2 unknown."""
+    if certificate is not None:
+        writable(certificate)
     net, x = setting.loaded(subject)
+    asked = {**what.keywords(), **setting.keywords(), **means.keywords()}
     proof: Literal["float64", "checked"] = "float64" if certificate is None else "checked"
-    v = verify(net, x, eps=eps, proof=proof, **what.keywords(), **setting.keywords(), **means.keywords())
+    v = answered(lambda: verify(net, x, eps=eps, proof=proof, **asked), emit if as_json else say_verdict)
     if certificate is not None and v.proof == "checked":
-        v.certificate.save(certificate)
-    if as_json:
-        emit(v)
-    else:
-        colour = {"certified": "green", "falsified": "red", "unknown": "yellow"}[v.status]
-        about = f"eps={v.eps:g}, {v.asked.short}"
-        say(f"{v.status} at {about}: {v.reason}", style=f"bold {colour}")
-        say(f"  margin in [{v.margin_lower:.6g}, {v.margin_upper:.6g}]; CORGI's bound {v.corgi_in_words}")
-        say(f"  settled by {v.method}" + (f", proof: {v.proof}" if v.proof else ""))
+        with writing(certificate):
+            v.certificate.save(certificate)
     raise typer.Exit(EXIT[v.status])
 
 
@@ -99,16 +106,14 @@ def radius_command(
     means: Means,
     as_json: Json = False,
 ) -> None:
-    """The bracket: the largest certified eps and the smallest falsified eps."""
+    """The bracket: the largest certified eps and the smallest falsified eps.
+
+    Exit code 0: an eps above 0 is certified, 2: none is.
+    """
     net, x = setting.loaded(subject)
-    r = radius(net, x, rtol=rtol, **what.keywords(), **setting.keywords(), **means.keywords())
-    if as_json:
-        emit(r)
-    else:
-        say(f"certified up to {r.lower:.6g}, falsified at {r.upper:.6g} (ratio {r.ratio:.4f})", style="bold")
-        beside = f"corgi {r.corgi_in_words}, attack {r.attack:.6g}"
-        say(f"  {r.asked.short}, {r.method}; {beside}")
-        say(f"  {r.reason}")
+    asked = {**what.keywords(), **setting.keywords(), **means.keywords()}
+    r = answered(lambda: radius(net, x, rtol=rtol, **asked), emit if as_json else say_radius)
+    raise typer.Exit(EXIT["certified" if r.lower > 0 else "unknown"])
 
 
 @app.command("compare")
@@ -124,21 +129,16 @@ def compare_command(
 ) -> None:
     """The radius, or the margin at an eps, by every method, side by side."""
     if plot is not None:
-        check_picture(plot)
+        picture_file(plot)
     net, x = setting.loaded(subject)
-    c = compare(net, x, **several.keywords(), **setting.keywords(), **means.keywords())
+    asked = {**several.keywords(), **setting.keywords(), **means.keywords()}
+    c = answered(lambda: compare(net, x, **asked), emit if as_json else say_comparison)
     if plot is not None:
         import matplotlib
 
         matplotlib.use("Agg")
-        c.plot().figure.savefig(plot, dpi=150)
-    if as_json:
-        emit(c)
-    else:
-        for q in c.questions:
-            console.print(_table(q))
-            for name, answer in q.answers.items():
-                say(f"{name}: {answer.reason}")
+        with writing(plot):
+            c.plot().figure.savefig(plot, dpi=150)
 
 
 @app.command("check")
@@ -191,44 +191,9 @@ def demo_command(
 ) -> None:
     """Certify and break the bundled digits network: one table, one picture."""
     run_demo(console, picture, images=(0, 1, 2, 3), ks=(1, 3, 5))
-    say("\nTry next:\n  corgi-opt compare digits --image 7 --k 4 --plot out/compare.png")
-
-
-def _table(q: Compared) -> Table:
-    about = q.asked.in_words
-    margins = q.eps is not None
-    table = Table(title=f"{about}, eps={q.eps:g}" if margins else about, title_justify="left", box=box.SIMPLE_HEAD)
-    table.add_column("method")
-    heads = (
-        ("margin, proven", "met", "seconds")
-        if margins
-        else ("certified eps", "falsified eps", "ratio", "over corgi", "seconds")
-    )
-    for name in heads:
-        table.add_column(name, justify="right")
-    for name, answer in q.answers.items():
-        seconds = f"{q.seconds[name]:.2f}" if name in q.seconds else "-"
-        if isinstance(answer, Radius):
-            gain = f"{answer.lower / answer.corgi:.3f}" if answer.corgi > 0 else "-"
-            table.add_row(name, f"{answer.lower:.6g}", f"{answer.upper:.6g}", f"{answer.ratio:.4f}", gain, seconds)
-        else:
-            table.add_row(name, f"{answer.margin_lower:.6g}", f"{answer.margin_upper:.6g}", seconds)
-    return table
+    say("\nTry next:\n  corgi-opt compare digits --image 1117 --k 4 --plot out/compare.png")
 
 
 def main() -> None:
     """The console script: turns our own errors into one clear line and exit code 3."""
-    try:
-        code = app(standalone_mode=False)
-    except CorgiError as error:
-        Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-        code = USAGE
-    except CLICK_ERROR as error:
-        error.show()
-        code = USAGE
-    except (KeyboardInterrupt, typer.Abort):
-        code = INTERRUPTED
-    except Exception:
-        traceback.print_exc()
-        code = USAGE
-    sys.exit(code or 0)
+    sys.exit(code_of(lambda: app(standalone_mode=False)))

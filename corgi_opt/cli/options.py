@@ -16,6 +16,7 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 import typer
 from torch import Tensor
 
+from corgi_opt._checks import number_from_text
 from corgi_opt.answering.backends import check_solver
 from corgi_opt.data.sources import load
 from corgi_opt.errors import InputError
@@ -60,6 +61,14 @@ def _there(solver: str | None) -> str | None:
     return solver
 
 
+def size(text: str) -> float:
+    """An eps as it is typed. Raises BadParameter."""
+    try:
+        return number_from_text(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"must be a number, or a fraction such as 1/255, got {text!r}") from error
+
+
 Model = Annotated[
     str,
     typer.Argument(
@@ -68,7 +77,14 @@ Model = Annotated[
     ),
 ]
 Image = Annotated[
-    str, typer.Option("--image", help="a .npy array, an image file, or an index into the bundled test digits")
+    str,
+    typer.Option("--image", help="a .npy array, an image file, or the number of a bundled digit (digits.load_digits)"),
+]
+Eps = Annotated[
+    float,
+    typer.Option(
+        "--eps", parser=size, metavar="NUMBER", help="distance in the norm, in units of the input; also as 1/255"
+    ),
 ]
 K = Annotated[int | None, typer.Option("--k", help="how many brightest CAM pixels")]
 PropertyText = Annotated[
@@ -85,7 +101,7 @@ SolverName = Annotated[
     typer.Option("--solver", callback=_there, help="of lp, milp and bab: highs, pulp:cbc, cvxpy:clarabel ..."),
 ]
 Class = Annotated[int | None, typer.Option("--class", help="class index; default: the predicted class")]
-NormText = Annotated[str, typer.Option("--norm", help="inf, 2 or 1")]
+NormText = Annotated[str, typer.Option("--norm", help="inf, 2 or 1, also Linf, l2 ...")]
 ClipText = Annotated[
     str,
     typer.Option(
@@ -133,7 +149,9 @@ class Several:
 
     ks: Annotated[str | None, typer.Option("--k", help="how many brightest CAM pixels; several: 1,3,5")] = None
     property: PropertyText = None
-    epses: Annotated[str | None, typer.Option("--eps", help="margins at one or several eps, instead of radii")] = None
+    epses: Annotated[str | None, typer.Option("--eps", help="margins at one or several eps (0.1,1/255), not radii")] = (
+        None
+    )
     methods: Annotated[str | None, typer.Option("--methods", help=COMPARED)] = None
     rtol: Annotated[float, typer.Option("--rtol", help="relative resolution of each radius")] = 0.01
     within: Within = None
@@ -143,7 +161,7 @@ class Several:
         return {
             "k": None if self.ks is None else _listed("--k", self.ks, int),
             "property": self.property,
-            "eps": None if self.epses is None else _listed("--eps", self.epses, float),
+            "eps": None if self.epses is None else _listed("--eps", self.epses, number_from_text),
             "methods": None if self.methods is None else [m.strip() for m in self.methods.split(",") if m.strip()],
             "rtol": self.rtol,
             "within": self.within,

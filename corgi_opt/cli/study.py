@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from corgi_opt.cli.answers import answered
 from corgi_opt.cli.options import Device, Json, unfolded
 from corgi_opt.cli.output import emit, say
 from corgi_opt.errors import InputError
@@ -47,9 +48,11 @@ class How:
 def run_command(plan: PlanFile, *, out: Folder = None, how: How, as_json: Json = False) -> None:
     """Answers what the study has no answer for yet. Stop it whenever you like and run it again.
 
-    Exit code 0: every cell has an answer; 2: some failed, timed out or crashed.
+    Exit code 0: every cell has an answer; 2: some failed, timed out or crashed; 130: stopped by Ctrl-C.
     """
-    _tell(run(Plan.load(plan), folder_of(plan, out), **asdict(how)), as_json)
+    loaded, folder = Plan.load(plan), folder_of(plan, out)
+    tell = emit if as_json else _say_progress
+    raise typer.Exit(_code(answered(lambda: run(loaded, folder, **asdict(how)), tell)))
 
 
 @study_app.command("status")
@@ -58,7 +61,8 @@ def status_command(plan: PlanFile, out: Folder = None, as_json: Json = False) ->
     keys = [cell.key for cell in Plan.load(plan).cells()]
     with Store.reading(folder_of(plan, out)) as store:
         progress = store.progress(keys)
-    _tell(progress, as_json)
+    (emit if as_json else _say_progress)(progress)
+    raise typer.Exit(_code(progress))
 
 
 @study_app.command("report")
@@ -94,10 +98,10 @@ def folder_of(plan: str, out: Path | None) -> Path:
     raise InputError("name the study's folder: --out DIR (a plan in Python has none of its own)")
 
 
-def _tell(progress: Progress, as_json: bool) -> None:
-    """Prints how far a study is. Raises Exit with the code that says whether every cell has an answer."""
-    if as_json:
-        emit(progress)
-    else:
-        say(str(progress))
-    raise typer.Exit(0 if progress.states.get("done", 0) == progress.cells else UNFINISHED)
+def _say_progress(progress: Progress) -> None:
+    say(str(progress))
+
+
+def _code(progress: Progress) -> int:
+    """Whether every cell has an answer."""
+    return 0 if progress.states.get("done", 0) == progress.cells else UNFINISHED

@@ -25,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from corgi_opt._ambient import pinned
+from corgi_opt._ambient import pinned, pinned_as_given
 from corgi_opt.data._optional import package
 from corgi_opt.data.keras.reader import read
 from corgi_opt.errors import InputError
@@ -194,7 +194,7 @@ def load_split(root: str | PathLike[str], name: Literal["train", "test"]) -> Spl
     return Split(base, name, tuple(Sample(path, label, index) for index, (path, label) in enumerate(rows)))
 
 
-@pinned
+@pinned_as_given
 def preprocess(image: NDArray[Any]) -> Tensor:
     """A photograph as the authors feed it to their networks: (1, 3, 48, 48), float32, in [0, 1].
 

@@ -173,10 +173,10 @@ def _without_alpha(picture: Any, note: Note) -> Any:
 def fitted(module: nn.Module, x: Tensor, note: Note = to_stderr) -> Tensor:
     """The image (1, C, H, W) as the network takes it: grey on three channels, RGB as grey, or channels moved to the
     front, where the network refuses it as it is and takes it so; ``note`` is told. Else the image as it is."""
-    if why_refused(module, x) is None:
+    if refusal(module, x) is None:
         return x
     for what, other in _others(x):
-        if why_refused(module, other) is None:
+        if refusal(module, other) is None:
             note(f"the network does not take an image {tuple(x.shape)}: {what}")
             return other
     return x
@@ -195,7 +195,7 @@ def _others(x: Tensor) -> list[tuple[str, Tensor]]:
     return others
 
 
-def why_refused(module: nn.Module, x: Tensor) -> str | None:
+def refusal(module: nn.Module, x: Tensor) -> Exception | None:
     """The network's error on an image; None where it takes it, or is in training mode (then it is not run)."""
     if any(m.training for m in module.modules()):
         return None
@@ -204,5 +204,5 @@ def why_refused(module: nn.Module, x: Tensor) -> str | None:
         with torch.no_grad():
             module(x.clone().to(parameter.device, parameter.dtype))
     except Exception as error:  # whatever a user's model raises
-        return (str(error).splitlines() or [type(error).__name__])[0]
+        return error
     return None

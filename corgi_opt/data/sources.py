@@ -8,7 +8,6 @@ nn.Module, and its file is run: name only files that you trust. ONNX and Keras f
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import re
 import sys
@@ -19,25 +18,36 @@ from typing import Any
 from torch import Tensor, nn
 
 from corgi_opt.data import keras
-from corgi_opt.data.images import Note, fitted, read_array, read_image, to_stderr, why_refused
+from corgi_opt.data.images import Note, fitted, read_array, read_image, refusal, to_stderr
+from corgi_opt.data.user_code import import_module, user_code
 from corgi_opt.errors import InputError
 from corgi_opt.network.cam import CamNetwork, from_torch
 from corgi_opt.network.onnx.module import OnnxModule
 from corgi_opt.network.onnx.network import read_onnx
 from corgi_opt.network.weights import load_weights
 
+BUGS = (NameError, AttributeError, TypeError, KeyError, ImportError, NotImplementedError, ZeroDivisionError)
+"""What a forward raises that fails on every image. Of one it does not take torch says RuntimeError or ValueError."""
+
 
 def load(model: str, image: str, size: int | None, weights: Path | None) -> tuple[CamNetwork, Tensor]:
-    """The network and the image that the command line names. Raises InputError, MissingPackageError."""
+    """The network and the image that the command line names.
+
+    Raises InputError, MissingPackageError; UserCodeError where the code of the model fails.
+    """
     x = load_image(image, size, bundled=model == "digits")
     module = load_model(model, weights, tuple(x.shape))
     x = fitted(module, x)
-    why = why_refused(module, x)
-    if why is not None:
+    refused = refusal(module, x)
+    if isinstance(refused, BUGS) and onnx_name(model) is None and not keras.is_keras_file(model):
+        with user_code(model):
+            raise refused
+    if refused is not None:
+        said = (str(refused).splitlines() or [type(refused).__name__])[0]
         raise InputError(
-            f"{type(module).__name__} does not take this image: torch said {why!r}; the image has {x.shape[1]} "
+            f"{type(module).__name__} does not take this image: torch said {said!r}; the image has {x.shape[1]} "
             f"channels and {x.shape[2]} x {x.shape[3]} pixels; --size N makes an image file N x N"
-        )
+        ) from refused
     net = from_torch(module, x)
     if isinstance(module, OnnxModule) and not module.origin.compared:
         to_stderr(net.note)
@@ -49,7 +59,8 @@ def load_model(name: str, weights: Path | None = None, shape: tuple[int, ...] | 
 
     ``shape`` (1, C, H, W): of the image, for the sizes that an ONNX file leaves open.
 
-    Raises InputError, MissingPackageError; for an ONNX or Keras file UnsupportedOpError; for an ONNX file ParityError.
+    Raises InputError, MissingPackageError, UserCodeError; for an ONNX or Keras file UnsupportedOpError; for an
+    ONNX file ParityError.
     """
     onnx = onnx_name(name)
     file = name if keras.is_keras_file(name) else None if onnx is None else onnx[0]
@@ -83,7 +94,8 @@ def _built(name: str) -> nn.Module:
 def find_function(what: str, name: str, others: str = "") -> Callable[[], Any]:
     """The function that ``file.py:function`` or ``package.module:function`` names; its module is run.
 
-    For the message: ``what`` the name is for, and the ``others`` that it may be. Raises InputError.
+    For the message: ``what`` the name is for, and the ``others`` that it may be. Raises InputError; UserCodeError
+    where the module fails, and so does the function when it is called.
     """
     where, _, function = name.rpartition(":")
     if not where or not function:
@@ -91,7 +103,12 @@ def find_function(what: str, name: str, others: str = "") -> Callable[[], Any]:
     named = getattr(_load_module(where), function, None)
     if not callable(named):
         raise InputError(f"{where} has no function {function!r}")
-    return named  # type: ignore[no-any-return]
+
+    def call() -> Any:
+        with user_code(name):
+            return named()
+
+    return call
 
 
 def _load_module(where: str) -> Any:
@@ -104,9 +121,7 @@ def _load_module(where: str) -> Any:
         raise InputError(f"{where!r} is neither a .py file nor a dotted module name")
     sys.path.insert(0, "")  # modules of the current directory, as python -m has them
     try:
-        return importlib.import_module(where)
-    except ModuleNotFoundError as error:
-        raise InputError(f"cannot import {where!r}: {error}") from error
+        return import_module(where)
     finally:
         sys.path.remove("")
 
@@ -121,7 +136,8 @@ def _run_file(path: Path) -> Any:
     folder = str(path.resolve().parent)  # the file's neighbours, as python file.py has them
     sys.path.insert(0, folder)
     try:
-        spec.loader.exec_module(module)
+        with user_code(str(path)):
+            spec.loader.exec_module(module)
     finally:
         sys.path.remove(folder)
     return module
@@ -130,6 +146,8 @@ def _run_file(path: Path) -> Any:
 def load_image(name: str, size: int | None, *, bundled: bool, note: Note = to_stderr) -> Tensor:
     """The image (1, C, H, W) an --image option names; ``note`` is told of what was done to it (images.py).
 
+    A number is that of a digit as ``digits.load_digits`` returns them.
+
     Raises InputError, MissingPackageError.
     """
     if re.fullmatch(r"-?\d+", name):
@@ -137,12 +155,11 @@ def load_image(name: str, size: int | None, *, bundled: bool, note: Note = to_st
             raise InputError("an index names a bundled image, which only the model 'digits' has; give a file")
         if size is not None:
             raise InputError("--size is for image files; a bundled digit has 8 x 8 pixels")
-        from corgi_opt.data.digits import digits_split, load_digits
+        from corgi_opt.data.digits import N_IMAGES, load_digits
 
-        _, test = digits_split()
-        if not 0 <= int(name) < len(test):
-            raise InputError(f"the bundled test split has images 0..{len(test) - 1}, got {name}")
-        return load_digits()[0][test[int(name)]][None]
+        if not 0 <= int(name) < N_IMAGES:
+            raise InputError(f"the bundled digits are images 0..{N_IMAGES - 1}, got {name}")
+        return load_digits()[0][int(name)][None]
     path = Path(name)
     if not path.is_file():
         raise InputError(f"no such image file: {name}")

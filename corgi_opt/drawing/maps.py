@@ -104,19 +104,12 @@ def plot_heat_map(
 
 
 def check_picture(path: Path) -> Path:
-    """The path, once its folder exists: refuses one that no picture can be saved at before any work is done.
-
-    Raises InputError.
-    """
+    """The path, whose name must say a kind of picture. Raises InputError."""
     from matplotlib.backend_bases import FigureCanvasBase
 
     known = sorted(FigureCanvasBase.get_supported_filetypes())
     if path.suffix.lower().lstrip(".") not in known:
         raise InputError(f"a picture's name must end in one of .{', .'.join(known)}; got {str(path)!r}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot make the folder of {str(path)!r}: {error}") from error
     return path
 
 

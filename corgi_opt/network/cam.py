@@ -119,7 +119,9 @@ class CamNetwork:
         """
         expected = (1, *self.input_shape)
         if not isinstance(x, Tensor):
-            raise InputError(f"{name} must be a torch tensor of shape {expected}, got {type(x).__name__}")
+            raise InputError(
+                f"{name} must be a torch tensor or a numpy array of floats of shape {expected}, got {type(x).__name__}"
+            )
         if tuple(x.shape) == expected[1:]:
             raise InputError(f"{name} has shape {tuple(x.shape)}: the batch dimension is missing; pass {name}[None]")
         if tuple(x.shape) != expected:

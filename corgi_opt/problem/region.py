@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,12 +19,17 @@ Norm = Literal["inf", "2", "1"]
 
 _NORMS: dict[object, Norm] = {"inf": "inf", "2": "2", "1": "1", math.inf: "inf", 2: "2", 1: "1"}
 
+_SPELT = re.compile(r"\s*(?:l[ _-]?)?(inf|2|1)\s*", re.IGNORECASE)
+
 
 def canonical_norm(norm: object) -> Norm:
-    """ "inf", "2" or "1", from that or the number. Raises InputError."""
-    if isinstance(norm, bool) or not isinstance(norm, (str, int, float)) or norm not in _NORMS:
+    """ "inf", "2" or "1", from that, the number, or a spelling such as "Linf", "l_inf", "L-2". Raises InputError."""
+    value = plain(norm)
+    if isinstance(value, str) and (spelt := _SPELT.fullmatch(value)):
+        value = spelt[1].lower()
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)) or value not in _NORMS:
         raise InputError(f"norm must be 'inf', '2' or '1', got {norm!r}")
-    return _NORMS[norm]
+    return _NORMS[value]
 
 
 def distance(norm: Norm, moved: Tensor) -> float:
@@ -38,11 +44,11 @@ def distance(norm: Norm, moved: Tensor) -> float:
 class Ball:
     """The region ``{x : ||x - center||_norm <= eps}`` intersected with the clip box, if there is one.
 
-    ``center`` is an image (1, C, H, W); ``norm`` is "inf", "2" or "1" (the numbers do as well) over all C*H*W inputs
-    together; eps and the box are in the units of the network's input. ``clip``: ``(low, high)``, each end a number or
-    one for every channel (a list, or a tensor that broadcasts to the image), is kept as plain floats;
-    ``clip=None`` switches the box off. Raises InputError when eps < 0 or not finite, the norm is unknown, the box is
-    empty or the centre lies outside it.
+    ``center`` is an image (1, C, H, W), a tensor or a numpy array; ``norm`` is "inf", "2" or "1" (the numbers do as
+    well, and "Linf", "l2" ...) over all C*H*W inputs together; eps and the box are in the units of the network's input.
+    ``clip``: ``(low, high)``, each end a number or one for every channel (a list, or a tensor that broadcasts to the
+    image), is kept as plain floats; ``clip=None`` switches the box off. Raises InputError when eps < 0 or not finite,
+    the norm is unknown, the box is empty or the centre lies outside it.
     """
 
     center: Tensor
@@ -53,10 +59,10 @@ class Ball:
     @pinned
     def __post_init__(self) -> None:
         object.__setattr__(self, "norm", canonical_norm(self.norm))
-        eps = not_negative("eps", self.eps, " in the units of the input")
+        eps = not_negative("eps", plain(self.eps), " in the units of the input")
+        object.__setattr__(self, "center", plain(self.center))
         if not isinstance(self.center, Tensor):
             raise InputError(f"the centre must be a torch tensor (1, C, H, W), got {type(self.center).__name__}")
-        object.__setattr__(self, "center", plain(self.center))
         if self.center.ndim != 4 or self.center.shape[0] != 1:
             raise InputError(f"the centre must have shape (1, C, H, W), got {tuple(self.center.shape)}")
         if not bool(torch.isfinite(self.center).all()):

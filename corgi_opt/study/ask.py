@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
-from corgi_opt._checks import check_rtol, integer, not_negative
+from corgi_opt._checks import check_rtol, integer, not_negative, number_from_text
 from corgi_opt._deadline import check_time_limit
 from corgi_opt.answering.asking import chosen_property
 from corgi_opt.answering.backends import check_solver
@@ -55,13 +55,13 @@ class Ask:
             raise InputError(f"a question's kind must be one of {', '.join(map(repr, KINDS))}, got {self.kind!r}")
         if (self.eps is None) != (self.kind == "radius"):
             raise InputError(f"a question of kind {self.kind!r} takes {'no' if self.kind == 'radius' else 'an'} eps")
-        norm = canonical_norm(self.norm)
+        eps, norm = _size(self.eps), canonical_norm(self.norm)
         check_solver(self.solver, check_method(self.method, norm).name, norm)
         check_time_limit(self.time_limit)
         if not isinstance(self.keep_class, bool):
             raise InputError(f"keep_class must be true or false, got {self.keep_class!r}")
         filled: dict[str, Any] = {
-            "eps": None if self.eps is None else not_negative("eps", self.eps),
+            "eps": None if eps is None else not_negative("eps", eps),
             "norm": norm,
             "clip": checked_clip(self.clip),
             "class_idx": None if self.class_idx is None else integer("class_idx", self.class_idx, 0, 10**9),
@@ -99,6 +99,14 @@ class Ask:
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> Ask:
         return cls(**plain)
+
+
+def _size(eps: Any) -> Any:
+    """An eps that a plan writes as text, such as "1/255", as the number."""
+    try:
+        return number_from_text(eps) if isinstance(eps, str) else eps
+    except ValueError as error:
+        raise InputError(f"eps must be a number or a fraction such as '1/255', got {eps!r}") from error
 
 
 SPREAD = ("property", "k", "within", "eps", "method", "norm", "class_idx", "seed")

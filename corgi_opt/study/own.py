@@ -21,6 +21,7 @@ from types import ModuleType
 from typing import Any, Literal
 
 from corgi_opt.answering.backends import named_solver
+from corgi_opt.data.user_code import import_module, user_code
 from corgi_opt.errors import InputError, StudyError
 from corgi_opt.methods import TABLE
 from corgi_opt.network.builders import BUILDERS
@@ -117,10 +118,7 @@ def _load_module(name: str) -> ModuleType:
     if not name or not all(part.isidentifier() for part in name.split(".")):
         raise InputError(f"imports: {name!r} is neither a .py file nor a dotted module name")
     with _during(name, ""):  # modules of the current directory, as for models
-        try:
-            return importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            raise InputError(f"imports: cannot import {name!r}: {error}") from error
+        return import_module(name)
 
 
 def _load_file(path: Path) -> _Loaded:
@@ -143,7 +141,8 @@ def _load_file(path: Path) -> _Loaded:
     with _during(str(path), str(path.parent)):  # the file's neighbours, as python file.py has them
         try:
             # what was hashed is what is run, so nothing compiled is taken in its place
-            exec(compile(source, str(path), "exec", dont_inherit=True), module.__dict__)
+            with user_code(str(path)):
+                exec(compile(source, str(path), "exec", dont_inherit=True), module.__dict__)
         except BaseException:
             del sys.modules[alias]
             raise

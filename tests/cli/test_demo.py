@@ -31,14 +31,14 @@ def test_a_row_is_the_comparison_of_its_image(shown):
     text, (row,), _ = shown
     data, labels = digits.load_digits()
     place = digits.digits_split()[1][2]
-    assert (row.image, row.k, row.label) == (2, 1, int(labels[place]))
+    assert (row.image, row.k, row.label) == (int(place), 1, int(labels[place]))
     assert bool((row.x[0] == data[place]).all())
     radii = row.comparison.radii
     for method in METHODS:
         assert f"{radii[method].lower:.5f}" in text
     assert f"{radii['bab'].attack:.5f}" in text
     assert f"{radii['bab'].lower / radii['bab'].corgi:.3f}" in text
-    assert f"2 (a {row.label})" in text
+    assert f"\n{row.image} " in text and f"\na {row.label} " in text
 
 
 def test_a_picture_is_saved_and_named(shown):

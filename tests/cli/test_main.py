@@ -21,6 +21,8 @@ from corgi_opt.cli import main as cli
 from corgi_opt.data import digits
 from corgi_opt.problem.plain import plain
 
+STUDY = ["run", "status", "report", "export"]
+
 # --- verify ----------------------------------------------------------------------------------------------------
 
 
@@ -47,7 +49,7 @@ def test_verify_json_is_the_verdict(corgi):
     assert ran.code == 0
     assert (found["status"], k_of(found), found["asked"]["class_idx"], found["eps"]) == ("certified", 3, 7, 0.003)
     assert found["counterexample"] is None
-    net, x = bundled(0)
+    net, x = bundled(1442)
     v = co.verify(net, x, eps=0.003, k=3)
     assert found["margin_lower"] == pytest.approx(v.margin_lower, rel=1e-9)
     assert found["corgi_margin"] == pytest.approx(v.corgi_margin, rel=1e-9)
@@ -72,7 +74,7 @@ def test_the_counterexample_in_json_breaks_the_top_set(corgi):
     found = only_json(ran)["counterexample"]
     assert ran.code == 1
     assert list(found) == [f.name for f in fields(co.Witness)]
-    net, x = bundled(0)
+    net, x = bundled(1442)
     broken = torch.tensor(found["image"], dtype=torch.float64)
     assert float((broken - x).abs().max()) <= 0.02
     assert float(broken.min()) >= 0 and float(broken.max()) <= 1
@@ -84,7 +86,7 @@ def test_class_clip_and_time_limit_reach_the_question(corgi):
     found = only_json(
         corgi("verify", *QUESTION, "--eps", 0.001, "--class", 3, "--clip", "none", "--time-limit", 50, "--json")
     )
-    net, x = bundled(0)
+    net, x = bundled(1442)
     v = co.verify(net, x, eps=0.001, k=3, class_idx=3, clip=None)
     assert (found["asked"]["class_idx"], found["status"]) == (3, v.status)
     assert found["margin_lower"] == pytest.approx(v.margin_lower, rel=1e-9)
@@ -207,13 +209,13 @@ def test_compare_json_holds_every_radius(corgi):
 
 
 def test_compare_takes_several_k_and_eps(corgi):
-    ran = corgi("compare", "digits", "--image", "0", "--k", "2,3", "--eps", "0.001,0.002", "--methods", "corgi,bab")
+    ran = corgi("compare", "digits", "--image", "1442", "--k", "2,3", "--eps", "0.001,0.002", "--methods", "corgi,bab")
     assert (ran.code, ran.err) == (0, "")
     for k, eps in (("2", "0.001"), ("2", "0.002"), ("3", "0.001"), ("3", "0.002")):
         assert f"top-{k} set of the CAM of class 7, eps={eps}" in ran.out
     rows = [line.split() for line in ran.out.splitlines() if line.split()[:1] in (["corgi"], ["bab"])]
     assert len(rows) == 8 and all(float(row[1]) <= float(row[2]) for row in rows)
-    bad = corgi("compare", "digits", "--image", "0", "--k", "two")
+    bad = corgi("compare", "digits", "--image", "1442", "--k", "two")
     assert bad.code == 3 and "--k must be a number" in bad.err
 
 
@@ -225,20 +227,49 @@ def test_demo_prints_a_table_that_fits_and_saves_a_picture(corgi, tmp_path, monk
     picture = tmp_path / "new" / "demo.png"
     ran = corgi("demo", "--picture", picture)
     assert (ran.code, ran.err) == (0, "")
-    rows = re.findall(r"^(\d+) \(a (\d)\) +(\d+) +([\d. ]+)$", ran.out, re.M)
-    assert [(int(i), int(k)) for i, _, k, _ in rows] == [(i, k) for i in range(4) for k in (1, 3, 5)]
-    for _, _, _, cells in rows:
+    rows = re.findall(r"^(\d+) +(\d+) +([\d. ]+)\na (\d) ", ran.out, re.M)
+    shown = digits.digits_split()[1][:4].tolist()
+    assert [(int(i), int(k)) for i, k, _, _ in rows] == [(i, k) for i in shown for k in (1, 3, 5)]
+    steps = re.findall(r"^(\d)\. ", ran.out, re.M)
+    assert steps == ["1", "2", "3", "4"] and ran.out.count("certified up to") == len(rows)
+    for _, _, cells, _ in rows:
         corgi_eps, crown, lp, milp, attack, gain, gap = map(float, cells.split())
         assert corgi_eps < crown <= lp <= milp <= attack  # to three digits
         assert gain == pytest.approx(milp / corgi_eps, rel=0.01)
         assert gap == pytest.approx(attack / milp, rel=0.01)
-    table = ran.out[ran.out.index("image ") : ran.out.index("certified: proven")]
-    times = re.findall(r"^ +((?:[\d.]+ s *){5})$", table, re.M)
+    table = ran.out[ran.out.index("\nimage ") + 1 : ran.out.index("certified: proven")]
+    times = re.findall(r"^a \d +((?:[\d.]+ s *){5})$", table, re.M)
     assert len(times) == len(rows)
     assert max(map(len, table.splitlines())) <= 80
     assert "…" not in ran.out
     assert f"Picture: {picture}" in ran.out
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+# --- numbers and names ---
+
+
+def test_eps_may_be_a_fraction(corgi):
+    asked = (*QUESTION, "--method", "corgi", "--json")
+    found = only_json(corgi("verify", *asked, "--eps", "0.5/255"))
+    assert found["eps"] == 0.5 / 255
+    compared = only_json(corgi("compare", *QUESTION, "--methods", "corgi", "--eps", "0.1/255,2e-3", "--json"))
+    assert [q["eps"] for q in compared["questions"]] == [0.1 / 255, 2e-3]
+
+
+@pytest.mark.parametrize(("spelling", "norm"), [("Linf", "inf"), ("L2", "2"), ("l_1", "1"), ("INF", "inf")])
+def test_norms_may_be_spelt_as_people_do(corgi, spelling, norm):
+    found = only_json(corgi("verify", *QUESTION, "--method", "ibp", "--eps", "1e-5", "--norm", spelling, "--json"))
+    assert found["asked"]["norm"] == norm
+
+
+@pytest.mark.parametrize("number", [7, 1442])
+def test_a_bundled_image_is_the_one_of_that_number_in_python(corgi, number):
+    found = only_json(corgi("radius", "digits", "--image", number, "--k", 3, "--method", "crown", "--json"))
+    images, _ = digits.load_digits()
+    net = co.from_torch(digits.digits_model(), images[:1])
+    r = co.radius(net, images[number : number + 1], k=3, method="crown")
+    assert (found["lower"], found["upper"]) == (r.lower, r.upper)
 
 
 # --- help ------------------------------------------------------------------------------------------------------
@@ -258,6 +289,32 @@ def test_help(corgi, command, words):
     ran = corgi(*command, "--help")
     assert (ran.code, ran.err) == (0, "")
     assert [w for w in words if w not in ran.out] == []
+
+
+COMMANDS = ["verify", "radius", "compare", "check", "doctor", "demo", "study", *(f"study {c}" for c in STUDY)]
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_fits_80_columns_and_nothing_is_cut_off(corgi, monkeypatch, command):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERMINAL_WIDTH", "80")
+    ran = corgi(*command.split(), "--help")
+    assert (ran.code, ran.err) == (0, "")
+    assert [line for line in ran.out.splitlines() if len(line) > 80 or "…" in line] == []
+
+
+def test_every_command_is_one_of_these():
+    known: Any = typer.main.get_command(cli.app)
+    assert set(known.commands) == {command for command in COMMANDS if " " not in command}
+    assert set(known.commands["study"].commands) == set(STUDY)
+
+
+def test_help_says_what_every_exit_code_means(corgi):
+    said = " ".join(corgi("--help").out.replace("│", " ").split())
+    for words in ("0 certified", "1 falsified", "2 unknown (or a radius of 0)", "3 usage", "130 stopped", "141 output"):
+        assert words in said
+    assert "CORGI_TRACEBACK" in said
+    assert "2: none is" in " ".join(corgi("radius", "--help").out.split())
 
 
 SETTING = "--keep-class --class=None --norm=inf --clip=0,1 --size=None --weights=None --solver=None"

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from commands import MODELS, QUESTION, k_of, only_json
 from nets import image
 
@@ -135,6 +136,28 @@ def with_image(name: str, *more: str) -> tuple[str, ...]:
         ((*FILE[:-1], "-1"), ["eps must be >= 0"]),
         ((*FILE[:-1], "nan"), ["eps must be a finite number"]),
         ((*FILE[:4], "36", *FILE[5:]), ["k must be an int in 1..35"]),
+        ((*FILE, "--norm", "L3"), ["norm must be 'inf', '2' or '1', got 'L3'"]),
+        ((*FILE, "--norm", "2", "--method", "milp"), ["method 'milp' answers norm 'inf' and '1', not '2'"]),
+        ((*FILE, "--within", "1"), ["within"]),
+        ((*FILE, "--property", "KeepsClass"), ["k and within are the short form", "give one or the other"]),
+        ((*FILE[:3], "--eps", "0.1"), ["say what is asked: k=15"]),
+        ((*FILE[:3], "--eps", "0.1", "--property", "Keeps"), ["Keeps", "TopK"]),
+        ((*FILE[:3], "--eps", "0.1", "--property", "{broken"), ["property"]),
+        ((*FILE, "--solver", "cplexx"), ["cplexx"]),
+        ((*FILE, "--solver", "cvxpy:clarabel", "--method", "milp"), ["does not take MILPs"]),
+        ((*FILE, "--seed", "-1"), ["seed must be an int in 0..", "got -1"]),
+        ((*FILE, "--weights", "absent.pt"), ["no such file: absent.pt"]),
+        ((*FILE, "--weights", "x.npy"), ["weights are read from .safetensors, .pt or .pth files"]),
+        (
+            (*FILE, "--weights", "other.pt"),
+            ["other.pt are not this model's", "4 missing", "1 not in the model"],
+        ),
+        (("absent.onnx", *FILE[1:]), ["absent.onnx"]),
+        (("absent.keras", *FILE[1:]), ["absent.keras"]),
+        (("x.onnx", *FILE[1:]), ["x.onnx"]),
+        (("x.keras", *FILE[1:]), ["x.keras"]),
+        (("absent.onnx", *FILE[1:], "--weights", "other.pt"), ["absent.onnx holds its own weights"]),
+        (with_image("arrays.npz"), ["arrays.npz may hold several arrays", "np.save"]),
     ],
 )
 def test_what_cannot_be_answered_is_one_clear_line_and_exit_code_3(corgi, models, arguments, words):
@@ -145,6 +168,10 @@ def test_what_cannot_be_answered_is_one_clear_line_and_exit_code_3(corgi, models
     np.save("words.npy", np.array([["a", "b"]]))
     Path("text.npy").write_text("not an array")
     Path("empty.npy").write_bytes(b"")
+    np.savez("arrays.npz", np.zeros(3))
+    torch.save({"elsewhere": torch.zeros(1)}, "other.pt")
+    Path("x.onnx").write_text("not a model")
+    Path("x.keras").write_text("not a model")
     ran = corgi("verify", *arguments)
     assert (ran.code, ran.out) == (3, "")
     assert ran.err.startswith("error: ")
@@ -152,10 +179,42 @@ def test_what_cannot_be_answered_is_one_clear_line_and_exit_code_3(corgi, models
     assert re.search(".*".join(map(re.escape, words)), ran.err), ran.err
 
 
-@pytest.mark.parametrize("index", ["360", "-1"])
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("radius", *QUESTION, "--rtol", "0"), "rtol must be a number between 0 and 1"),
+        (("radius", *QUESTION, "--rtol", "1"), "rtol must be a number between 0 and 1"),
+        (("radius", *QUESTION, "--method", "exact"), "unknown method 'exact'"),
+        (("compare", *QUESTION, "--methods", "corgi,exact"), "unknown method 'exact'"),
+        (("compare", *QUESTION, "--methods", ","), "methods must be a non-empty sequence"),
+        (("compare", *QUESTION, "--rtol", "2"), "rtol must be a number between 0 and 1"),
+        (("compare", *QUESTION, "--eps", "1/0"), "--eps must be a number, or several with commas between, got '1/0'"),
+        (("compare", *QUESTION, "--eps", "0.1,"), "--eps must be a number, or several with commas between"),
+        (("compare", *QUESTION, "--eps", "-1"), "eps must be >= 0"),
+        (("compare", *QUESTION, "--k", "64"), "k must be an int in 1..63"),
+        (("check", "absent.cert", "--model", "digits"), "no certificate can be read from 'absent.cert'"),
+        (("check", "my_models.py", "--model", "digits"), "certificate"),
+        (("study", "run", "absent.toml"), "no plan can be read from 'absent.toml'"),
+        (("study", "run", "my_models.py"), "a plan must be a .toml file, file.py:function or package.module:function"),
+        (("study", "run", "bad.toml"), "bad.toml is not TOML"),
+        (("study", "run", "empty.toml"), "a plan needs a name"),
+        (("study", "report", "absent.toml"), "absent"),
+        (("study", "export", "absent.toml", "out.csv"), "absent"),
+    ],
+)
+def test_what_other_commands_cannot_answer_is_one_clear_line_too(corgi, models, arguments, words):
+    Path("bad.toml").write_text("name = ")
+    Path("empty.toml").write_text("")
+    ran = corgi(*arguments)
+    assert (ran.code, ran.out) == (3, "")
+    assert ran.err.startswith("error: ") and ran.err.count("\n") == 1
+    assert words in ran.err
+
+
+@pytest.mark.parametrize("index", ["1797", "-1"])
 def test_an_index_beyond_the_bundled_images(corgi, index):
     ran = corgi("verify", "digits", "--image", index, "--k", 3, "--eps", 0.01)
-    assert ran == (3, "", f"error: the bundled test split has images 0..359, got {index}\n")
+    assert ran == (3, "", f"error: the bundled digits are images 0..1796, got {index}\n")
 
 
 def test_a_missing_pillow_is_named_with_the_whole_pip_command(corgi, models, monkeypatch):
@@ -167,14 +226,36 @@ def test_a_missing_pillow_is_named_with_the_whole_pip_command(corgi, models, mon
     assert ran.err.endswith("Run: pip install 'corgi_opt[gtsrb]'\n")
 
 
+WRITERS = {
+    "--plot": ("compare", *QUESTION),
+    "--picture": ("demo",),
+    "--certificate": ("verify", *QUESTION, "--eps", "0.001"),
+}
+
+
+@pytest.fixture
+def idle(monkeypatch):
+    """No command does any work."""
+    for where in ("main.compare", "main.verify", "demo.compare"):
+        monkeypatch.setattr(f"corgi_opt.cli.{where}", lambda *_, **__: pytest.fail("work was done"))
+    monkeypatch.setattr("corgi_opt.cli.options.load", lambda *_, **__: pytest.fail("a model was read"))
+
+
+@pytest.mark.parametrize("option", WRITERS)
+@pytest.mark.parametrize("name", ["my_models.py/picture.png", "folder.png", f"{'long' * 100}.png"])
+def test_what_cannot_be_written_is_refused_before_the_work(corgi, models, idle, option, name):
+    (models / "folder.png").mkdir()
+    ran = corgi(*WRITERS[option], option, name)
+    assert (ran.code, ran.out) == (3, "") and ran.err.count("\n") == 1
+    assert ran.err.startswith(f"error: cannot write '{name}': ")
+
+
 @pytest.mark.parametrize("option", ["--plot", "--picture"])
-@pytest.mark.parametrize("name", ["my_models.py/picture.png", "picture.docx", "picture"])
-def test_a_picture_that_cannot_be_saved_is_refused_before_the_work(corgi, models, monkeypatch, option, name):
-    monkeypatch.setattr(cli, "compare", lambda *_, **__: pytest.fail("work was done"))
-    monkeypatch.setattr("corgi_opt.cli.demo.compare", lambda *_, **__: pytest.fail("work was done"))
-    ran = corgi("compare", *QUESTION, option, name) if option == "--plot" else corgi("demo", option, name)
+@pytest.mark.parametrize("name", ["picture.docx", "picture"])
+def test_a_picture_of_no_known_kind_is_refused_before_the_work(corgi, models, idle, option, name):
+    ran = corgi(*WRITERS[option], option, name)
     assert ran.code == 3
-    assert re.match(r"error: .*picture", ran.err)
+    assert re.match(r"error: a picture's name must end in one of \.", ran.err)
 
 
 @pytest.mark.parametrize(
@@ -182,6 +263,12 @@ def test_a_picture_that_cannot_be_saved_is_refused_before_the_work(corgi, models
     [
         (["verify", *QUESTION], "--eps"),
         (["verify", *QUESTION, "--eps", "small"], "--eps"),
+        (["verify", *QUESTION, "--eps", "1/0"], "1/255"),
+        (["verify", *QUESTION, "--eps", "1/2/3"], "1/255"),
+        (["radius", *QUESTION, "--time-limit", "long"], "--time-limit"),
+        (["check", "a.cert"], "--model"),
+        (["study", "run", "plan.toml", "--workers", "0"], "--workers"),
+        (["study", "paint"], "paint"),
         (["verify", *QUESTION, "--eps", "0.1", "--k", "2.5"], "--k"),
         (["verify", *QUESTION, "--eps", "0.1", "--size", "0"], "--size"),
         (["verify", *QUESTION, "--eps", "0.1", "--colour", "red"], "--colour"),
@@ -195,16 +282,116 @@ def test_usage_errors_exit_with_3_too(corgi, arguments, words):
     assert "Usage" in ran.err and words in ran.err.replace("MODEL", "model")
 
 
-def test_a_crash_is_never_taken_for_falsified(corgi, models):
+MISTAKES = """
+import torch
+from my_models import Net
+
+def broken():
+    return 1 / 0
+
+def quits():
+    raise SystemExit(1)
+
+def refused():
+    import corgi_opt as co
+    raise co.InputError("said by the package")
+
+class Mistaken(Net):
+    def forward(self, x):
+        return self.hed(x)
+
+def mistaken():
+    return Mistaken(1).eval()
+
+def by_way_of_torch():
+    return torch.zeros(2).view(3)
+"""
+
+
+@pytest.mark.parametrize(
+    ("function", "place", "line", "said"),
+    [
+        ("broken", "mistakes.py, line 6, in broken", "return 1 / 0", "ZeroDivisionError: division by zero"),
+        ("quits", "mistakes.py, line 9, in quits", "raise SystemExit(1)", "SystemExit: 1"),
+        ("mistaken", "mistakes.py, line 17, in forward", "return self.hed(x)", "AttributeError: 'Mistaken' object has"),
+        (
+            "by_way_of_torch",
+            "mistakes.py, line 23, in by_way_of_torch",
+            "return torch.zeros(2).view(3)",
+            "RuntimeError:",
+        ),
+    ],
+)
+def test_a_mistake_in_the_users_file_is_five_lines(corgi, models, monkeypatch, function, place, line, said):
     np.save("x.npy", image(1, 6, 6).numpy())
-    ran = corgi("verify", *with_model("my_models.py:broken"))
-    assert ran.code == 3
-    assert "Traceback" in ran.err and ran.err.rstrip().endswith("ZeroDivisionError: division by zero")
+    Path("mistakes.py").write_text(MISTAKES)
+    asked = ("verify", *with_model(f"mistakes.py:{function}"))
+    ran = corgi(*asked)
+    assert (ran.code, ran.out) == (3, "")
+    first, where, source, error, hint = ran.err.splitlines()
+    assert first == f"error: mistakes.py:{function} failed in its own code:"
+    assert (where, source) == (f"  {place}", f"    {line}") and error.startswith(f"  {said}")
+    assert "CORGI_TRACEBACK=1" in hint and "Traceback" not in ran.err
+    monkeypatch.setenv("CORGI_TRACEBACK", "1")
+    whole = corgi(*asked)
+    assert whole.code == 3 and whole.err.endswith(ran.err)
+    assert "Traceback" in whole.err and f'mistakes.py", line {place.split()[2][:-1]}' in whole.err
 
 
-def test_an_interrupt_is_not_a_verdict(corgi, monkeypatch):
-    def interrupted(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
+def test_a_file_that_is_no_python_or_lacks_a_package_is_said_by_its_line(corgi, models):
+    np.save("x.npy", image(1, 6, 6).numpy())
+    Path("typo.py").write_text("def build():\n    return (1\n")
+    Path("lacks.py").write_text("import no_such_package\n")
+    for name, place, said in (
+        ("typo.py:build", "  typo.py, line 2", "  SyntaxError: "),
+        (
+            "lacks.py:build",
+            "  lacks.py, line 1, in <module>",
+            "  ModuleNotFoundError: No module named 'no_such_package'",
+        ),
+        ("lacks:build", "  lacks.py, line 1, in <module>", "  ModuleNotFoundError: No module named 'no_such_package'"),
+    ):
+        ran = corgi("verify", *with_model(name))
+        lines = ran.err.splitlines()
+        assert (ran.code, len(lines), lines[1]) == (3, 5, place) and lines[3].startswith(said)
 
-    monkeypatch.setattr(cli, "verify", interrupted)
-    assert corgi("verify", *QUESTION, "--eps", 0.003).code == 130
+
+def test_a_mistake_in_what_a_plan_names_is_said_so_too(corgi, models):
+    """The plan itself, what it imports, its images and what builds its models."""
+    Path("mistakes.py").write_text("def broken():\n    return 1 / 0\n")
+    Path("fails.py").write_text("1 / 0\n")
+    plan = (
+        'name = "a"\n{first}\n[models]\nm = "{model}"\n[images]\ni = "{images}"\n[[questions]]\nk = 2\nmethod = "ibp"\n'
+    )
+    usual = {"first": "", "model": "digits", "images": "digits"}
+    broken, fails = "  mistakes.py, line 2, in broken", "  fails.py, line 1, in <module>"
+    for changed, place in (
+        ({"model": "mistakes.py:broken"}, broken),
+        ({"images": "mistakes.py:broken"}, broken),
+        ({"first": 'imports = ["fails.py"]'}, fails),
+        ({"first": 'imports = ["fails"]'}, fails),
+    ):
+        Path("plan.toml").write_text(plan.format(**{**usual, **changed}))
+        ran = corgi("study", "status", "plan.toml")
+        lines = ran.err.splitlines()
+        assert (ran.code, len(lines), lines[1]) == (3, 5, place) and "ZeroDivisionError" in lines[3]
+    ran = corgi("study", "run", "mistakes.py:broken", "--out", "out")
+    assert (ran.code, ran.err.splitlines()[1]) == (3, broken)
+
+
+def test_an_error_of_ours_in_the_users_file_is_said_as_it_is(corgi, models):
+    np.save("x.npy", image(1, 6, 6).numpy())
+    Path("mistakes.py").write_text(MISTAKES)
+    ran = corgi("verify", *with_model("mistakes.py:refused"))
+    assert (ran.code, ran.err) == (3, "error: said by the package\n")
+
+
+def test_a_crash_is_never_taken_for_falsified(corgi, monkeypatch):
+    def crashes(*_: object, **__: object) -> None:
+        raise IndexError("a mistake of ours")
+
+    monkeypatch.setattr(cli, "verify", crashes)
+    ran = corgi("verify", *QUESTION, "--eps", 0.003)
+    assert (ran.code, ran.out) == (3, "")
+    assert ran.err.startswith("Traceback") and "IndexError: a mistake of ours" in ran.err
+    assert ran.err.rstrip().splitlines()[-1].endswith("/issues") and "Please report it" in ran.err

@@ -12,9 +12,10 @@ from studies import write_plan
 from typer.testing import CliRunner
 
 from corgi_opt.cli.study import UNFINISHED, folder_of, study_app
-from corgi_opt.errors import InputError
+from corgi_opt.errors import InputError, Interrupted
 from corgi_opt.study import Plan, Store
 from corgi_opt.study.engine import row_of
+from corgi_opt.study.store import Progress
 
 PLAN = """\
     name = "two cells"
@@ -46,6 +47,17 @@ def answered(plan: Path, count: int, folder: Path, state: str = "done") -> None:
             assert cell.ask.k is not None
             found = {"state": state, "status": "open", "lower": 0.01 * cell.ask.k, "upper": 0.1, "corgi": 0.005}
             store.put(row_of(cell, found if state == "done" else {"state": state, "reason": "no"}))
+
+
+def test_a_stopped_run_says_how_far_the_study_is(corgi, plan, monkeypatch):
+    def stops(*_: object, **__: object) -> None:
+        raise Interrupted(Progress(2, 1, {"done": 1}))
+
+    monkeypatch.setattr("corgi_opt.cli.study.run", stops)
+    ran = corgi("study", "run", plan)
+    assert ran.code == 130 and ran.err.startswith("interrupted") and ran.out == "2 cells: 1 done, 1 to do\n"
+    ran = corgi("study", "run", plan, "--json")
+    assert ran.code == 130 and json.loads(ran.out)["states"] == {"done": 1}
 
 
 @pytest.mark.parametrize(

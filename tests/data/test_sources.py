@@ -51,10 +51,11 @@ def test_size_resizes_an_image_file():
     assert torch.allclose(x, torch.tensor(0.2))
 
 
-def test_a_bundled_image_is_named_by_its_place_in_the_test_split():
+@pytest.mark.parametrize("number", [0, 7, 1796])
+def test_a_bundled_image_has_the_number_that_it_has_in_python(number):
     images, _ = digits.load_digits()
-    _, test = digits.digits_split()
-    assert torch.equal(sources.load_image("11", None, bundled=True)[0], images[test[11]])
+    assert torch.equal(sources.load_image(str(number), None, bundled=True), images[number : number + 1])
+    assert len(images) == digits.N_IMAGES == 1797
 
 
 def test_a_function_is_found_by_file_or_module():

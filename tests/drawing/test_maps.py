@@ -98,12 +98,9 @@ def test_a_heat_map_shows_each_pixels_kind_and_how_many_there_are():
     assert words == ["certainly out (4)", "undecided (6)", "certainly in (2)"]
 
 
-def test_a_picture_has_a_folder_before_any_work(tmp_path):
+def test_a_name_says_the_kind_of_picture(tmp_path):
     path = tmp_path / "new" / "deep" / "a.PNG"
-    assert check_picture(path) is path and path.parent.is_dir()
+    assert check_picture(path) is path
     for name in ("a.xyz", "a", "a.toml"):
         with pytest.raises(InputError, match=r"must end in one of \."):
             check_picture(tmp_path / name)
-    (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="cannot make the folder"):
-        check_picture(tmp_path / "file" / "a.png")

@@ -105,6 +105,70 @@ def test_a_model_whose_file_is_refused_has_its_own_weights_still(tmp_path):
     assert same(model, seeded(Plain, 1))
 
 
+def refused(model: torch.nn.Module, path: Path) -> str:
+    with pytest.raises(co.InputError) as raised:
+        co.load_weights(model, path)
+    return str(raised.value)
+
+
+def test_an_error_names_what_is_missing_what_is_more_and_what_has_another_shape(tmp_path):
+    path, state = tmp_path / "weights.pt", seeded(Everything).state_dict()
+    torch.save({f"other.{name}": value for name, value in state.items()}, path)
+    said = refused(seeded(Everything), path)
+    names = sorted(state)
+    assert said.startswith(f"the weights in {path} are not this model's: {len(state)} missing in the file: ")
+    assert f"missing in the file: {', '.join(names[:4])} and {len(state) - 4} more; " in said
+    assert f"{len(state)} not in the model: other.{names[0]}, " in said and "another shape" not in said
+    torch.save({**state, names[0]: torch.zeros(7)}, path)
+    said = refused(seeded(Everything), path)
+    shape = tuple(state[names[0]].shape)
+    assert said.endswith(f"model's: 1 of another shape: {names[0]} is (7,) in the file and {shape} in the model")
+
+
+def test_what_data_parallel_saved_is_read_without_its_prefix(tmp_path):
+    path, wanted, model = tmp_path / "weights.pt", seeded(Plain, 1), seeded(Plain, 2)
+    torch.save(torch.nn.DataParallel(wanted).state_dict(), path)
+    assert same(co.load_weights(model, path), wanted)
+    whole = {f"module.{name}": value for name, value in seeded(Plain, 3).state_dict().items()}
+    first, *_ = whole
+    torch.save({name: value for name, value in whole.items() if name != first}, path)
+    said = refused(model, path)
+    assert "(read without the 'module.' that DataParallel puts before every name): 1 missing in the file" in said
+    assert first.removeprefix("module.") in said and same(model, wanted)
+
+
+def test_a_prefix_that_some_names_have_is_left_and_said(tmp_path):
+    path, model, state = tmp_path / "weights.pt", seeded(Plain, 2), seeded(Plain, 1).state_dict()
+    torch.save({f"module.{name}" if "head" in name else name: value for name, value in state.items()}, path)
+    said = refused(model, path)
+    assert "2 not in the model: module.head.bias, module.head.weight" in said
+    assert said.endswith("save model.module.state_dict() instead")
+    torch.save(torch.nn.DataParallel(seeded(Plain, 1)).module.state_dict(), path)  # as it says
+    assert same(co.load_weights(model, path), seeded(Plain, 1))
+
+
+def test_a_model_that_has_a_module_called_module_keeps_its_names(tmp_path):
+    path, wanted = tmp_path / "weights.pt", torch.nn.DataParallel(seeded(Plain, 1))
+    torch.save(wanted.state_dict(), path)
+    assert same(co.load_weights(torch.nn.DataParallel(seeded(Plain, 2)), path), wanted)
+    torch.save(wanted.module.state_dict(), path)
+    assert "6 missing in the file: module." in refused(torch.nn.DataParallel(seeded(Plain, 2)), path)
+
+
+def test_a_counter_that_old_batch_norms_lack_may_be_missing(tmp_path):
+    path, wanted = tmp_path / "weights.safetensors", torch.nn.BatchNorm2d(3)
+    torch.nn.init.normal_(wanted.weight)
+    state = {name: value for name, value in wanted.state_dict().items() if name != "num_batches_tracked"}
+    safetensors.torch.save_file(state, path)
+    assert torch.equal(co.load_weights(torch.nn.BatchNorm2d(3), path).weight, wanted.weight)  # type: ignore[arg-type]
+
+
+def test_a_checkpoint_says_what_it_holds(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    torch.save({"epoch": 3, "state_dict": seeded(Plain).state_dict()}, path)
+    assert "(it holds 'epoch', 'state_dict'); save model.state_dict() alone" in refused(seeded(Plain), path)
+
+
 def saved(folder: Path, kind: str) -> Path:
     """Weights in one of three formats; torch's old one is a pickle without an archive around it."""
     state, path = seeded(Everything).state_dict(), folder / f"whole{'.safetensors' if kind == 'safetensors' else '.pt'}"

@@ -55,7 +55,12 @@ def test_contains_is_exact():
 
 @pytest.mark.parametrize(
     ("spelling", "name"),
-    [("inf", "inf"), (math.inf, "inf"), (float("inf"), "inf"), ("2", "2"), (2, "2"), (2.0, "2"), ("1", "1"), (1, "1")],
+    [
+        *((inf, "inf") for inf in ("inf", math.inf, np.inf, np.float32("inf"), torch.tensor(math.inf))),
+        *((inf, "inf") for inf in ("Inf", "Linf", "linf", "L_inf", "l_inf", "L-inf", "l inf", " INF ")),
+        *((two, "2") for two in ("2", 2, 2.0, np.int64(2), np.float64(2), torch.tensor(2), "L2", "l2", "l_2")),
+        *((one, "1") for one in ("1", 1, 1.0, np.uint8(1), torch.tensor(1.0), "L1", "l1", "L_1")),
+    ],
 )
 def test_norms_have_one_name(spelling, name):
     ball = co.Ball(image(1, 2, 2), 0.1, spelling)
@@ -63,7 +68,10 @@ def test_norms_have_one_name(spelling, name):
     assert replace(ball, eps=0.2).norm == name
 
 
-@pytest.mark.parametrize("norm", ["3", "L2", "Inf", "", 0, 3, -1, 1.5, True, None, math.nan, -math.inf, [2], (1,), {}])
+@pytest.mark.parametrize(
+    "norm",
+    ["3", "L3", "L", "Linf2", "infinity", "l__2", "", 0, 3, -1, 1.5, True, None, math.nan, -math.inf, [2], (1,), {}],
+)
 def test_other_norms_are_refused(norm):
     with pytest.raises(co.InputError, match="norm must be 'inf', '2' or '1'"):
         co.Ball(image(1, 2, 2), 0.1, norm)

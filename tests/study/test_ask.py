@@ -25,6 +25,13 @@ def test_lists_spread_to_all_combinations():
     assert radius == Ask("radius", 3, "lp") and radius.clip == (0.0, 1.0)
 
 
+def test_eps_may_be_fractions_and_norms_spelt_as_people_do():
+    """The questions, and so the keys of their cells, are those of the numbers."""
+    said = Grid.of({"k": 3, "method": "bab", "eps": ["1/255", "2/255", 0.5], "norm": ["Linf", "l2"]}, "q")
+    meant = Grid.of({"k": 3, "method": "bab", "eps": [1 / 255, 2 / 255, 0.5], "norm": ["inf", "2"]}, "q")
+    assert said == meant and len(said.asks) == 6
+
+
 def test_a_k2_below_its_k1_is_no_question():
     grid = Grid.of({"k": [2, 4], "within": [2, 3, 5], "method": "bab"}, "q")
     assert {(a.k, a.within) for a in grid.asks} == {(2, None), (2, 3), (2, 5), (4, 5)}
@@ -63,6 +70,8 @@ def test_a_question_survives_json_and_says_only_what_matters():
         ({"k": 1, "method": "bab", "clip": [1, 0]}, "low < high"),
         ({"k": 1, "method": "bab", "clip": "some"}, "clip"),
         ({"k": 1, "method": "bab", "eps": -0.1}, ">= 0"),
+        ({"k": 1, "method": "bab", "eps": "1/0"}, "eps must be a number or a fraction such as '1/255', got '1/0'"),
+        ({"k": 1, "method": "bab", "eps": ["small"]}, "got 'small'"),
         ({"k": 1, "method": "bab", "time_limit": 0}, "time_limit"),
         ({"k": 1, "method": "lp", "solver": "abacus"}, "abacus"),
         ({"k": 1, "method": "bab", "models": 3}, "models must be"),

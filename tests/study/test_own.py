@@ -416,7 +416,7 @@ def test_a_file_that_changed_is_not_what_was_planned(tmp_path, tables):
 
 def test_a_file_that_fails_can_be_mended(tmp_path, tables):
     write(tmp_path, "raise OverflowError('not yet')\n")
-    with pytest.raises(OverflowError, match="not yet"):
+    with pytest.raises(co.UserCodeError, match=r"line 1, in <module>\n.*\n  OverflowError: not yet"):
         Plan.of(plan(imports="mine.py"), tmp_path)
     write(tmp_path, REGISTERS)
     assert len(Plan.of(plan(imports="mine.py"), tmp_path).cells()) == 1
