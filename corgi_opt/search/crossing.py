@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-
 FAR_APART = 1e5
 """Ratio of the ends from which quarters lead nowhere: every neuron is open all the way, and a margin costs as much."""
 
