@@ -21,7 +21,7 @@ def plot_counterexample(
     k: int,
     witness: Witness,
     *,
-    class_idx: int | None = None,
+    class_idx: int | str | None = None,
     clip: Clip = (0.0, 1.0),
 ) -> Any:
     """Image + change = counterexample, then both CAMs with their top-k sets outlined. Returns the Figure.

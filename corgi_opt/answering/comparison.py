@@ -208,7 +208,7 @@ def compare(
     property: Property | str | Sequence[Property | str] | None = None,
     keep_class: bool = False,
     eps: float | Sequence[float] | None = None,
-    class_idx: int | None = None,
+    class_idx: int | str | None = None,
     norm: Norm = "inf",
     clip: Clip = (0.0, 1.0),
     tie_tol: float | None = None,

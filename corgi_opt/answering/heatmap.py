@@ -106,7 +106,7 @@ def heat_map(
     *,
     eps: float,
     k: int,
-    class_idx: int | None = None,
+    class_idx: int | str | None = None,
     norm: Norm = "inf",
     clip: Clip = (0.0, 1.0),
     method: str = "crown",

@@ -98,7 +98,7 @@ def tight_margin(
     within: int | None = None,
     property: Property | str | None = None,
     keep_class: bool = False,
-    class_idx: int | None = None,
+    class_idx: int | str | None = None,
     norm: Norm = "inf",
     clip: Clip = (0.0, 1.0),
     tie_tol: float | None = None,

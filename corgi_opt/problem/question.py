@@ -58,7 +58,7 @@ class Question(Scene):
         at = groups.atoms(groups.parts.values(scene.features, scene.logits[None], scene.net.weight))[0]
         if not (margin := float(groups.margin(at))) > 0:
             raise TieError(
-                f"{property.in_words(scene.class_idx)}: does not hold at the image itself (its margin there is "
+                f"{property.in_words(scene.class_in_words)}: does not hold at the image itself (its margin there is "
                 f"{margin:.3g}), so there is nothing to certify"
             )
         kept = scene.predicted if keep_class else None
@@ -66,7 +66,7 @@ class Question(Scene):
             **{f.name: getattr(scene, f.name) for f in fields(Scene)},
             property=property,
             groups=groups,
-            premises=None if kept is None else keeping(scene.net.classes, kept),
+            premises=None if kept is None else keeping(scene.net.classes, kept, scene.net.class_names),
             kept=kept,
             scale=scene.scale_of(groups.parts),
             at=at,
