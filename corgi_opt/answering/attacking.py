@@ -15,8 +15,8 @@ from corgi_opt.problem.clip import Clip
 from corgi_opt.problem.properties import Property
 from corgi_opt.problem.question import Question
 from corgi_opt.problem.region import Norm
-from corgi_opt.problem.results import Witness
 from corgi_opt.problem.scene import Scene
+from corgi_opt.problem.witness import Witness
 from corgi_opt.search.attack import PgdOptions, pgd, rank_targets
 
 

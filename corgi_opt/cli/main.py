@@ -17,7 +17,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from corgi_opt.answering.comparison import Compared, compare
+from corgi_opt.answering.comparison import Compared, added_briefly, compare
 from corgi_opt.answering.prover import check_certificate
 from corgi_opt.answering.radius_search import radius
 from corgi_opt.answering.verdict import verify
@@ -207,7 +207,7 @@ def _table(q: Compared) -> Table:
     for name in heads:
         table.add_column(name, justify="right")
     for name, answer in q.answers.items():
-        seconds = f"{q.seconds[name]:.2f}" if name in q.seconds else "-"
+        seconds = added_briefly(q.seconds.get(name))
         if isinstance(answer, Radius):
             gain = f"{answer.lower / answer.corgi:.3f}" if answer.corgi > 0 else "-"
             table.add_row(name, f"{answer.lower:.6g}", f"{answer.upper:.6g}", f"{answer.ratio:.4f}", gain, seconds)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from corgi_opt._ambient import pinned, pinned_with_grad
 from corgi_opt._checks import integer
+from corgi_opt.drawing.tables import html_table
 from corgi_opt.errors import InputError, NoCamHeadError, UnsupportedOpError
 from corgi_opt.network import names, parity
 from corgi_opt.network.exported import Exported, check_ready, export, require_runs
@@ -29,6 +30,9 @@ from corgi_opt.network.ops import Conv2d, Shape
 from corgi_opt.network.replay import Replay, scores
 from corgi_opt.network.smooth import Curved
 from corgi_opt.network.standin import changing_hooks, stand_in
+
+MOST_NAMED = 12
+"""Names of classes that a table shows."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,6 +101,23 @@ class CamNetwork:
             f"-> global average -> {self.graph.output!r} linear, {self.classes} classes; "
             f"input {tuple(self.input_shape)}{''.join(f'; {note}' for note in (*self.notes, self.note) if note)})"
         )
+
+    def _repr_html_(self) -> str:
+        c, h, w = self.graph[self.features].shape
+        units = sum(math.prod(self.graph[name].shape) for name in self.graph.relus)
+        more = ", ..." if len(self.class_names) > MOST_NAMED else ""
+        rows = {
+            "input": "x".join(map(str, self.input_shape)),
+            "CAM": f"{h}x{w} pixels, of {c} channels after {self.graph[self.features].module or 'forward'!r}",
+            "classes": self.classes,
+            "their names": ", ".join(self.class_names[:MOST_NAMED]) + more or None,
+            "operations": len(self.graph),
+            "ReLUs": f"{units:,}",
+            "curved layers": ", ".join(self.curved) or "none",
+            "exact methods": "none (curved layers)" if self.curved else "bab, milp",
+            "notes": "; ".join(note for note in (*self.notes, self.note) if note) or None,
+        }
+        return html_table("network with a CAM head", rows)
 
     @pinned
     def to(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> CamNetwork:

@@ -30,7 +30,9 @@ def checked_names(classes: Any) -> tuple[str, ...]:
 def require_one_each(names: Sequence[str], scores: int) -> None:
     """Raises InputError unless there are no names, or one for each of the class scores."""
     if names and len(names) != scores:
-        raise InputError(f"classes has {len(names)} names, but the network has {scores} class scores; give one for each")
+        raise InputError(
+            f"classes has {len(names)} names, but the network has {scores} class scores; give one for each"
+        )
 
 
 def index_of(name: str, names: Sequence[str]) -> int:

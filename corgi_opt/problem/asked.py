@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from corgi_opt.network.names import in_words
-from corgi_opt.problem.clip import Box, as_list, checked_clip, clip_in_words
+from corgi_opt.problem.clip import Box, as_list, checked_clip, clip_in_words, intervals_in_words
 from corgi_opt.problem.properties import Property, property_from
 from corgi_opt.problem.region import Norm, canonical_norm
 
@@ -62,6 +62,11 @@ class Asked:
         """Norm and box, for a figure's axis."""
         return f"L-{self.norm}, input units, {clip_in_words(self.clip)}"
 
+    @builtins.property
+    def where(self) -> dict[str, str]:
+        """Norm and box, as rows of a table."""
+        return {"norm": f"L-{self.norm}", "clip": "none" if self.clip is None else intervals_in_words(self.clip)}
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON types."""
         return {
@@ -79,7 +84,8 @@ class Asked:
 
     @classmethod
     def from_dict(cls, said: Mapping[str, Any]) -> Asked:
-        """What :meth:`to_dict` wrote, now or before there were names. Raises InputError for a property that is not known here."""
+        """What :meth:`to_dict` wrote, now or before there were names. Raises InputError for a property that is not
+        known here."""
         values = dict(said)
         values["property"] = property_from(values["property"])
         values["clip"] = checked_clip(values["clip"])

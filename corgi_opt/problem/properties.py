@@ -185,7 +185,15 @@ def keeping(classes: int, kept: int, names: Sequence[str] = ()) -> Groups:
     parts = Parts(rows, torch.arange(count), torch.full((count,), MEAN))
     labels = torch.stack([torch.full((count,), kept), others], dim=1)
     ones = torch.ones(count, 1, dtype=torch.float64)
-    return Groups(parts, torch.arange(count)[:, None], ones, *alone(count), labels, ("class", "classes"), tuple(names) if classes > 1 else ())
+    return Groups(
+        parts,
+        torch.arange(count)[:, None],
+        ones,
+        *alone(count),
+        labels,
+        ("class", "classes"),
+        tuple(names) if classes > 1 else (),
+    )
 
 
 @register

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins  # a field is called property here
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from corgi_opt._checks import not_negative
 from corgi_opt.errors import InputError, TieError
 from corgi_opt.problem.atoms import Groups
+from corgi_opt.problem.original import Original
 from corgi_opt.problem.properties import Property, keeping
 from corgi_opt.problem.scene import Scene
 
@@ -71,6 +73,11 @@ class Question(Scene):
             scale=scene.scale_of(groups.parts),
             at=at,
         )
+
+    @cached_property
+    def original(self) -> Original:
+        """The image, as answers carry it."""
+        return Original.of(self, self.property)
 
     @builtins.property
     def ahead(self) -> Tensor:
