@@ -1,4 +1,9 @@
-"""corgi_opt: exact top-k certificates and counterexamples for class activation maps of PyTorch CNNs."""
+"""corgi_opt: exact top-k certificates and counterexamples for class activation maps of PyTorch CNNs.
+
+What a long run does goes to the logger ``corgi_opt``, which is silent unless a program listens to it.
+"""
+
+import logging
 
 from corgi_opt._version import __version__ as __version__
 from corgi_opt.answering.attacking import attack
@@ -37,12 +42,16 @@ from corgi_opt.network.graph import LayerGraph
 from corgi_opt.network.ingest import Unsupported
 from corgi_opt.network.onnx.network import from_onnx
 from corgi_opt.network.weights import load_weights
+from corgi_opt.plots import plot_cam
 from corgi_opt.problem.properties import KeepsClass, TopK
 from corgi_opt.problem.region import Ball
-from corgi_opt.problem.results import Radius, Verdict, Witness
+from corgi_opt.problem.results import Radius, Verdict
+from corgi_opt.problem.witness import Witness
 from corgi_opt.proof.certificate import Certificate
 from corgi_opt.proof.checker import Checked
 from corgi_opt.search.attack import PgdOptions
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 __all__ = [
     "Ball",
@@ -93,6 +102,7 @@ __all__ = [
     "from_torch",
     "heat_map",
     "load_weights",
+    "plot_cam",
     "radius",
     "verify",
 ]

@@ -107,6 +107,7 @@ CALLS: dict[str, Callable[[Scene], Any]] = {
         (lambda e: (e.compared, e.image(s.x, NOTHING)))(co.export_vnnlib(s.net, s.x, s.folder / "b", eps=EPS, k=K)),
         [path.read_bytes() for path in sorted((s.folder / "b").iterdir())],
     ),
+    "plot_cam": lambda s: np.asarray(co.plot_cam(s.net, s.x).images[0].get_array()),
     "from_torch": lambda s: co.from_torch(s.model, s.x).model_cam(s.x, 0),
     "check_model": lambda s: co.check_model(s.model, s.x),
     "certificate and its check": checked,
@@ -378,7 +379,7 @@ PLAIN = {
     co.Compared: "drawn, printed or laid out in a table",
     co.Comparison: "drawn, printed or laid out in a table",
     co.HeatMap: "masks of what has been computed, and drawn",
-    co.Witness: "printed",
+    co.Witness: "printed and drawn",
     co.Interval: "two tensors, compared and met",
     co.PgdOptions: "numbers",
     co.Certificate: "arrays and files, without torch",
@@ -393,6 +394,8 @@ SMALL = {
     (co.Verdict, "plot"),
     (co.Radius, "plot"),
     (co.Radius, "ratio"),
+    (co.Radius, "seconds"),
+    *((co.Verdict, name) for name in ("certified", "falsified", "unknown", "seconds")),
     (co.CamNetwork, "input_shape"),
     (co.CamNetwork, "map_shape"),
     (co.CamNetwork, "classes"),
@@ -407,7 +410,11 @@ SMALL = {
     (co.LayerGraph, "consumers"),
     (co.LayerGraph, "ancestors"),
     (co.LayerGraph, "to_networkx"),
-    *((what, name) for what in (co.TopK, co.KeepsClass) for name in ("__post_init__", "short", "in_words", "rank")),
+    *(
+        (what, name)
+        for what in (co.TopK, co.KeepsClass)
+        for name in ("__post_init__", "short", "in_words", "rank", "outlined")
+    ),
 }
 """Methods of other classes that do none either."""
 

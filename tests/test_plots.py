@@ -12,7 +12,7 @@ from nets import Plain, image, seeded
 
 import corgi_opt as co
 from corgi_opt.cli.files import picture_file
-from corgi_opt.plots import plot_counterexample
+from corgi_opt.plots import plot_cam, plot_counterexample
 
 mpl.use("Agg")  # before pyplot: no display is needed
 from matplotlib import pyplot as plt
@@ -64,7 +64,8 @@ def test_a_counterexample_is_drawn_with_both_sets_and_what_changed(asked):
     first, change, second, before, after = figure.axes[:5]
     np.testing.assert_allclose(first.images[0].get_array(), x[0, 0].numpy(), atol=1e-6)
     np.testing.assert_allclose(second.images[0].get_array(), witness.image[0, 0].numpy())
-    grey = 0.5 + (witness.image - x.double())[0, 0].numpy() / (2 * witness.distance)
+    assert change.get_title() == "difference, 1x"  # of 0.3; twice as much would not fit
+    grey = 0.5 + (witness.image - x.double())[0, 0].numpy()
     np.testing.assert_allclose(change.images[0].get_array(), grey, atol=1e-6)
     np.testing.assert_array_equal(after.images[0].get_array(), witness.cam.numpy())
     old = set(net.cam(x).flatten().topk(K).indices.tolist())
@@ -124,3 +125,26 @@ def test_a_picture_that_cannot_be_saved_is_refused(tmp_path, name):
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(co.InputError, match=Path(name).name):
         picture_file(tmp_path / name)
+
+
+def test_a_cam_is_drawn_over_its_image_with_the_class_in_the_title(asked):
+    net, x, _ = asked
+    named = co.from_torch(seeded(Plain, 2), x, classes=[f"sign {i}" for i in range(net.classes)])
+    predicted = int(net.logits(x).argmax())
+    ax = co.plot_cam(named, x)
+    assert co.plot_cam is plot_cam and ax.get_title() == f"CAM of class {predicted} (sign {predicted})"
+    assert ax.figure.axes[1].get_ylabel() == "CAM" and ax.images[0].get_array().shape == (6, 6, 3)
+    low, high = ax.figure.axes[1].get_ylim()
+    assert (low, high) == pytest.approx((float(net.cam(x).min()), float(net.cam(x).max())))
+    assert co.plot_cam(net, x, 1).get_title() == "CAM of class 1" and co.plot_cam(named, x, "sign 1")
+    _, mine = plt.subplots()
+    assert co.plot_cam(net, x, ax=mine) is mine
+    with pytest.raises(co.InputError, match="class_idx"):
+        co.plot_cam(net, x, 99)
+
+
+def test_an_image_outside_0_and_1_is_drawn_in_its_own_range(asked):
+    net, x, _ = asked
+    wide = 4 * x - 2
+    shown = co.plot_cam(net, wide).images[0].get_array()
+    assert float(np.asarray(shown).max()) <= 1 and len(np.unique(np.asarray(shown)[..., 0].round(6))) > 6

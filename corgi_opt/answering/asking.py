@@ -18,6 +18,7 @@ from corgi_opt.answering.prover import plain_network
 from corgi_opt.errors import InputError
 from corgi_opt.methods import Method, check_method, listed
 from corgi_opt.network.cam import CamNetwork
+from corgi_opt.network.names import name_of
 from corgi_opt.problem.asked import Asked
 from corgi_opt.problem.properties import Property, TopK, property_from
 from corgi_opt.problem.question import Question
@@ -45,9 +46,21 @@ _HASHES: weakref.WeakKeyDictionary[CamNetwork, str] = weakref.WeakKeyDictionary(
 
 def asked_of(scene: Scene, property: Property, *, gap: float, kept: int | None) -> Asked:
     """What stands beside an answer. The hash of a network is calculated once."""
-    if scene.net not in _HASHES:
-        _HASHES[scene.net] = plain_network(scene.net).sha256_of_logits
-    return Asked(property, scene.class_idx, scene.norm, scene.clip, kept, gap, scene.dtype, _HASHES[scene.net])
+    net = scene.net
+    if net not in _HASHES:
+        _HASHES[net] = plain_network(net).sha256_of_logits
+    return Asked(
+        property=property,
+        class_idx=scene.class_idx,
+        norm=scene.norm,
+        clip=scene.clip,
+        kept=kept,
+        gap=gap,
+        dtype=scene.dtype,
+        network=_HASHES[net],
+        class_name=scene.class_name,
+        kept_name=None if kept is None or net.classes == 1 else name_of(kept, net.class_names),
+    )
 
 
 def asked(question: Question) -> Asked:
@@ -61,7 +74,7 @@ def atom_of(question: Question, pair: Any) -> int:
         same = torch.nonzero((groups.labels == torch.tensor(pair)).all(dim=1)).flatten()
         if len(same):
             return int(same[0])
-    what = question.property.in_words(question.class_idx)
+    what = question.property.in_words(question.class_in_words)
     raise InputError(f"pair must be two {groups.things[1]} that the {what} compares, the one ahead first, got {pair!r}")
 
 

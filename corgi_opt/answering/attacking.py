@@ -15,8 +15,8 @@ from corgi_opt.problem.clip import Clip
 from corgi_opt.problem.properties import Property
 from corgi_opt.problem.question import Question
 from corgi_opt.problem.region import Norm
-from corgi_opt.problem.results import Witness
 from corgi_opt.problem.scene import Scene
+from corgi_opt.problem.witness import Witness
 from corgi_opt.search.attack import PgdOptions, pgd, rank_targets
 
 
@@ -31,7 +31,7 @@ def attack(
     within: int | None = None,
     property: Property | str | None = None,
     keep_class: bool = False,
-    class_idx: int | None = None,
+    class_idx: int | str | None = None,
     norm: Norm = "inf",
     clip: Clip = (0.0, 1.0),
     tie_tol: float | None = None,

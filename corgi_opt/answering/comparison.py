@@ -20,7 +20,8 @@ from corgi_opt.answering.batches import images_of
 from corgi_opt.answering.margin_search import MarginSearch
 from corgi_opt.answering.radius_search import RadiusSearch, tied
 from corgi_opt.answering.verdict import unasked
-from corgi_opt.drawing.charts import draw_ladder, draw_shares
+from corgi_opt.drawing.charts import draw_intervals, draw_ladder, draw_shares
+from corgi_opt.drawing.tables import html_grid, seconds_in_words
 from corgi_opt.errors import InputError, Interrupted, TieError
 from corgi_opt.methods import check_method, weakest_first
 from corgi_opt.network.cam import CamNetwork
@@ -33,6 +34,9 @@ from corgi_opt.problem.region import Norm, canonical_norm
 from corgi_opt.problem.results import Radius, Verdict
 from corgi_opt.problem.scene import Scene
 from corgi_opt.search.attack import PgdOptions
+
+SHARED = 0.005
+"""Seconds below which a method is said to have shared the work of the one before it: what is left is bookkeeping."""
 
 Answer: TypeAlias = Radius | Verdict
 Search: TypeAlias = RadiusSearch | MarginSearch
@@ -99,13 +103,14 @@ class Comparison(Plain):
     def to_frame(self) -> Any:
         """A pandas DataFrame, indexed by what there are several of (image, k, eps ...) and by method.
 
-        Of radii: certified_eps, falsified_eps, ratio, over_corgi, seconds, reason. Of margins: status, margin_lower,
-        margin_upper, seconds, reason.
+        Of radii: certified_eps, falsified_eps, ratio, over_corgi, proof, seconds, reason. Of margins: status,
+        margin_lower, margin_upper, proof, seconds, reason. ``seconds``: what the method added to those before it,
+        rounded to a hundredth; 0.00 where what they had done was all that it needed.
         """
         import pandas as pd
 
         rows = [
-            {**_axes(q), "method": name, **_columns(a), "seconds": _seconds(q, name)}
+            {**_axes(q), "method": name, **_columns(a), "seconds": round(_seconds(q, name), 2)}
             for q in self.questions
             for name, a in q.answers.items()
         ]
@@ -134,7 +139,18 @@ class Comparison(Plain):
         return f"Comparison({len(self.questions)} questions:\n  " + "\n  ".join(map(repr, self.questions)) + ")"
 
     def _repr_html_(self) -> str:
-        return str(self.to_frame().to_html(float_format=lambda value: f"{value:.6g}"))
+        one = len(self.questions) == 1
+        about = _about(self.questions[0]) if one else f"{len(self.questions)} questions"
+        own: tuple[str, ...] = ("certified eps", "falsified eps", "ratio", "over CORGI")
+        if self.questions[0].eps is not None:
+            own = ("status", "margin, proven", "margin, met")
+        columns = ("method" if one else "question, method", *own, "proof", "seconds", "reason")
+        rows = [
+            (name if one else f"image {q.image}, {_about(q)}, {name}", *_cells(q, name, a))
+            for q in self.questions
+            for name, a in q.answers.items()
+        ]
+        return html_grid(f"methods compared: {about}", columns, rows)
 
 
 def _axes(question: Compared) -> dict[str, Any]:
@@ -143,28 +159,56 @@ def _axes(question: Compared) -> dict[str, Any]:
     return {"image": question.image, "property": values.pop("name"), **values, "eps": question.eps}
 
 
+def _about(question: Compared) -> str:
+    """The question in one line, with its norm and box."""
+    where = ", ".join(f"{name} {value}" for name, value in question.asked.where.items())
+    eps = "" if question.eps is None else f"eps={question.eps:g}, "
+    return f"{eps}{question.asked.short}, {where}"
+
+
+def _cells(question: Compared, method: str, answer: Answer) -> list[object]:
+    """What a row of the table for a notebook says of a method."""
+    columns = _columns(answer)
+    proof, reason = columns.pop("proof") or "none", columns.pop("reason")
+    return [*columns.values(), proof, added_in_words(question.seconds.get(method)), reason]
+
+
+def added_in_words(seconds: float | None) -> str:
+    """What a method's time added to that of the methods before it."""
+    return "shared with the method before" if seconds is not None and seconds < SHARED else added_briefly(seconds)
+
+
+def added_briefly(seconds: float | None) -> str:
+    """The same for a table that has little room."""
+    if seconds is None:
+        return "-"
+    return "shared" if seconds < SHARED else seconds_in_words(seconds)
+
+
 def _ladder(comparison: Comparison, ax: Any) -> Any:
     q = comparison.only
-    ax = draw_ladder({name: q.lower(name) for name in q.answers}, q.attack, "counterexample at", ax)
-    units = q.asked.units
-    if q.eps is None:
-        ax.set_xlabel(f"certified eps ({units})")
-    else:
-        ax.texts[-1].set_text(f"an image has {q.attack:.4g}")
-        ax.set_xlabel(f"proven margin at eps={q.eps:g} ({units})")
-    ax.set_title(q.asked.in_words, fontsize=10, pad=20)
-    return ax
+    bounds, units = {name: q.lower(name) for name in q.answers}, q.asked.units
+    title = f"{q.asked.in_words}, by method"
+    if q.eps is not None:
+        return draw_intervals(bounds, q.attack, title=title, xlabel=f"margin at eps={q.eps:g} ({units})", ax=ax)
+    return draw_ladder(
+        bounds, q.attack, title=title, xlabel=f"eps ({units})", what="certified eps", at="counterexample at", ax=ax
+    )
 
 
 def _shares(comparison: Comparison, ax: Any) -> Any:
     """Every bound as a share of what the attack leaves; of margins, where the attack leaves any."""
     questions = comparison.questions
     methods = weakest_first(name for q in questions for name in q.answers)
-    ax = draw_shares({m: [_share(q, m) for q in questions if m in q.answers] for m in methods}, ax)
     radii = questions[0].eps is None
     what = "certified eps / falsified eps" if radii else "margin proven / margin met"
-    ax.set_xlabel(f"{what}, {len(questions)} questions, the median as a bar (L-{questions[0].asked.norm})")
-    return ax
+    return draw_shares(
+        {m: [_share(q, m) for q in questions if m in q.answers] for m in methods},
+        title=f"tightness by method: {len(questions)} questions",
+        xlabel=f"{what} (L-{questions[0].asked.norm}, no unit)",
+        limit="1: the exact value",
+        ax=ax,
+    )
 
 
 def _share(q: Compared, method: str) -> float:
@@ -183,6 +227,7 @@ def _columns(answer: Answer) -> dict[str, Any]:
             "status": answer.status,
             "margin_lower": answer.margin_lower,
             "margin_upper": answer.margin_upper,
+            "proof": answer.proof,
             "reason": answer.reason,
         }
     return {
@@ -190,6 +235,7 @@ def _columns(answer: Answer) -> dict[str, Any]:
         "falsified_eps": answer.upper,
         "ratio": answer.ratio,
         "over_corgi": answer.lower / answer.corgi if answer.corgi > 0 else math.nan,
+        "proof": answer.proof,
         "reason": answer.reason,
     }
 
@@ -208,7 +254,7 @@ def compare(
     property: Property | str | Sequence[Property | str] | None = None,
     keep_class: bool = False,
     eps: float | Sequence[float] | None = None,
-    class_idx: int | None = None,
+    class_idx: int | str | None = None,
     norm: Norm = "inf",
     clip: Clip = (0.0, 1.0),
     tie_tol: float | None = None,
@@ -302,7 +348,7 @@ class _StoppedError(Exception):
 
 def _of_tied(nothing: Radius, image: int, eps: float | None, methods: Sequence[str]) -> Compared:
     """A question whose top-k set is not defined: radius 0, or a margin that nobody knows."""
-    answer: Answer = nothing if eps is None else unasked(nothing.asked, eps, nothing.reason)
+    answer: Answer = nothing if eps is None else unasked(nothing.asked, eps, nothing.reason, nothing.original)
     answers = {name: replace(answer, method=name) for name in methods}
     return Compared(image, nothing.asked, eps, answers, {})
 

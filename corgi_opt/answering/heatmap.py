@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -21,12 +23,15 @@ from corgi_opt.bounding.dual import Interval, Rows
 from corgi_opt.bounding.interval import interval_bounds
 from corgi_opt.bounding.objective import combination_bounds, interval_parts, part_bounds, share_inputs
 from corgi_opt.bounding.regions import Regions
-from corgi_opt.drawing.maps import plot_heat_map
+from corgi_opt.drawing.inline import beside
+from corgi_opt.drawing.maps import draw_small_kinds, plot_heat_map
+from corgi_opt.drawing.tables import html_table, seconds_in_words
 from corgi_opt.errors import BoundOrderError, UnknownMethodError
 from corgi_opt.network.cam import CamNetwork
 from corgi_opt.problem.asked import Asked
 from corgi_opt.problem.atoms import cam_pixels
 from corgi_opt.problem.clip import Clip
+from corgi_opt.problem.original import scale_of, shown
 from corgi_opt.problem.plain import Plain, tensor
 from corgi_opt.problem.properties import TopK
 from corgi_opt.problem.region import Ball, Norm
@@ -44,7 +49,8 @@ class HeatMap(Plain):
 
     ``cam`` at the image; ``lower <= CAM <= upper`` proven for every image of the region; ``best`` and ``worst``: the
     ranks (1: the brightest) between which a pixel's rank is proven to stay. ``k``: the set in question, which may be
-    tied here: ranks say what they say.
+    tied here: ranks say what they say. ``image`` (1, C, H, W), the image asked about, and ``seconds`` that it took:
+    None and NaN in what was read from JSON that lacks them.
     """
 
     cam: Tensor
@@ -56,6 +62,8 @@ class HeatMap(Plain):
     eps: float
     asked: Asked
     method: str
+    image: Tensor | None = None
+    seconds: float = math.nan
 
     @property
     def inside(self) -> Tensor:
@@ -87,10 +95,33 @@ class HeatMap(Plain):
     @classmethod
     @pinned
     def from_dict(cls, said: Mapping[str, Any]) -> HeatMap:
-        """What :meth:`to_dict` wrote."""
+        """What :meth:`to_dict` wrote, now or before it held the image."""
+        image = said.get("image")
+        later = {"image": None if image is None else tensor(image), "seconds": said.get("seconds")}
+        later["seconds"] = math.nan if later["seconds"] is None else later["seconds"]
         maps = {name: tensor(said[name]) for name in ("cam", "lower", "upper")}
         ranks = {name: tensor(said[name], torch.long) for name in ("best", "worst")}
-        return cls(**{**said, **maps, **ranks, "asked": Asked.from_dict(said["asked"])})
+        return cls(**{**said, **maps, **ranks, "asked": Asked.from_dict(said["asked"]), **later})
+
+    def _repr_html_(self) -> str:
+        rows = {
+            "question": f"eps={self.eps:g}, {self.asked.short}",
+            **self.asked.where,
+            "certainly in": int(self.inside.sum()),
+            "certainly out": int(self.outside.sum()),
+            "undecided": int(self.undecided.sum()),
+            "proof": "float64",
+            "method": self.method,
+            "seconds": None if math.isnan(self.seconds) else seconds_in_words(self.seconds),
+            "reason": "proven for every image within eps; undecided is what this method does not tell",
+        }
+        alt = "the image, its CAM with the top-k set outlined, and which pixels are in, out and undecided"
+        draw = None if self.image is None else partial(self._draw_small, self.image)
+        return beside(html_table("certified heat map", rows), draw, (4.05, 1.55), alt)
+
+    def _draw_small(self, image: Tensor, figure: Any) -> None:
+        scale, inside, outside = scale_of(self.asked.clip, image), self.inside.numpy(), self.outside.numpy()
+        draw_small_kinds(figure, shown(image, self.cam, self.k), inside, outside, scale)
 
     def __repr__(self) -> str:
         counts = (int(mask.sum()) for mask in (self.inside, self.outside, self.undecided))
@@ -106,7 +137,7 @@ def heat_map(
     *,
     eps: float,
     k: int,
-    class_idx: int | None = None,
+    class_idx: int | str | None = None,
     norm: Norm = "inf",
     clip: Clip = (0.0, 1.0),
     method: str = "crown",
@@ -121,6 +152,7 @@ def heat_map(
     """
     if not isinstance(method, str) or method not in METHODS:
         raise UnknownMethodError(method, METHODS)
+    start = time.monotonic()
     where, scene = resolve_device(device), Scene.of(net, x, class_idx=class_idx, norm=norm, clip=clip)
     pixels = scene.cam.numel()
     integer("k", k, 1, max(1, pixels - 1), f" (the CAM has {pixels} pixels)")
@@ -144,6 +176,8 @@ def heat_map(
         eps=ball.eps,
         asked=asked_of(scene, TopK(k), gap=_gap(at, k), kept=None),
         method=method,
+        image=scene.x.clone(),
+        seconds=time.monotonic() - start,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Collection
 from dataclasses import replace
@@ -21,7 +22,8 @@ from corgi_opt.encode.triangle import triangle
 from corgi_opt.errors import BoundOrderError
 from corgi_opt.methods import TABLE
 from corgi_opt.problem.question import Question
-from corgi_opt.problem.results import Proof, Witness
+from corgi_opt.problem.results import Proof
+from corgi_opt.problem.witness import Witness
 from corgi_opt.search.atom import AtomAnswer, AtomSolver, PartExpressions
 from corgi_opt.search.attack import PgdOptions, Targets, pgd, polishing
 from corgi_opt.search.branch import TOO_CLOSE
@@ -29,6 +31,8 @@ from corgi_opt.search.counting import CountSolver
 from corgi_opt.search.decide import Branched, Decider, SolvedProgram
 from corgi_opt.search.replay import meet, witness_of
 from corgi_opt.search.splitting import SplitSolver
+
+LOG = logging.getLogger(__name__)
 
 ATOM_SECONDS = 2.0
 """What an atom may take at least, where some are allowed to fail: one that takes long most likely does."""
@@ -126,6 +130,8 @@ class Ladder:
         assert rung is not None  # a relaxation
         self._aim(exact=False)
         margin = float(rung(self.margins, deadline)[0])
+        if LOG.isEnabledFor(logging.DEBUG):  # counting them takes longer than saying so
+            LOG.debug("%s: eps=%.6g, margin >= %.4g, %d pairs unproven", name, self.ball.eps, margin, self.unproven)
         if name == "corgi":
             self.corgi = margin
         self._check_order()
@@ -179,6 +185,7 @@ class Ladder:
         if met.margin < self.met:
             self.met, self._there = met.margin, met.atoms
             self.witness = witness_of(self.question, self.ball, met)
+            LOG.debug("met an image with margin %.4g at eps=%.6g", met.margin, self.ball.eps)
         self._check_order()
         return met.margin <= self.margins.goal
 
@@ -223,6 +230,7 @@ class Ladder:
         above come first, and whether enough of them are is for the caller to see.
         """
         groups, ends, done = self.question.groups, self.goal.ends(TABLE[name].exact), set[int]()
+        LOG.info("%s: eps=%.6g, %d pairs to decide", name, self.ball.eps, len(self.undecided))
         while (atom := self._next(done)) is not None:
             if deadline.over:
                 return f"time limit reached with {len(self.undecided)} pairs undecided"
@@ -295,6 +303,8 @@ class Ladder:
                 f"{name} found {answer.upper:.9g} for {self._named(atom)} below a proven bound "
                 f"{float(self.lower[atom]):.9g}"
             )
+        said = (name, self._named(atom), answer.lower, answer.upper, answer.nodes, answer.reason)
+        LOG.debug("%s: %s in [%.4g, %.4g], %d nodes %s", *said)
         self.stats["solved_pairs"] = self.stats.get("solved_pairs", 0) + 1
         self._tally(answer.binaries, answer.nodes)
         if bound > float(self.lower[atom]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from contextlib import suppress
 from dataclasses import replace
@@ -31,6 +32,8 @@ from corgi_opt.problem.region import Norm
 from corgi_opt.problem.results import Verdict
 from corgi_opt.problem.scene import Scene
 from corgi_opt.search.attack import drive_down, rank_targets
+
+LOG = logging.getLogger(__name__)
 
 DRIVEN = 12
 """Targets that PGD drives down, the most likely ones first."""
@@ -68,6 +71,8 @@ class MarginSearch:
         except KeyboardInterrupt as stop:
             raise Interrupted(settle(ladder, method, "interrupted")) from stop
         ladder.corgi = verdict.corgi_margin
+        said = (method, verdict.eps, verdict.margin_lower, verdict.margin_upper)
+        LOG.info("margin by %s: eps=%.6g, in [%.4g, %.4g]", *said)
         if verdict.status == "unknown":
             return replace(verdict, method=method)
         leaves = named_solver(None, "bab", ladder.question.norm)
@@ -98,7 +103,7 @@ def tight_margin(
     within: int | None = None,
     property: Property | str | None = None,
     keep_class: bool = False,
-    class_idx: int | None = None,
+    class_idx: int | str | None = None,
     norm: Norm = "inf",
     clip: Clip = (0.0, 1.0),
     tie_tol: float | None = None,

@@ -54,7 +54,7 @@ def export_mps(
     k: int | None = None,
     within: int | None = None,
     property: Property | str | None = None,
-    class_idx: int | None = None,
+    class_idx: int | str | None = None,
     norm: Norm = "inf",
     clip: Clip = (0.0, 1.0),
     tie_tol: float | None = None,

@@ -29,8 +29,9 @@ from corgi_opt.problem.atoms import Groups
 from corgi_opt.problem.properties import property_from
 from corgi_opt.problem.question import Question
 from corgi_opt.problem.region import Ball
-from corgi_opt.problem.results import Verdict, Witness
+from corgi_opt.problem.results import Verdict
 from corgi_opt.problem.scene import Scene
+from corgi_opt.problem.witness import Witness
 from corgi_opt.proof.arithmetic import Float64
 from corgi_opt.proof.bounds import Bounds, Claims
 from corgi_opt.proof.certificate import Certificate, Claim, PartTree

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Iterator
@@ -26,14 +27,18 @@ from corgi_opt.errors import BoundOrderError, Interrupted, NumericalError, TieEr
 from corgi_opt.methods import TABLE, settled_by, up_to, weakest_first
 from corgi_opt.network.cam import CamNetwork
 from corgi_opt.problem.clip import Clip
+from corgi_opt.problem.original import Original
 from corgi_opt.problem.properties import Property
 from corgi_opt.problem.question import Question
 from corgi_opt.problem.region import Norm
-from corgi_opt.problem.results import CORGI_CUT_OFF, Proof, Radius, Verdict, Witness
+from corgi_opt.problem.results import CORGI_CUT_OFF, Proof, Radius, Verdict
 from corgi_opt.problem.scene import Scene
+from corgi_opt.problem.witness import Witness
 from corgi_opt.search.attack import PgdOptions, attack_radius, polish, rank_targets, shrink
 from corgi_opt.search.closing import NEAR, Closing, Probe
 from corgi_opt.search.crossing import Crossing, Point
+
+LOG = logging.getLogger(__name__)
 
 MOST_PROBES = 60
 
@@ -133,6 +138,7 @@ class RadiusSearch:
             counterexample=self.nearest,
             reason=self._reason(method, found, upper),
             stats=stats | ({CORGI_CUT_OFF: 1.0} if corgi is not None and corgi.cut else {}),
+            original=self.question.original,
             prover=self._prover(found.eps) if found.eps > 0 else None,
         )
 
@@ -162,15 +168,19 @@ class RadiusSearch:
                 )
             self.nearest, self._attack_cut = found, deadline.over
             self._attacked = float("inf") if found is None else found.distance
+            LOG.info("attack: nearest counterexample at eps=%.6g%s", self._attacked, " (cut off)" * self._attack_cut)
         return self._attacked
 
     def certified(self, method: str, deadline: Deadline) -> Certified:
         """The largest eps (within rtol) that the method certifies below the nearest witness, or that it has by now."""
         before = self._certified.get(method)
         if before is None or (before.cut and not deadline.over):
+            LOG.info("radius by %s: begins%s, %.4g s left", method, "" if before is None else " again", deadline.left)
             with self._timed(method):
                 find = self._closing if TABLE[method].exact else self._limit
                 self._certified[method] = find(method, deadline)
+            found = self._certified[method]
+            LOG.info("radius by %s: certified up to eps=%.6g %s", method, found.eps, found.reason)
         return self._certified[method]
 
     @contextmanager
@@ -319,7 +329,9 @@ class RadiusSearch:
         if method != "ibp" and not TABLE[method].exact:
             with suppress(TimeoutError, NumericalError):  # which the verdict will say
                 self._corgi_first(ladder, deadline)
-        return climb(ladder, TABLE[method], None, self._solver, deadline)
+        verdict = climb(ladder, TABLE[method], None, self._solver, deadline)
+        LOG.info("probe by %s: eps=%.6g %s, margin >= %.4g", method, eps, verdict.status, verdict.margin_lower)
+        return verdict
 
     def _corgi_first(self, ladder: Ladder, deadline: Deadline) -> None:
         """Where it is quick: what it settles, others need not look at."""
@@ -377,7 +389,7 @@ def radius(
     within: int | None = None,
     property: Property | str | None = None,
     keep_class: bool = False,
-    class_idx: int | None = None,
+    class_idx: int | str | None = None,
     norm: Norm = "inf",
     clip: Clip = (0.0, 1.0),
     tie_tol: float | None = None,
@@ -417,4 +429,4 @@ def radius(
 def tied(scene: Scene, property: Property, keep_class: bool, method: str, reason: str) -> Radius:
     """The radius of an image at which a property is not defined, or does not hold."""
     about = asked_of(scene, property, gap=0.0, kept=scene.predicted if keep_class else None)
-    return Radius(about, 0.0, 0.0, method, 0.0, 0.0, None, None, reason)
+    return Radius(about, 0.0, 0.0, method, 0.0, 0.0, None, None, reason, original=Original.of(scene, property))

@@ -5,6 +5,7 @@ The paper's bound comes first where it is quick. Else it comes last, to stand be
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 from contextlib import suppress
@@ -28,12 +29,15 @@ from corgi_opt.methods import Method, settled_by
 from corgi_opt.network.cam import CamNetwork
 from corgi_opt.problem.asked import Asked
 from corgi_opt.problem.clip import Clip
+from corgi_opt.problem.original import Original
 from corgi_opt.problem.properties import Property
 from corgi_opt.problem.question import Question
 from corgi_opt.problem.region import Norm
 from corgi_opt.problem.results import CORGI_CUT_OFF, Status, Verdict
 from corgi_opt.problem.scene import Scene
 from corgi_opt.search.attack import PgdOptions, rank_targets
+
+LOG = logging.getLogger(__name__)
 
 ATTACK_SHARE = 0.25
 """Of the time limit: what PGD may take before anything dearer than CORGI is proven."""
@@ -59,6 +63,7 @@ def climb(
     ``corgi``: seconds for the paper's bound beside the answer; a method that it is not asked for does without. A
     deadline that passes in a bound leaves what is proven by then.
     """
+    LOG.debug("method %s: eps=%.6g, %.4g s left", method.name, ladder.ball.eps, deadline.left)
     if method.name == "corgi" or (corgi > 0 and method.name != "ibp"):  # that one shows what intervals can do alone
         with suppress(TimeoutError, NumericalError):  # the rungs after it say so themselves
             first = deadline if method.name == "corgi" else deadline.within(min(corgi, CORGI_FIRST))
@@ -146,12 +151,13 @@ def settle(ladder: Ladder, method: str, reason: str = "") -> Verdict:
         method=method,
         reason=said[status] if ladder.settled or not reason else reason,
         stats=dict(ladder.stats),
+        original=question.original,
     )
 
 
-def unasked(about: Asked, eps: float, reason: str) -> Verdict:
+def unasked(about: Asked, eps: float, reason: str, original: Original | None) -> Verdict:
     """The verdict on an image at which a property is not defined, or does not hold."""
-    return Verdict(about, "unknown", eps, -math.inf, 0.0, math.nan, None, None, "", reason)
+    return Verdict(about, "unknown", eps, -math.inf, 0.0, math.nan, None, None, "", reason, original=original)
 
 
 def _tied(
@@ -160,7 +166,7 @@ def _tied(
     *,
     eps: float,
     reason: str,
-    class_idx: int | None,
+    class_idx: int | str | None,
     k: int | None = None,
     within: int | None = None,
     property: Property | str | None = None,
@@ -169,8 +175,8 @@ def _tied(
     """The verdict on an image of several at which the property is not defined."""
     norm, clip = given.get("norm", "inf"), given.get("clip", (0.0, 1.0))
     scene = Scene.of(net, x, class_idx=class_idx, norm=norm, clip=clip)
-    kept = scene.predicted if given.get("keep_class") else None
-    return unasked(asked_of(scene, chosen_property(property, k, within, net), gap=0.0, kept=kept), eps, reason)
+    kept, wanted = scene.predicted if given.get("keep_class") else None, chosen_property(property, k, within, net)
+    return unasked(asked_of(scene, wanted, gap=0.0, kept=kept), eps, reason, Original.of(scene, wanted))
 
 
 @pinned
@@ -184,7 +190,7 @@ def verify(
     within: int | None = None,
     property: Property | str | None = None,
     keep_class: bool = False,
-    class_idx: int | None = None,
+    class_idx: int | str | None = None,
     norm: Norm = "inf",
     clip: Clip = (0.0, 1.0),
     tie_tol: float | None = None,
@@ -239,7 +245,9 @@ def verify(
             ladder.attack(rank_targets(question, means.device), PgdOptions(seed=seed), share)
 
         try:
+            LOG.info("verify by %s: eps=%.6g, %s", means.method.name, ladder.ball.eps, question.property.short)
             verdict = climb(ladder, means.method, attack, means.solver, means.deadline, CORGI_SHARE * means.seconds)
+            LOG.info("verify by %s: %s by %s, %s", means.method.name, verdict.status, verdict.method, verdict.reason)
             if verdict.status == "unknown":
                 return replace(verdict, reason=means.said(verdict.reason))
             prover = Prover(question, ladder.ball, verdict.counterexample, leaves, means.device)

@@ -89,7 +89,7 @@ def export_vnnlib(
     k: int | None = None,
     within: int | None = None,
     property: Property | str | None = None,
-    class_idx: int | None = None,
+    class_idx: int | str | None = None,
     norm: Norm = "inf",
     clip: Clip = (0.0, 1.0),
     tie_tol: float | None = None,
@@ -278,7 +278,7 @@ class _Said:
 
     @classmethod
     def of(cls, question: Question, ball: Ball, pair: tuple[int, int] | None) -> _Said:
-        what = question.property.in_words(question.class_idx)
+        what = question.property.in_words(question.class_in_words)
         box = clip_in_words(ball.box)
         keeping = "" if question.kept is None else f" that is still given class {question.kept}"
         if pair is None:

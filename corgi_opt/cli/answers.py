@@ -9,7 +9,7 @@ import typer
 from rich import box
 from rich.table import Table
 
-from corgi_opt.answering.comparison import Compared, Comparison
+from corgi_opt.answering.comparison import Compared, Comparison, added_briefly
 from corgi_opt.cli.output import console, say, to_stderr
 from corgi_opt.errors import Interrupted
 from corgi_opt.problem.results import Radius, Verdict
@@ -71,7 +71,7 @@ def _table(q: Compared) -> Table:
     for name in heads:
         table.add_column(name, justify="right")
     for name, answer in q.answers.items():
-        seconds = f"{q.seconds[name]:.2f}" if name in q.seconds else "-"
+        seconds = added_briefly(q.seconds.get(name))
         if isinstance(answer, Radius):
             gain = f"{answer.lower / answer.corgi:.3f}" if answer.corgi > 0 else "-"
             table.add_row(name, f"{answer.lower:.6g}", f"{answer.upper:.6g}", f"{answer.ratio:.4f}", gain, seconds)

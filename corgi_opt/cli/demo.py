@@ -11,7 +11,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from corgi_opt.answering.comparison import Comparison, compare
+from corgi_opt.answering.comparison import Comparison, added_briefly, compare
 from corgi_opt.cli.files import picture_file, writing
 from corgi_opt.data import digits
 from corgi_opt.network.cam import CamNetwork, from_torch
@@ -59,7 +59,7 @@ def run_demo(console: Console, picture: Path, images: tuple[int, ...], ks: tuple
     console.print(
         "certified: proven that no image within eps (L-inf, inside [0, 1]) changes the k brightest CAM pixels.\n"
         "attack: the smallest eps at which PGD alone found an image that does. A method's time is what it adds to\n"
-        "the work of those before it.",
+        "the work of those before it; shared: nothing.",
         markup=False,
         highlight=False,
         soft_wrap=True,
@@ -94,10 +94,15 @@ def _table(rows: list[Row]) -> Table:
         attack, exact = radii["bab"].attack, radii["bab"].lower
         cells = [f"{row.image}\n[dim]a {row.label}[/dim]", str(row.k)]
         eps = {name: radii[name].lower for name in METHODS} | {"attack": attack}
-        cells += [f"{value:.5f}\n[dim]{row.comparison.only.seconds[name]:.2f} s[/dim]" for name, value in eps.items()]
+        cells += [f"{value:.5f}\n[dim]{_time(row.comparison.only.seconds[name])}[/dim]" for name, value in eps.items()]
         cells += [_ratio(exact, radii["bab"].corgi), _ratio(attack, exact)]
         table.add_row(*cells, end_section=after is None or after.image != row.image)
     return table
+
+
+def _time(seconds: float) -> str:
+    said = added_briefly(seconds)
+    return said if said == "shared" else f"{said} s"
 
 
 def _ratio(above: float, below: float) -> str:

@@ -1,64 +1,155 @@
-"""Maps of one image, drawn from arrays: a counterexample beside its image, a certified heat map."""
+"""Pictures of one image, drawn from arrays: a counterexample beside its image, a map over it, a certified heat map.
+
+Whoever passes no figure gets one of pyplot's; a figure that is passed is drawn into, and pyplot is not touched.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+import textwrap
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from corgi_opt.drawing.panels import (
+    Scale,
+    bare,
+    mark,
+    outline,
+    outline_handle,
+    share_of_pixel,
+    show_cam,
+    show_change,
+    show_image,
+    show_overlay,
+)
 from corgi_opt.errors import InputError
 
 KINDS = ("#f7f7f7", "#ddaa33", "#004488")
 """Out, undecided, in: from light to dark, so that they stay apart in grey and for the colour-blind."""
 
 PANEL = 2.5
-"""Side of one panel of a counterexample's picture, in inches."""
+"""Side of one panel, in inches, where nobody says how large the figure is."""
+
+SMALL_SIDE = 1.5
+"""Side of a panel, in inches, below which its words are smaller."""
+
+NARROWEST = 1.45
+"""Inches that a panel needs beside others; a narrower figure has more rows."""
 
 
 @dataclass(frozen=True, eq=False)
 class Shown:
-    """An image (C, H, W), its CAM (H, W), and the flat indices of the CAM's k brightest pixels."""
+    """An image (C, H, W), its CAM (H, W), and the flat indices of the CAM's pixels that are outlined, if any."""
 
     image: Any
     cam: Any
     top: list[int]
 
 
-def draw_counterexample(before: Shown, after: Shown, *, class_idx: int, distance: float, scale: tuple[Any, Any]) -> Any:
-    """Image + change = counterexample, then both CAMs with their top-k sets outlined. Returns the Figure.
+MapPanel = Callable[[Any, Shown, Scale, tuple[float, float], str], Any]
+"""Draws a map: into axes, of an image, in a scale, between limits, with a title."""
 
-    ``distance``: the largest change, by which its panel is scaled; ``scale``: the darkest and the brightest value of an
-    image, numbers or one a channel. In the last panel a plus marks the pixels that came in, a cross those that were
-    pushed out.
+
+def as_it_is(ax: Any, shown: Shown, scale: Scale, limits: tuple[float, float], title: str) -> Any:
+    """A map pixel by pixel."""
+    return show_cam(ax, shown.cam, limits, title)
+
+
+def over_the_image(ax: Any, shown: Shown, scale: Scale, limits: tuple[float, float], title: str) -> Any:
+    """A map stretched over its image."""
+    return show_overlay(ax, shown.image, shown.cam, scale, limits, title)
+
+
+def draw_counterexample(
+    before: Shown, after: Shown, *, title: str, cam: str, scale: Scale, map_panel: MapPanel, figure: Any = None
+) -> Any:
+    """Image + change = counterexample, then both maps with their outlined sets. Returns the Figure.
+
+    ``title`` of the whole; ``cam``: whose map it is. In the last panel a plus marks the pixels that came in, a cross
+    those that were pushed out. The panels stand in one row where the figure is wide, else in two or three.
     """
-    import matplotlib.pyplot as plt
-
-    old, new, k = before.top, after.top, len(before.top)
-    figure, axes = plt.subplots(1, 5, figsize=(5.6 * PANEL, PANEL + 0.9))
-    figure.set_layout_engine("constrained", h_pad=0.08)
-    low, high = scale
-    _show_image(axes[0], before.image, low, high, f"image (class {class_idx})")
-    change, most = after.image - before.image, distance or 1.0
-    _show_image(axes[1], change, -most, most, "change")
-    colour = len(change) == 3
-    axes[1].set_xlabel(f"grey 0, full colour ±{most:.3g}" if colour else f"black {-most:.3g}, grey 0, white {most:.3g}")
-    _show_image(axes[2], after.image, low, high, "counterexample")
-    axes[2].set_xlabel("image + change")
-    faint, bright = min(before.cam.min(), after.cam.min()), max(before.cam.max(), after.cam.max())
-    _show_cam(axes[3], before.cam, faint, bright, "CAM of the image")
-    _outline(axes[3], old, before.cam.shape)
-    drawn = _show_cam(axes[4], after.cam, faint, bright, "CAM of the counterexample")
-    _outline(axes[4], new, after.cam.shape)
-    handles = [
-        _mark(axes[4], set(new) - set(old), after.cam.shape, "P", "came in"),
-        _mark(axes[4], set(old) - set(new), after.cam.shape, "X", "pushed out"),
-    ]
-    figure.colorbar(drawn, ax=axes[4], shrink=0.9, label="CAM")
-    figure.legend(handles=[_outline_handle(k), *handles], loc="outside lower right", ncols=3, frameon=False)
+    figure = _new((5.6 * PANEL, PANEL + 1.2)) if figure is None else figure
+    axes, side = _grid(figure, 5)
+    figure.suptitle(_wrapped(title, _width(figure)), fontsize=10)
+    show_image(axes[0], before.image, scale, "image")
+    show_change(axes[1], before.image, after.image, scale)
+    show_image(axes[2], after.image, scale, "counterexample")
+    axes[2].set_xlabel("image + difference", fontsize=9)
+    limits = float(min(before.cam.min(), after.cam.min())), float(max(before.cam.max(), after.cam.max()))
+    map_panel(axes[3], before, scale, limits, cam)
+    drawn = map_panel(axes[4], after, scale, limits, "CAM of the counterexample")
+    bars = [(axes[4], "right")] if len(axes) == 5 else [(axes[3], "bottom"), (axes[4], "bottom")]
+    for ax, place in bars:  # below both where they stand in several rows: that leaves all panels the same size
+        figure.colorbar(drawn, ax=ax, location=place, shrink=0.9, label="CAM")
+    _fit(axes, side)
+    handles = _sets(axes[3], axes[4], before, after, side)
+    if handles:
+        _legend(figure, axes[5:], handles)
     return figure
+
+
+def _sets(first: Any, second: Any, before: Shown, after: Shown, side: float) -> list[Any]:
+    """Outlines both sets and marks what changed; returns what a legend needs."""
+    if not before.top:
+        return []
+    shape, old, new = before.cam.shape, set(before.top), set(after.top)
+    outline(first, old, shape, side)
+    outline(second, new, shape, side)
+    same = len(old) == len(new)
+    name = f"top-{len(old)} set" if same else f"top {len(old)}, then top {len(new)}"
+    handles = [outline_handle(name)]
+    if same:  # of a larger set, all that is new in it says nothing
+        handles.append(mark(second, new - old, shape, side, "+", "came in"))
+    return [*handles, mark(second, old - new, shape, side, "x", "pushed out")]
+
+
+def draw_small(figure: Any, before: Shown, after: Shown | None, scale: Scale) -> None:
+    """The picture beside a table: an image, its map with the outlined set; of a counterexample, what changed and its
+    map."""
+    axes = figure.subplots(1, 2 if after is None else 4)
+    side = _width(figure) / len(axes)
+    cams = [before.cam] if after is None else [before.cam, after.cam]
+    limits = float(min(cam.min() for cam in cams)), float(max(cam.max() for cam in cams))
+    show_image(axes[0], before.image, scale, "image")
+    show_cam(axes[1], before.cam, limits, "its CAM")
+    if after is None:
+        outline(axes[1], before.top, before.cam.shape, side)
+    else:
+        show_change(axes[2], before.image, after.image, scale)
+        axes[2].set_xlabel("")
+        show_cam(axes[3], after.cam, limits, "CAM then")
+        _sets(axes[1], axes[3], before, after, side)
+    for ax in axes:
+        ax.title.set_fontsize(8)
+
+
+def draw_small_kinds(figure: Any, shown: Shown, inside: Any, outside: Any, scale: Scale) -> None:
+    """The picture beside a heat map's table: the image, its map, and which pixels are in, out and undecided."""
+    axes = figure.subplots(1, 3)
+    side = _width(figure) / 3
+    show_image(axes[0], shown.image, scale, "image")
+    show_cam(axes[1], shown.cam, (float(shown.cam.min()), float(shown.cam.max())), "its CAM")
+    outline(axes[1], shown.top, shown.cam.shape, side)
+    _show_kinds(axes[2], inside, outside, side, "certain?")
+    for ax in axes:
+        ax.title.set_fontsize(8)
+
+
+def draw_overlay(shown: Shown, *, title: str, label: str, scale: Scale, ax: Any = None) -> Any:
+    """A map stretched over its image, with a colour bar that is called ``label``. Returns the Axes."""
+    if ax is None:
+        ax = _new((1.9 * PANEL, 1.6 * PANEL)).subplots()
+    box = ax.get_window_extent()
+    side = float(min(box.width, box.height) / ax.figure.dpi)
+    limits = float(shown.cam.min()), float(shown.cam.max())
+    drawn = show_overlay(ax, shown.image, shown.cam, scale, limits, title)
+    _fit([ax], side)
+    ax.figure.colorbar(drawn, ax=ax, label=label, shrink=0.9)
+    return ax
 
 
 def plot_heat_map(
@@ -69,38 +160,58 @@ def plot_heat_map(
     Arrays (H, W): the CAM, the widths of the proven intervals and rank ranges, two masks; ``figure``: an empty
     matplotlib Figure or SubFigure to draw into. Returns it.
     """
-    import matplotlib.pyplot as plt
-    from matplotlib.colors import ListedColormap
-    from matplotlib.patches import Patch
+    from matplotlib.ticker import MaxNLocator
 
-    if figure is None:
-        figure = plt.figure(figsize=(5.4 * PANEL, 1.3 * PANEL + 0.5), layout="constrained")
-    figure.suptitle(title, fontsize=11)
-    axes = figure.subplots(1, 4)
-    drawn = _show_cam(axes[0], cam, cam.min(), cam.max(), "CAM of the image")
-    figure.colorbar(drawn, ax=axes[0], shrink=0.8)
-    for ax, width, name in (
-        (axes[1], interval, "proven interval, width"),
-        (axes[2], ranks, "proven ranks, worst - best"),
+    figure = _new((5.4 * PANEL, 1.3 * PANEL + 0.9)) if figure is None else figure
+    axes, side = _grid(figure, 4)
+    figure.suptitle(_wrapped(title, _width(figure)), fontsize=11)
+    drawn = show_cam(axes[0], cam, (float(cam.min()), float(cam.max())), "CAM of the image")
+    place = {"location": "right" if side >= SMALL_SIDE else "bottom", "shrink": 0.8}
+    bars = [figure.colorbar(drawn, ax=axes[0], label="units of the CAM", **place)]
+    for ax, width, name, unit in (
+        (axes[1], interval, "proven interval, width", "units of the CAM"),
+        (axes[2], ranks, "proven ranks, worst - best", "ranks"),
     ):
         most = max(float(width.max()), 1e-300)
         drawn = ax.imshow(width, cmap="cividis", vmin=0, vmax=most, interpolation="nearest")
-        _bare(ax, name)
-        figure.colorbar(drawn, ax=ax, shrink=0.8)
+        bare(ax, name)
+        ticks = MaxNLocator(nbins=4, integer=ax is axes[2])
+        bars.append(figure.colorbar(drawn, ax=ax, label=unit, ticks=ticks, **place))
+    handles = _show_kinds(axes[3], inside, outside, side, "in the top-k set?")
+    size = 9 if side >= SMALL_SIDE else 7
+    axes[3].legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.03), frameon=False, fontsize=size)
+    _fit(axes, side)
+    for bar in bars:
+        bar.formatter.set_powerlimits((-2, 4))
+        bar.ax.tick_params(labelsize=size)
+        for axis in (bar.ax.xaxis, bar.ax.yaxis):
+            axis.label.set_fontsize(size)
+            axis.get_offset_text().set_fontsize(size)
+    if side < SMALL_SIDE:
+        for ax in axes:
+            ax.set_anchor("N")  # those with a colour bar below and the one without stand side by side
+    return figure
+
+
+def _show_kinds(ax: Any, inside: Any, outside: Any, side: float, title: str) -> list[Any]:
+    """Which pixels are in, out and undecided; returns what a legend needs."""
+    from matplotlib.colors import ListedColormap
+    from matplotlib.patches import Patch
+
     undecided = ~inside & ~outside
     kinds = np.where(inside, 2, np.where(undecided, 1, 0))
-    axes[3].imshow(kinds, cmap=ListedColormap(KINDS), vmin=0, vmax=2, interpolation="nearest")
-    _bare(axes[3], "in the top-k set?")
+    ax.imshow(kinds, cmap=ListedColormap(KINDS), vmin=0, vmax=2, interpolation="nearest")
+    bare(ax, title)
     y, x = np.nonzero(undecided)
-    axes[3].plot(x, y, linestyle="", marker="$?$", color="black", markersize=_scale(cam.shape, 0.5, 3.0, 9.0))
+    ax.plot(
+        x, y, linestyle="", marker="$?$", color="black", markersize=share_of_pixel(kinds.shape, side, 0.5, 3.0, 9.0)
+    )
     names = ("certainly out", "undecided", "certainly in")
     counts = (int(outside.sum()), int(undecided.sum()), int(inside.sum()))
-    handles = [
+    return [
         Patch(facecolor=colour, edgecolor="black", linewidth=0.6, label=f"{name} ({count})")
         for colour, name, count in zip(KINDS, names, counts, strict=True)
     ]
-    axes[3].legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.03), frameon=False, fontsize=9)
-    return figure
 
 
 def check_picture(path: Path) -> Path:
@@ -113,77 +224,48 @@ def check_picture(path: Path) -> Path:
     return path
 
 
-def _show_image(ax: Any, image: Any, low: Any, high: Any, title: str) -> None:
-    pixels = image.transpose(1, 2, 0)
-    span = np.asarray(high - low)
-    shown = np.clip((pixels - low) / np.where(span > 0, span, 1.0), 0, 1)
-    ax.imshow(shown if pixels.shape[2] == 3 else shown[..., 0], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-    _bare(ax, title)
+def _new(size: tuple[float, float]) -> Any:
+    import matplotlib.pyplot as plt
+
+    figure = plt.figure(figsize=size)
+    figure.set_layout_engine("constrained", h_pad=0.08)
+    return figure
 
 
-def _show_cam(ax: Any, cam: Any, low: float, high: float, title: str) -> Any:
-    drawn = ax.imshow(cam, cmap="viridis", vmin=low, vmax=high, interpolation="nearest")
-    _bare(ax, title)
-    return drawn
+def _width(figure: Any) -> float:
+    """The width of a Figure or SubFigure, in inches."""
+    return float(figure.bbox.width / figure.dpi)
 
 
-def _bare(ax: Any, title: str) -> None:
-    ax.set_title(title, fontsize=10)
-    ax.set_xticks([])
-    ax.set_yticks([])
+def _grid(figure: Any, panels: int) -> tuple[Any, float]:
+    """Axes for so many panels, in as few rows as the figure's width allows, those that are left over empty; and a
+    panel's side in inches."""
+    width = _width(figure)
+    rows = next((r for r in (1, 2) if width / math.ceil(panels / r) >= NARROWEST), 3 if panels > 4 else 2)
+    columns = math.ceil(panels / rows)
+    axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    for ax in axes[panels:]:
+        ax.set_axis_off()
+    return axes, 0.8 * width / columns
 
 
-def _scale(shape: tuple[int, ...], share: float, least: float, most: float) -> float:
-    """A share of one map pixel's side, in points."""
-    return float(np.clip(share * PANEL * 72 / max(shape), least, most))
+def _fit(axes: Any, side: float) -> None:
+    """Words above and below panels, in lines and letters that fit a side of so many inches."""
+    size, letters = (10, 11) if side >= SMALL_SIDE else (8, 14)
+    for ax in axes:
+        for text, points in ((ax.title, size), (ax.xaxis.label, size - 1)):
+            text.set_text(_wrapped(text.get_text(), side, letters))
+            text.set_fontsize(points)
 
 
-def _outline(ax: Any, pixels: Iterable[int], shape: tuple[int, ...]) -> None:
-    """The border of a set of pixels: white on black, so that it shows on every colour and in grey."""
-    from matplotlib.collections import LineCollection
-
-    member = np.zeros((shape[0] + 2, shape[1] + 2), dtype=bool)
-    for p in pixels:
-        y, x = divmod(int(p), shape[1])
-        member[y + 1, x + 1] = True
-    edges = []
-    for y, x in np.argwhere(member[1:] != member[:-1]):
-        edges.append([(x - 1.5, y - 0.5), (x - 0.5, y - 0.5)])
-    for y, x in np.argwhere(member[:, 1:] != member[:, :-1]):
-        edges.append([(x - 0.5, y - 1.5), (x - 0.5, y - 0.5)])
-    width = _scale(shape, 0.12, 1.0, 2.5)
-    for colour, wide in (("black", 2.2 * width), ("white", width)):
-        lines = LineCollection(edges, colors=colour, linewidths=wide, capstyle="projecting", clip_on=False)
-        lines.set_zorder(3 if colour == "black" else 4)
-        ax.add_collection(lines)
+def _legend(figure: Any, spare: Any, handles: list[Any]) -> None:
+    """In a cell of the grid that is left over, or else below all."""
+    if len(spare):
+        spare[0].legend(handles=handles, loc="center", frameon=False, fontsize=9)
+    else:
+        figure.legend(handles=handles, loc="outside lower right", ncols=len(handles), frameon=False)
 
 
-def _mark(ax: Any, pixels: Iterable[int], shape: tuple[int, ...], marker: str, label: str) -> Any:
-    """A sign in each of the pixels; returns its handle for the legend."""
-    from matplotlib.lines import Line2D
-
-    y, x = np.divmod(np.array(sorted(pixels), dtype=int), shape[1])
-    size = _scale(shape, 0.5, 4.0, 10.0)
-    ax.plot(x, y, zorder=5, **_sign(marker, size, label))
-    return Line2D([], [], **_sign(marker, 10.0, label))
-
-
-def _sign(marker: str, size: float, label: str) -> dict[str, Any]:
-    """White with a black edge, like the outlines."""
-    return {
-        "linestyle": "",
-        "marker": marker,
-        "markersize": size,
-        "color": "white",
-        "markeredgecolor": "black",
-        "markeredgewidth": 0.12 * size,
-        "label": label,
-    }
-
-
-def _outline_handle(k: int) -> Any:
-    from matplotlib.lines import Line2D
-    from matplotlib.patheffects import withStroke
-
-    around = [withStroke(linewidth=5, foreground="black")]
-    return Line2D([], [], color="white", linewidth=2.2, path_effects=around, label=f"top-{k} set")
+def _wrapped(text: str, inches: float, letters: float = 11) -> str:
+    """Lines that fit a width, of so many letters an inch."""
+    return textwrap.fill(text, max(10, round(letters * inches)), break_long_words=False)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import html
+from collections.abc import Iterable, Mapping, Sequence
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -22,3 +23,36 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]
     for row in rows:
         table.add_row(*map(Text, row))
     Console().print(table)
+
+
+def html_table(title: str, rows: Mapping[str, object]) -> str:
+    """A small table for a notebook: names and values, numbers to six digits. A row whose value is None is left out."""
+    cells = "".join(
+        f'<tr><th style="text-align:left">{html.escape(name)}</th>'
+        f'<td style="text-align:left">{html.escape(_said(value))}</td></tr>'
+        for name, value in rows.items()
+        if value is not None
+    )
+    return f"<table><caption><b>{html.escape(title)}</b></caption>{cells}</table>"
+
+
+def html_grid(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A table with a line of headings; the first cell of each row is one, too."""
+    head = "".join(f'<th style="text-align:left">{html.escape(name)}</th>' for name in columns)
+    body = "".join(
+        f"<tr><th>{html.escape(_said(first))}</th>"
+        + "".join(f'<td style="text-align:left">{html.escape(_said(value))}</td>' for value in rest)
+        + "</tr>"
+        for first, *rest in rows
+    )
+    caption = f"<caption><b>{html.escape(title)}</b></caption>"
+    return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def seconds_in_words(seconds: float) -> str:
+    """Seconds for a reader: nobody needs the digits of a time below a hundredth of one."""
+    return "below 0.01" if seconds < 0.005 else f"{seconds:.2f}" if seconds < 100 else f"{seconds:.0f}"
+
+
+def _said(value: object) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else "" if value is None else str(value)

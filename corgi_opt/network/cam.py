@@ -8,6 +8,7 @@ spelt in another way is brought into this form (head.py).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,8 +17,9 @@ from torch import Tensor, nn
 
 from corgi_opt._ambient import pinned, pinned_with_grad
 from corgi_opt._checks import integer
+from corgi_opt.drawing.tables import html_table
 from corgi_opt.errors import InputError, NoCamHeadError, UnsupportedOpError
-from corgi_opt.network import parity
+from corgi_opt.network import names, parity
 from corgi_opt.network.exported import Exported, check_ready, export, require_runs
 from corgi_opt.network.graph import LayerGraph
 from corgi_opt.network.head import find_head, find_in_model, with_head
@@ -29,6 +31,9 @@ from corgi_opt.network.replay import Replay, scores
 from corgi_opt.network.smooth import Curved
 from corgi_opt.network.standin import changing_hooks, stand_in
 
+MOST_NAMED = 12
+"""Names of classes that a table shows."""
+
 
 @dataclass(frozen=True, eq=False)
 class CamNetwork:
@@ -39,7 +44,7 @@ class CamNetwork:
     ``graph`` is the normal form every method works on; ``pooled`` keeps max pools whole (the paper's bound relaxes
     them so). ``features`` names the last spatial node A, ``weight`` (classes, C) is the linear layer's. ``replay`` runs
     ``model``, a float64 stand-in of the user's own: every counterexample is replayed through it. ``notes`` say what of
-    the model was left out because it changes nothing.
+    the model was left out because it changes nothing. ``class_names``: one for each class, or none at all.
     """
 
     graph: LayerGraph
@@ -48,6 +53,7 @@ class CamNetwork:
     weight: Tensor
     replay: Replay
     notes: tuple[str, ...] = ()
+    class_names: tuple[str, ...] = ()
     _moved: dict[Any, CamNetwork] = field(default_factory=dict, repr=False)
 
     @property
@@ -96,6 +102,23 @@ class CamNetwork:
             f"input {tuple(self.input_shape)}{''.join(f'; {note}' for note in (*self.notes, self.note) if note)})"
         )
 
+    def _repr_html_(self) -> str:
+        c, h, w = self.graph[self.features].shape
+        units = sum(math.prod(self.graph[name].shape) for name in self.graph.relus)
+        more = ", ..." if len(self.class_names) > MOST_NAMED else ""
+        rows = {
+            "input": "x".join(map(str, self.input_shape)),
+            "CAM": f"{h}x{w} pixels, of {c} channels after {self.graph[self.features].module or 'forward'!r}",
+            "classes": self.classes,
+            "their names": ", ".join(self.class_names[:MOST_NAMED]) + more or None,
+            "operations": len(self.graph),
+            "ReLUs": f"{units:,}",
+            "curved layers": ", ".join(self.curved) or "none",
+            "exact methods": "none (curved layers)" if self.curved else "bab, milp",
+            "notes": "; ".join(note for note in (*self.notes, self.note) if note) or None,
+        }
+        return html_table("network with a CAM head", rows)
+
     @pinned
     def to(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> CamNetwork:
         """This network's graphs and class weights in another precision or on another device (kept for reuse)."""
@@ -108,6 +131,7 @@ class CamNetwork:
                 self.weight.to(device, dtype),
                 self.replay,
                 self.notes,
+                self.class_names,
             )
         return self._moved[key]
 
@@ -134,10 +158,15 @@ class CamNetwork:
         return x
 
     @pinned
-    def class_index(self, x: Tensor, class_idx: int | None) -> int:
-        """The class asked for; None means the class predicted at x. Raises InputError when it does not exist."""
+    def class_index(self, x: Tensor, class_idx: int | str | None) -> int:
+        """The class asked for by number or name; None means the class predicted at x.
+
+        Raises InputError when it does not exist, and for a name that several classes have.
+        """
         if class_idx is None:
             return int(self.logits(x).argmax())
+        if isinstance(class_idx, str):
+            return names.index_of(class_idx, self.class_names)
         return integer("class_idx", class_idx, 0, self.classes - 1)
 
     @pinned
@@ -146,7 +175,7 @@ class CamNetwork:
         return self.graph.forward(self.image(x)).flatten()
 
     @pinned
-    def cam(self, x: Tensor, class_idx: int | None = None) -> Tensor:
+    def cam(self, x: Tensor, class_idx: int | str | None = None) -> Tensor:
         """The class activation map (H, W) at x (1, C, H, W), in float64; raw signed values, no ReLU, no resizing."""
         image = self.image(x)
         return self.cams(image, self.class_index(image, class_idx))[0]
@@ -177,7 +206,13 @@ class CamNetwork:
 
 
 @pinned
-def from_torch(model: nn.Module, example: Tensor, *, target_layer: str | nn.Module | None = None) -> CamNetwork:
+def from_torch(
+    model: nn.Module,
+    example: Tensor,
+    *,
+    target_layer: str | nn.Module | None = None,
+    classes: Sequence[str] | None = None,
+) -> CamNetwork:
     """Builds the layer graph of an eval-mode CNN with a CAM head and checks it against the torch model.
 
     ``example`` is one image batch of shape (1, C, H, W), any values. The model and the example are not written to, and
@@ -186,26 +221,30 @@ def from_torch(model: nn.Module, example: Tensor, *, target_layer: str | nn.Modu
 
     The CAM is that of the last map of which all class scores are one affine function, the same at every pixel.
     ``target_layer``: a module of the model, or its name, whose output is to be that map instead.
+    ``classes``: the names of the classes, one for each class score and in their order. ``class_idx=`` takes a name
+    then, and answers and pictures say "class 7 (stop)".
 
     Raises ModelModeError, InputError, UnsupportedOpError (see :func:`check_model` for all at once), NoCamHeadError, and
     ParityError when the graph and the model disagree on the example, on images near it or on random ones.
     """
+    said = names.checked_names(classes)
     ready = _ready(model, example)
+    names.require_one_each(said, ready.scores)
     if isinstance(ready.ingested, tuple):
         raise refuse(ready.ingested)
-    return ready.built(ready.ingested, _named(model, target_layer))
+    return ready.built(ready.ingested, _named(model, target_layer), said)
 
 
 def _named(model: nn.Module, target: object) -> str | None:
     """The name of the module whose map is wanted. Raises InputError where the model has none such."""
     if target is None:
         return None
-    names: dict[str, nn.Module] = {name: module for name, module in model.named_modules() if name}
-    chosen = [name for name, module in names.items() if name == target or module is target]
+    modules: dict[str, nn.Module] = {name: module for name, module in model.named_modules() if name}
+    chosen = [name for name, module in modules.items() if name == target or module is target]
     if not chosen:
         raise InputError(
             f"target_layer must be a module of the model or its name, as in model.named_modules(), got {target!r:.80}; "
-            f"the last ones are {', '.join(map(repr, list(names)[-6:]))}"
+            f"the last ones are {', '.join(map(repr, list(modules)[-6:]))}"
         )
     return chosen[0]
 
@@ -226,10 +265,12 @@ def examined(
 
 @dataclass(frozen=True, eq=False)
 class _Ready:
-    """A model that runs in float64 and could be exported; ``ingested``: the network, or what is not supported of it."""
+    """A model that runs in float64, gives ``scores`` class scores and could be exported; ``ingested``: the network, or
+    what is not supported of it."""
 
     model: nn.Module
     example: Tensor
+    scores: int
     exported: Exported
     ingested: Ingested | tuple[Unsupported, ...]
 
@@ -239,15 +280,16 @@ class _Ready:
         image = example.detach().to("cpu", torch.float64, copy=True)
         replayed = stand_in(model, torch.float64)
         try:
-            _check_scores(scores(replayed, image))
+            logits = scores(replayed, image)
+            _check_scores(logits)
         except UnsupportedOpError:
             require_runs(stand_in(model), example)  # raises InputError where the image is at fault
             raise
         _check_hooks(model, image)
         exported = _exported(model, example)
-        return cls(replayed, image, exported, ingest(exported))
+        return cls(replayed, image, logits.numel(), exported, ingest(exported))
 
-    def built(self, ingested: Ingested, target: str | None = None) -> CamNetwork:
+    def built(self, ingested: Ingested, target: str | None = None, class_names: tuple[str, ...] = ()) -> CamNetwork:
         parity.check_steps(self.exported, ingested, self.example)
         head = find_head(ingested.graph, target, ingested.halves)
         pooled, folded = fold_affine(with_head(ingested.graph, head))
@@ -255,7 +297,7 @@ class _Ready:
         features = lowered[folded[head.features]]
         images = list(parity.probes(self.example))
         replay = find_in_model(self.model, graph, features, head.weight, images)
-        net = CamNetwork(graph, pooled, features, head.weight, replay, ingested.notes)
+        net = CamNetwork(graph, pooled, features, head.weight, replay, ingested.notes, class_names)
         for x in images:
             require_parity(net, x, parity.MOST_ROUNDING)
         return net

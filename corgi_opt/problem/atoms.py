@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from corgi_opt.errors import InputError
+from corgi_opt.network.names import in_words, name_of
 
 MEAN = -1
 """The ``place`` of a logit, which is the mean over the whole map plus the bias."""
@@ -90,6 +91,7 @@ class Groups:
     ``anchors`` (B, 2): parts of which the first is larger at the image. They tie the atoms to what they are said to be
     about ("the brightest pixels") where the atoms alone do not. ``labels`` (A, 2): the two ``things`` (their name in
     the singular and in the plural) that an atom compares; it is positive while the first is ahead of the second.
+    ``names``: of the things, where they have any.
     """
 
     parts: Parts
@@ -100,6 +102,7 @@ class Groups:
     anchors: Tensor
     labels: Tensor
     things: tuple[str, str]
+    names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Raises InputError where there are no atoms, and for an atom with several parts at one place: bounds would not
@@ -215,18 +218,22 @@ class Groups:
 
     def named(self, atom: int) -> str:
         """What an atom compares, for a message."""
-        first, second = self.labels[atom].tolist()
+        first, second = map(self.said, self.labels[atom].tolist())
         return f"{self.things[1]} {first} and {second}"
 
     def named_group(self, group: int) -> str:
         """What a group is about, for a message."""
         mine = self.atoms_of(group)
         first = self.labels[mine, 0].unique()
-        return self.named(int(mine[0])) if len(mine) == 1 else f"{self.things[0]} {int(first[0])}"
+        return self.named(int(mine[0])) if len(mine) == 1 else f"{self.things[0]} {self.said(int(first[0]))}"
+
+    def said(self, label: int) -> str:
+        """A thing by its number, and its name where it has one."""
+        return in_words(label, name_of(label, self.names))
 
     def what_changed(self, atom: int, atoms: Tensor) -> str:
         """How an atom fails, in words; ``atoms`` (A,) at the image."""
-        first, second = self.labels[atom].tolist()
+        first, second = map(self.said, self.labels[atom].tolist())
         thing, things = self.things
         said = f"{thing} {second} {'passes' if float(atoms[atom]) < 0 else 'ties with'} {thing} {first}"
         mine = self.atoms_of(int(self.group[atom]))

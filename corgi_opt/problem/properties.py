@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, TypeVar
 
@@ -44,6 +44,12 @@ class Property(ABC):
 
     name: ClassVar[str]
 
+    @property
+    def outlined(self) -> tuple[int, int] | None:
+        """What pictures outline: so many of the image's brightest pixels, which are to stay among so many; None:
+        nothing."""
+        return None
+
     @abstractmethod
     def pose(self, scene: Scene, tie_tol: float | None) -> Groups:
         """The property at the scene's image, as groups of atoms that hold there.
@@ -58,8 +64,8 @@ class Property(ABC):
         said = ", ".join(f"{name}={value}" for name, value in self.to_dict().items() if name != "name")
         return f"{self.name}({said})"
 
-    def in_words(self, class_idx: int) -> str:
-        """The property for a title."""
+    def in_words(self, class_idx: int | str) -> str:
+        """The property for a title; ``class_idx``: a class's number, or its number and name, ``7 (stop)``."""
         return f"{self.short} of class {class_idx}"
 
     def to_dict(self) -> dict[str, Any]:
@@ -116,10 +122,14 @@ class TopK(Property):
         return self.k if self.within is None else self.within
 
     @property
+    def outlined(self) -> tuple[int, int]:
+        return self.k, self.rank
+
+    @property
     def short(self) -> str:
         return f"k={self.k}" if self.within is None else f"k={self.k} within {self.within}"
 
-    def in_words(self, class_idx: int) -> str:
+    def in_words(self, class_idx: int | str) -> str:
         set_ = f"top-{self.k} set" if self.within is None else f"top {self.k} within the top {self.within}"
         return f"{set_} of the CAM of class {class_idx}"
 
@@ -158,11 +168,11 @@ MOST = 2**31 - 1
 """Largest k and ``within``."""
 
 
-def keeping(classes: int, kept: int) -> Groups:
+def keeping(classes: int, kept: int, names: Sequence[str] = ()) -> Groups:
     """Atoms of "the class ``kept`` is still predicted": ``logit_c - logit_t`` for every other class t, each alone.
 
     A single logit is that of a binary classifier: class 1 where it is positive, class 0 where not. So its sign is kept,
-    as if there were a second logit that is always 0.
+    as if there were a second logit that is always 0. ``names`` of the classes, for messages.
     """
     if classes == 1:
         rows, others = torch.full((1, 1), 1.0 if kept == 1 else -1.0, dtype=torch.float64), torch.tensor([1 - kept])
@@ -175,7 +185,15 @@ def keeping(classes: int, kept: int) -> Groups:
     parts = Parts(rows, torch.arange(count), torch.full((count,), MEAN))
     labels = torch.stack([torch.full((count,), kept), others], dim=1)
     ones = torch.ones(count, 1, dtype=torch.float64)
-    return Groups(parts, torch.arange(count)[:, None], ones, *alone(count), labels, ("class", "classes"))
+    return Groups(
+        parts,
+        torch.arange(count)[:, None],
+        ones,
+        *alone(count),
+        labels,
+        ("class", "classes"),
+        tuple(names) if classes > 1 else (),
+    )
 
 
 @register
@@ -192,20 +210,20 @@ class KeepsClass(Property):
     def short(self) -> str:
         return "class kept"
 
-    def in_words(self, class_idx: int) -> str:
+    def in_words(self, class_idx: int | str) -> str:
         return f"logit of class {class_idx} against every other"
 
     @pinned
     def pose(self, scene: Scene, tie_tol: float | None) -> Groups:
         """``logit_c - logit_t`` for every other class t, each alone."""
         kept = scene.predicted if scene.net.classes == 1 else scene.class_idx
-        groups = keeping(scene.net.classes, kept)
+        groups = keeping(scene.net.classes, kept, scene.net.class_names)
         tolerance = 1e-9 * scene.scale_of(groups.parts) if tie_tol is None else tie_tol
         ahead = groups.atoms(groups.parts.heads @ scene.logits)  # every part is a logit
         nearest = int(ahead.argmin())
         if float(ahead[nearest]) <= tolerance:
             raise TieError(
-                f"class {kept} is not clearly ahead at the given image: {groups.named(nearest)} differ by "
+                f"class {groups.said(kept)} is not clearly ahead at the given image: {groups.named(nearest)} differ by "
                 f"{float(ahead[nearest]):.3g} (tie_tol {tolerance:.3g}), so there is no class to keep; ask about the "
                 "class that is predicted (class_idx=None)"
             )

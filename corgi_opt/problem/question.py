@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins  # a field is called property here
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from corgi_opt._checks import not_negative
 from corgi_opt.errors import InputError, TieError
 from corgi_opt.problem.atoms import Groups
+from corgi_opt.problem.original import Original
 from corgi_opt.problem.properties import Property, keeping
 from corgi_opt.problem.scene import Scene
 
@@ -58,7 +60,7 @@ class Question(Scene):
         at = groups.atoms(groups.parts.values(scene.features, scene.logits[None], scene.net.weight))[0]
         if not (margin := float(groups.margin(at))) > 0:
             raise TieError(
-                f"{property.in_words(scene.class_idx)}: does not hold at the image itself (its margin there is "
+                f"{property.in_words(scene.class_in_words)}: does not hold at the image itself (its margin there is "
                 f"{margin:.3g}), so there is nothing to certify"
             )
         kept = scene.predicted if keep_class else None
@@ -66,11 +68,16 @@ class Question(Scene):
             **{f.name: getattr(scene, f.name) for f in fields(Scene)},
             property=property,
             groups=groups,
-            premises=None if kept is None else keeping(scene.net.classes, kept),
+            premises=None if kept is None else keeping(scene.net.classes, kept, scene.net.class_names),
             kept=kept,
             scale=scene.scale_of(groups.parts),
             at=at,
         )
+
+    @cached_property
+    def original(self) -> Original:
+        """The image, as answers carry it."""
+        return Original.of(self, self.property)
 
     @builtins.property
     def ahead(self) -> Tensor:

@@ -1,20 +1,21 @@
-"""What comes back: Witness, Verdict, Radius. Frozen, each with where it came from."""
+"""What comes back: Verdict and Radius. Frozen, each with where it came from and the image that it is about."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
-
-from torch import Tensor
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, NoReturn
 
 from corgi_opt._ambient import pinned
 from corgi_opt._deadline import Deadline, check_time_limit
-from corgi_opt.drawing.charts import draw_ladder, html_table
+from corgi_opt.drawing.charts import draw_intervals, draw_ladder
+from corgi_opt.drawing.tables import html_table, seconds_in_words
 from corgi_opt.errors import CertificateError
 from corgi_opt.problem.asked import Asked
-from corgi_opt.problem.plain import Plain, numbers, plain, tensor
+from corgi_opt.problem.original import Original
+from corgi_opt.problem.plain import Plain, numbers, plain, plain_fields
+from corgi_opt.problem.witness import REPLAYED, Witness, original_of, pictured
 from corgi_opt.proof.certificate import Certificate
 
 Status = Literal["certified", "falsified", "unknown"]
@@ -25,34 +26,11 @@ Prover = Callable[[Deadline], Certificate]
 
 READ_BACK = "the answer was read from JSON, or interrupted, without its network; ask again"
 
+SECONDS = "seconds_"
+"""How the keys of ``stats`` begin that are times of stages."""
+
 CORGI_CUT_OFF = "corgi_cut_off"
 """Key of ``stats`` where the paper's bound beside an answer was not finished in its share of the time limit."""
-
-
-@dataclass(frozen=True, eq=False)
-class Witness(Plain):
-    """A counterexample image inside the region, replayed in float64 through the user's own torch model.
-
-    ``image`` (1, C, H, W) float64, ``cam`` (H, W) there; ``pair``: what changed places (flat pixel indices, of a CAM;
-    classes, of logits): the first was ahead of the second, and is by ``margin <= 0`` now (an exact tie breaks a strict
-    order); ``distance`` to the centre in the question's norm; ``what_changed``: the same in words.
-    """
-
-    image: Tensor
-    cam: Tensor
-    pair: tuple[int, int]
-    margin: float
-    distance: float
-    what_changed: str
-
-    @classmethod
-    @pinned
-    def from_dict(cls, said: Mapping[str, Any]) -> Witness:
-        """What :meth:`to_dict` wrote."""
-        return cls(**{**said, "image": tensor(said["image"]), "cam": tensor(said["cam"]), "pair": tuple(said["pair"])})
-
-    def __repr__(self) -> str:
-        return f"Witness(margin={self.margin:.6g}, {self.what_changed}, distance={self.distance:.6g})"
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +42,10 @@ class Verdict(Plain):
     the paper's bound on the same question; NaN where it was not finished in its share of the time limit
     (``stats["corgi_cut_off"]`` is then 1). ``proof``: ``"checked"`` (the checker proved it, with bounds of all
     rounding), or, for a certified, ``"float64"`` (bounds computed in float64, less what rounding may hide; LPs too) or
-    ``"solver"`` (rests on a MILP solver's word). ``method``: the stage that settled it.
+    ``"solver"`` (rests on a MILP solver's word). ``method``: the stage that settled it. ``original``: the image asked
+    about, for pictures; None in what was read from JSON that lacks it.
+
+    A verdict is neither true nor false: ``if verdict`` raises TypeError, since unknown is a third answer.
     """
 
     asked: Asked
@@ -78,8 +59,35 @@ class Verdict(Plain):
     method: str
     reason: str
     stats: Mapping[str, float] = field(default_factory=dict)
+    original: Original | None = None
     prover: Prover | None = field(default=None, repr=False)
     proven: Certificate | None = field(default=None, repr=False)
+
+    @property
+    def certified(self) -> bool:
+        """Whether it is proven that the property holds for every image within eps."""
+        return self.status == "certified"
+
+    @property
+    def falsified(self) -> bool:
+        """Whether an image within eps breaks the property (``counterexample``)."""
+        return self.status == "falsified"
+
+    @property
+    def unknown(self) -> bool:
+        """Whether it is neither certified nor falsified."""
+        return self.status == "unknown"
+
+    def __bool__(self) -> NoReturn:
+        raise TypeError(
+            "a verdict is certified, falsified or unknown, so it is neither true nor false: use verdict.certified, "
+            "verdict.falsified or verdict.status"
+        )
+
+    @property
+    def seconds(self) -> float:
+        """Seconds that all stages took together."""
+        return _seconds(self.stats)
 
     @property
     def certificate(self) -> Certificate:
@@ -100,10 +108,16 @@ class Verdict(Plain):
         why = "the verdict is unknown" if self.status == "unknown" else READ_BACK
         return self.proven or _proven(self.prover, limit, why)
 
+    @pinned
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON types, floats to the last bit; without the proof, which is a file of its own. The original image
+        stands there once, not in the counterexample too."""
+        return _said(self)
+
     @classmethod
     @pinned
     def from_dict(cls, said: Mapping[str, Any]) -> Verdict:
-        """What :meth:`to_dict` wrote; it has no proof and can make none."""
+        """What :meth:`to_dict` wrote, now or before it held the image; it has no proof and can make none."""
         known = numbers(said, margin_lower=-math.inf, margin_upper=math.inf, corgi_margin=math.nan)
         return cls(**_answered(known))
 
@@ -113,22 +127,24 @@ class Verdict(Plain):
         return "not finished" if math.isnan(self.corgi_margin) else f"{self.corgi_margin:.6g}"
 
     def plot(self, ax: Any = None) -> Any:
-        """What is proven of the margin, CORGI's bound beside it, and the smallest margin met. Returns the Axes."""
-        bounds = {"corgi": self.corgi_margin, self.method: self.margin_lower}
-        ax = draw_ladder(bounds, self.margin_upper, "an image has", ax)
-        ax.set_xlabel(f"margin of the {self.asked.in_words} at eps={self.eps:g}\n({self.asked.units})")
-        ax.set_title(f"{self.status}: {self.reason}", fontsize=10, pad=20)
-        return ax
+        """The proven interval of the margin against zero, and CORGI's beside it. Returns the Axes."""
+        bounds = {"corgi": self.corgi_margin}
+        if self.margin_lower != self.corgi_margin:
+            # an attack proves nothing: what is known from below are the bounds before it
+            bounds[self.method if self.method not in ("attack", "corgi", "") else "all bounds"] = self.margin_lower
+        title = f"{self.status}: {self.reason}"
+        xlabel = f"margin of the {self.asked.in_words} at eps={self.eps:g} ({self.asked.units})"
+        return draw_intervals(bounds, self.margin_upper, title=title, xlabel=xlabel, ax=ax)
 
     def _repr_html_(self) -> str:
         rows = {
             "question": f"eps={self.eps:g}, {self.asked.short}",
+            **self.asked.where,
             "margin": f"in [{self.margin_lower:.6g}, {self.margin_upper:.6g}]",
             "CORGI's bound": self.corgi_in_words,
-            "settled by": self.method + (f", proof: {self.proof}" if self.proof else ""),
-            "reason": self.reason,
+            **_how(self),
         }
-        return html_table(self.status, rows)
+        return pictured(html_table(self.status, rows), self.original, self.counterexample)
 
     def __repr__(self) -> str:
         how = f", proof={self.proof!r}" if self.proof else ""
@@ -146,7 +162,10 @@ class Radius(Plain):
     ``upper`` is infinity when no counterexample was found. ``corgi``: the paper's certified radius on the same
     question; it has a tenth of the time limit, and where that was not enough, ``corgi`` is what it had certified by
     then (``corgi_cut_off``, also in ``stats``). ``attack``: the smallest eps PGD alone broke. ``reason`` says how the
-    search ended; a radius of 0 for a tied image says so there.
+    search ended; a radius of 0 for a tied image says so there. ``original``: the image asked about, for pictures; None
+    in what was read from JSON that lacks it.
+
+    A radius is a bracket and no number: ``if radius`` raises TypeError.
     """
 
     asked: Asked
@@ -159,6 +178,7 @@ class Radius(Plain):
     counterexample: Witness | None
     reason: str
     stats: Mapping[str, float] = field(default_factory=dict)
+    original: Original | None = None
     prover: Prover | None = field(default=None, repr=False)
 
     @pinned
@@ -169,15 +189,26 @@ class Radius(Plain):
 
     @pinned
     def to_dict(self) -> dict[str, Any]:
-        """As JSON types, with the ratio."""
-        return {**super().to_dict(), "ratio": plain(self.ratio)}
+        """As JSON types, with the ratio. The original image stands there once, not in the counterexample too."""
+        return {**_said(self), "ratio": plain(self.ratio)}
 
     @classmethod
     @pinned
     def from_dict(cls, said: Mapping[str, Any]) -> Radius:
-        """What :meth:`to_dict` wrote; it can make no proof."""
+        """What :meth:`to_dict` wrote, now or before it held the image; it can make no proof."""
         known = numbers(said, lower=0.0, upper=math.inf, corgi=math.nan, attack=math.inf)
         return cls(**_answered({name: value for name, value in known.items() if name != "ratio"}))
+
+    def __bool__(self) -> NoReturn:
+        raise TypeError(
+            "a radius is a bracket, so it is neither true nor false: use radius.lower > 0 (something is certified) or "
+            "radius.counterexample is not None (something is broken)"
+        )
+
+    @property
+    def seconds(self) -> float:
+        """Seconds that all stages took together."""
+        return _seconds(self.stats)
 
     @property
     def corgi_cut_off(self) -> bool:
@@ -196,22 +227,28 @@ class Radius(Plain):
 
     def plot(self, ax: Any = None) -> Any:
         """What is certified, CORGI's radius beside it, and the nearest counterexample. Returns the Axes."""
-        ax = draw_ladder({"corgi": self.corgi, self.method: self.lower}, self.upper, "counterexample at", ax)
-        ax.set_xlabel(f"eps: {self.asked.in_words}\n({self.asked.units})")
-        ax.set_title(self.reason, fontsize=10, pad=20)
-        return ax
+        return draw_ladder(
+            {"corgi": self.corgi, self.method or "certified": self.lower},
+            self.upper,
+            title=f"radius of the {self.asked.in_words}: {self.reason}",
+            xlabel=f"eps ({self.asked.units})",
+            what="certified eps",
+            at="counterexample at",
+            ax=ax,
+        )
 
     def _repr_html_(self) -> str:
         rows = {
-            "question": f"{self.asked.short}, by {self.method}",
+            "question": self.asked.short,
+            **self.asked.where,
             "certified up to": self.lower,
             "broken at": self.upper,
             "broken / certified": self.ratio,
             "CORGI": self.corgi_in_words,
             "PGD alone breaks": self.attack,
-            "reason": self.reason,
+            **_how(self),
         }
-        return html_table("radius", rows)
+        return pictured(html_table("radius", rows), self.original, self.counterexample)
 
     def __repr__(self) -> str:
         beside = f"corgi {self.corgi_in_words}, attack {self.attack:.6g}"
@@ -219,14 +256,42 @@ class Radius(Plain):
         return f"Radius({bracket}, {self.asked.short}, {self.method}; {beside}; {self.reason})"
 
 
+def _how(answer: Verdict | Radius) -> dict[str, object]:
+    """Rows of a table: what an answer rests on."""
+    timed = any(name.startswith(SECONDS) for name in answer.stats)
+    return {
+        "proof": answer.proof or (REPLAYED if answer.counterexample is not None else "none"),
+        "method": answer.method or "none",
+        "seconds": seconds_in_words(answer.seconds) if timed else None,
+        "reason": answer.reason,
+    }
+
+
+def _seconds(stats: Mapping[str, float]) -> float:
+    return sum(value for name, value in stats.items() if name.startswith(SECONDS))
+
+
+def _said(answer: Verdict | Radius) -> dict[str, Any]:
+    """An answer as JSON types; its counterexample's original image is its own."""
+    said = plain_fields(answer)
+    witness = answer.counterexample
+    if witness is not None and witness.original is answer.original:
+        said["counterexample"]["original"] = None
+    return said
+
+
 def _answered(said: Mapping[str, Any]) -> dict[str, Any]:
     """The fields that every answer has."""
-    witness = said["counterexample"]
+    original = original_of(said)
+    witness = None if said["counterexample"] is None else Witness.from_dict(said["counterexample"])
+    if witness is not None and witness.original is None:
+        witness = replace(witness, original=original)
     return {
         **said,
         "asked": Asked.from_dict(said["asked"]),
-        "counterexample": None if witness is None else Witness.from_dict(witness),
+        "counterexample": witness,
         "stats": {name: math.nan if value is None else value for name, value in said["stats"].items()},
+        "original": original,
     }
 
 

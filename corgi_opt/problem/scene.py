@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from corgi_opt.errors import InputError, NumericalError
+from corgi_opt.network import names
 from corgi_opt.network.cam import CamNetwork, require_parity
 from corgi_opt.problem.atoms import Parts
 from corgi_opt.problem.clip import Box, Clip, as_tensors
@@ -32,7 +33,7 @@ class Scene:
     logits: Tensor
 
     @classmethod
-    def of(cls, net: CamNetwork, x: Tensor, *, class_idx: int | None, norm: Norm, clip: Clip) -> Scene:
+    def of(cls, net: CamNetwork, x: Tensor, *, class_idx: int | str | None, norm: Norm, clip: Clip) -> Scene:
         """Checks the arguments and runs the model. Raises InputError for a bad image, class, norm or box; ParityError
         where the graph and the user's model differ at the image."""
         if not isinstance(net, CamNetwork):
@@ -55,6 +56,16 @@ class Scene:
     def cam(self) -> Tensor:
         """The CAM (H, W) of ``class_idx`` at x."""
         return torch.einsum("c,nchw->nhw", self.net.weight[self.class_idx], self.features)[0]
+
+    @property
+    def class_name(self) -> str | None:
+        """The name of ``class_idx``, where it is known."""
+        return names.name_of(self.class_idx, self.net.class_names)
+
+    @property
+    def class_in_words(self) -> str:
+        """``7``, or ``7 (stop)`` where the name is known."""
+        return names.in_words(self.class_idx, self.class_name)
 
     def ball(self, eps: float) -> Ball:
         return Ball(self.x, eps, self.norm, self.clip)

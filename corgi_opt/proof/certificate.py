@@ -6,6 +6,7 @@ it should is a CertificateError.
 
 from __future__ import annotations
 
+import html
 import io
 import json
 import zipfile
@@ -115,6 +116,31 @@ class Certificate:
                 archive.writestr(zipfile.ZipInfo(f"{name}.npy"), content.getvalue(), zipfile.ZIP_DEFLATED)
         return buffer.getvalue()
 
+    def _repr_html_(self) -> str:
+        """A table for a notebook: what it claims, and what its proof is made of. Whether it holds, a check says."""
+        claim, region = self.claim, self.claim.region
+        if isinstance(claim.says, TopPixels):
+            what = f"each of {len(claim.says.top)} pixels stays among the {claim.says.within} brightest"
+        else:
+            what = ", ".join(f"{name}={value}" for name, value in claim.said.items() if value is not None)
+        made = [f"{len(self.claims)} layers with bounds", f"{len(self.trees)} trees"]
+        rows = {
+            "question": f"eps={region.eps:.6g}, {what}",
+            "norm": f"L-{region.norm}",
+            "clip": "none" if region.clip is None else _box_in_words(region.clip),
+            "network": f"SHA-256 {claim.sha256[:16]}...",
+            "proof": "an image that breaks it" if self.witness is not None else ", ".join(made),
+            "method": f"{FORMAT}, version {_version(claim, self.trees)}",
+            "size": f"{len(self.to_bytes()) / 1e6:.2f} MB",
+            "reason": "not checked here: co.check_certificate(path, model) proves it anew",
+        }
+        cells = "".join(
+            f'<tr><th style="text-align:left">{html.escape(name)}</th>'
+            f'<td style="text-align:left">{html.escape(value)}</td></tr>'
+            for name, value in rows.items()
+        )
+        return f"<table><caption><b>certificate: {html.escape(claim.kind)}</b></caption>{cells}</table>"
+
     @classmethod
     def load(cls, path: str | Path) -> Certificate:
         """Reads a file. Raises CertificateError for one that is damaged or no certificate, OSError if there is none."""
@@ -205,6 +231,14 @@ def _version(claim: Claim, trees: Sequence[PartTree]) -> int:
         return 3 if all(proof.tree.clips is None for proof in trees) else VERSION
     clip = claim.region.clip
     return 2 if clip is not None and isinstance(clip[0], tuple) else 1
+
+
+def _box_in_words(box: tuple[Any, Any]) -> str:
+    low, high = box
+    if not isinstance(low, tuple):
+        return f"[{low:g}, {high:g}]"
+    shown = " x ".join(f"[{a:g}, {b:g}]" for a, b in zip(low[:4], high[:4], strict=True))
+    return shown + (" x ..." if len(low) > 4 else "")
 
 
 def _hex(end: float | tuple[float, ...]) -> str | list[str]:

@@ -22,7 +22,7 @@ from corgi_opt.bounding.regions import Regions, least
 from corgi_opt.problem.atoms import Groups
 from corgi_opt.problem.question import Question
 from corgi_opt.problem.region import Ball, Norm, distance
-from corgi_opt.problem.results import Witness
+from corgi_opt.problem.witness import Witness
 from corgi_opt.search.replay import replay
 
 CANDIDATES = 256

@@ -10,6 +10,7 @@ ascent. The solver's word proves nothing; its multipliers do, by a bound less it
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass, replace
 
@@ -28,6 +29,8 @@ from corgi_opt.encode.program import Program
 from corgi_opt.search.clipping import Clipped, clip, clip_again
 from corgi_opt.search.frontier import Frontier, Likely
 from corgi_opt.search.leaves import Leaves, Ledger
+
+LOG = logging.getLogger(__name__)
 
 BATCH, LOOKAHEAD = 128, 8
 """Nodes that are split at once; units that are tried for each."""
@@ -105,6 +108,8 @@ class Branching:
 
     def run(self, deadline: Deadline) -> Searched:
         """What is known by then; ``nodes`` and ``leaves`` of this run."""
+        begun = self._first.nodes + (0 if self._second is None else self._second.nodes)
+        LOG.info("tree of %d units: %s", self._program.units, f"resumed after {begun} nodes" if begun else "begun")
         first = self._first.search(deadline, FIRST_NODES)
         if first.lower > self._threshold or met(self._program, first.upper, self._threshold) or deadline.over:
             return first
@@ -125,6 +130,7 @@ class Branching:
         planes = self._planes or hull_planes(program, threshold + CLEARLY, deadline)
         if not deadline.over:
             self._planes = planes
+        LOG.info("larger tree: planes above %d units found%s", program.units, ", cut off" if deadline.over else "")
         clipped, ledger = clip(program, planes, threshold, self._device, deadline), None
         if self._keep_leaves:
             clipped = clip_again(program, clipped, self._device, deadline)
@@ -226,6 +232,9 @@ class _Tree:
             lower = -math.inf
         tree = None if self.ledger is None or not lower > self.threshold else self.ledger.leaves()
         nodes, leaves = self.nodes - nodes, self.leaves - leaves
+        LOG.debug(
+            "tree: %d nodes and %d leaves more, in [%.4g, %.4g] %s", nodes, leaves, lower, self.upper, self.reason
+        )
         return Searched(lower, self.upper, self.image, nodes, leaves, self.reason, tree)
 
     @property

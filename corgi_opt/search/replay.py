@@ -9,7 +9,7 @@ from torch import Tensor
 from corgi_opt.errors import NumericalError
 from corgi_opt.problem.question import Question
 from corgi_opt.problem.region import Ball
-from corgi_opt.problem.results import Witness
+from corgi_opt.problem.witness import Witness
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +45,7 @@ def witness_of(question: Question, ball: Ball, met: Met) -> Witness | None:
     atom = groups.worst(met.atoms)
     first, second = groups.labels[atom].tolist()
     changed = groups.what_changed(atom, met.atoms)
-    return Witness(met.x, met.cam, (first, second), met.margin, ball.distance(met.x), changed)
+    return Witness(met.x, met.cam, (first, second), met.margin, ball.distance(met.x), changed, question.original)
 
 
 def replay(question: Question, ball: Ball, image: Tensor) -> Witness | None:

@@ -21,6 +21,8 @@ from corgi_opt.study.plan import Cell, Plan
 from corgi_opt.study.store import Progress, Row, Store, now
 from corgi_opt.study.worker import START_SECONDS, end_children, run_cell
 
+LOG = logging.getLogger(__name__)
+
 AHEAD = 3
 """Cells that are given to the scheduler for each thread of a worker: one to do, and some that wait beside it."""
 
@@ -80,12 +82,21 @@ def run(
                 try:
                     require_known(client, left, plan.imports, limit)
                     store.began(plan.name, plan.said)
+                    LOG.info("study %s: %d of %d cells to do", plan.name, len(left), len(cells))
                     for cell, columns in _answers(client, tasks):
+                        LOG.info("cell %s: %s", cell.key[:12], _in_short(cell, columns))
                         store.put(row_of(cell, {**columns, **_layers_hint(columns, plan.imports)}))
                         count(1)
                 except KeyboardInterrupt as stop:
                     raise Interrupted(store.progress(cells)) from stop
         return store.progress(cells)
+
+
+def _in_short(cell: Cell, columns: Mapping[str, Any]) -> str:
+    """A cell and what came out of it, for a log."""
+    outcome = columns.get("status") or columns.get("reason", "")
+    said = f"{cell.model.name}, {cell.image.name}, {cell.ask.kind} by {cell.ask.method}: {columns['state']} {outcome}"
+    return said.splitlines()[0]
 
 
 def require_known(client: Any, cells: Iterable[Cell], imports: Sequence[Import], memory_limit: float) -> None:

@@ -27,13 +27,23 @@ def all_figures(frame: Any) -> Iterator[tuple[str, str, Any]]:
             yield name, caption, figure
 
 
-def _axes() -> tuple[Any, Any]:
+def _axes(title: str, frame: Any) -> tuple[Any, Any]:
+    """A figure and its axes; the title says so where several networks are drawn together."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=SIZE, layout="constrained")
     ax = figure.add_subplot()
+    networks = frame["model_sha256"].nunique()
+    ax.set_title(f"{title}, {networks} networks together" if networks > 1 else title, fontsize=10)
     bare(ax)
     return figure, ax
+
+
+def _whole(axis: Any) -> None:
+    """Ticks at whole numbers only, of what is counted."""
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(integer=True))
 
 
 def _line(ax: Any, x: Any, y: Any, method: str, **more: Any) -> None:
@@ -44,7 +54,8 @@ def _line(ax: Any, x: Any, y: Any, method: str, **more: Any) -> None:
 
 
 def _broken(ax: Any, x: Any, y: Any, label: str, **more: Any) -> None:
-    ax.plot(x, y, color=BROKEN, linestyle="--", linewidth=1.8, label=label, **more)
+    single = {"marker": "_", "markersize": 12, "markeredgewidth": 2} if len(x) == 1 else {}  # no line has one point
+    ax.plot(x, y, color=BROKEN, linestyle="--", linewidth=1.8, label=label, **{**single, **more})
 
 
 def _methods(frame: Any) -> list[str]:
@@ -73,7 +84,7 @@ def certified_fraction(frame: Any) -> Any:
     radii = _radii(frame)
     if radii.empty:
         return None
-    figure, ax = _axes()
+    figure, ax = _axes("questions certified, and not broken, by eps", radii)
     # the longest tails would leave no room for the rest
     finite = radii["upper"].dropna()
     right = 1.05 * float(max([radii["lower"].quantile(0.98), *([finite.quantile(0.98)] if len(finite) else [])]))
@@ -99,7 +110,7 @@ def tightness(frame: Any) -> Any:
     margins = frame[(frame["kind"] == "margin") & (frame["gap"] > 0)]
     if margins.empty:
         return None
-    figure, ax = _axes()
+    figure, ax = _axes("margins proven by eps", margins)
     shares = margins.assign(lower=margins["lower"] / margins["gap"], upper=margins["upper"] / margins["gap"])
     for method in _methods(shares):
         middle = shares[shares["method"] == method].groupby("eps")["lower"].median()
@@ -121,7 +132,7 @@ def ratio_histogram(frame: Any) -> Any:
     radii = radii[np.isfinite(radii["ratio"])]
     if radii.empty:
         return None
-    figure, ax = _axes()
+    figure, ax = _axes("falsified eps over certified eps", radii)
     edges = np.geomspace(1.0, max(2.0, float(radii["ratio"].max()) * 1.02), 31)
     for method in _methods(radii):
         values = radii[radii["method"] == method]["ratio"].clip(lower=1.0)
@@ -130,6 +141,7 @@ def ratio_histogram(frame: Any) -> Any:
         look = TABLE[method].look
         ax.stairs(counts, edges, label=label, color=look.colour, linestyle=look.line, linewidth=1.8)
     ax.set_xscale("log")
+    _whole(ax.yaxis)
     ax.set(xlabel="falsified eps / certified eps", ylabel="questions")
     from matplotlib.ticker import ScalarFormatter
 
@@ -144,13 +156,14 @@ def radius_by_k(frame: Any) -> Any:
     radii = _radii(frame)
     if radii["k"].nunique() < 2:
         return None
-    figure, ax = _axes()
+    figure, ax = _axes("radii by k", radii)
     for method in _methods(radii):
         middle = radii[radii["method"] == method].groupby("k")["lower"].median()
         _line(ax, middle.index, middle, method)
     nearest = _nearest_broken(radii).groupby(radii["k"]).median()
     _broken(ax, nearest.index, nearest.where(np.isfinite(nearest)), "falsified")
     _log_where_positive(ax)
+    _whole(ax.xaxis)
     ax.set(xlabel="k", ylabel="eps (units of the input), median")
     ax.legend(frameon=False)
     return figure
@@ -162,7 +175,7 @@ def radius_by_gap(frame: Any) -> Any:
     radii = radii[(radii["gap"] > 0) & (radii["lower"] > 0)]
     if len(radii) < 3:
         return None
-    figure, ax = _axes()
+    figure, ax = _axes("radii by the margin at the image", radii)
     methods = _methods(radii)
     for method in dict.fromkeys([methods[0], methods[-1]]):
         part, look = radii[radii["method"] == method], TABLE[method].look
@@ -188,7 +201,7 @@ def relaxed_curve(frame: Any) -> Any:
     relaxed = radii[radii["k"].isin(radii[radii["within"] > radii["k"]]["k"])]
     if relaxed.empty:
         return None
-    figure, ax = _axes()
+    figure, ax = _axes("radii by k2", relaxed)
     several = relaxed["k"].nunique() > 1
     for (k, method), part in relaxed.groupby(["k", "method"]):
         middle = part.groupby("within")["lower"].median()
@@ -200,6 +213,7 @@ def relaxed_curve(frame: Any) -> Any:
         _broken(ax, upper.index, upper, f"falsified, k1={k}" if several else "falsified")
     _log_where_positive(ax)
     about = "" if several else f" (k1 = {relaxed['k'].iloc[0]})"
+    _whole(ax.xaxis)
     ax.set(xlabel=f"k2{about}", ylabel="eps (units of the input), median")
     ax.legend(frameon=False)
     return figure
@@ -210,11 +224,12 @@ def cactus(frame: Any) -> Any:
     solved = frame[frame["status"].isin(["closed", "certified", "falsified"]) & frame["seconds"].notna()]
     if solved.empty:
         return None
-    figure, ax = _axes()
+    figure, ax = _axes("questions settled by time", solved)
     for method in _methods(solved):
         seconds = np.sort(solved[solved["method"] == method]["seconds"])
         _line(ax, np.arange(1, len(seconds) + 1), seconds, method)
     ax.set_yscale("log")
+    _whole(ax.xaxis)
     ax.set(xlabel="questions settled (of all kinds)", ylabel="seconds each, at most")
     ax.legend(frameon=False)
     return figure

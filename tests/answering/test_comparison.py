@@ -13,6 +13,7 @@ from asking import about
 from nets import Pooled, image, seeded
 
 import corgi_opt as co
+from corgi_opt.answering.comparison import added_briefly, added_in_words
 
 mpl.use("Agg")  # before pyplot: no display is needed
 from matplotlib import pyplot as plt
@@ -51,7 +52,8 @@ def test_bars_are_as_long_as_the_certified_eps_and_the_line_is_where_it_breaks()
     assert ax.yaxis_inverted()  # the weakest on top
     (line,) = ax.lines
     assert line.get_xdata() == [0.04, 0.04]
-    assert texts(ax) == ["0.008", "0.039", "counterexample at 0.04"]
+    assert texts(ax) == ["0.008", "0.039"]
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["certified eps", "counterexample at 0.04"]
     assert "clip box [0, 1]" in ax.get_xlabel()
     assert "top-4" in ax.get_title() and "class 1" in ax.get_title()
 
@@ -97,7 +99,7 @@ def test_several_questions_are_one_table_indexed_by_what_varies(network):
     with pytest.raises(co.InputError, match="4 questions"):
         _ = c.only
     assert repr(c).count("\n") == 4 and "image 1, k=2" in repr(c)
-    assert c._repr_html_().count("<tr") == 9 + 1
+    assert c._repr_html_().count("<tr>") == 8 + 1
 
 
 def test_margins_at_fixed_eps_are_as_sharp_as_their_method(network):
@@ -166,9 +168,9 @@ def test_a_ladder_of_margins_says_its_numbers_beside_the_names(network):
     c = co.compare(network, x, k=2, eps=3 * eps, methods=["corgi", "bab"])
     ax = c.plot()
     labels = [t.get_text() for t in ax.get_yticklabels()]
-    assert labels == [f"{m}  {c.only.lower(m):.4g}" for m in ("corgi", "bab")]
-    assert [bar.get_width() for bar in ax.patches] == [c.only.lower(m) for m in ("corgi", "bab")]
-    assert ax.lines[0].get_xdata() == [c.only.attack] * 2
+    assert labels == [f"{m}: ≥ {c.only.lower(m):.4g}" for m in ("corgi", "bab")]
+    assert [bar.get_x() for bar in ax.patches] == [c.only.lower(m) for m in ("corgi", "bab")]
+    assert [c.only.attack] * 2 in [list(line.get_xdata()) for line in ax.lines]
     assert "margin at eps" in ax.get_xlabel()
 
 
@@ -179,6 +181,7 @@ def test_several_questions_are_drawn_as_shares_of_the_attack(network):
     dots = [line for line in ax.lines if line.get_marker() == "."]
     for line, method in zip(dots, ("corgi", "crown"), strict=True):
         assert sorted(line.get_xdata()) == pytest.approx(sorted(q.lower(method) / q.attack for q in c.questions))
+    assert "3 questions" in ax.get_title()
     medians = [t.get_text() for t in ax.texts if t.get_text() != "median"]
     assert medians == [f"{np.median([q.lower(m) / q.attack for q in c.questions]):.3f}" for m in ("corgi", "crown")]
 
@@ -193,4 +196,25 @@ def test_verdicts_and_radii_show_themselves(network):
     assert [bar.get_width() for bar in ax.patches] == [r.corgi, r.lower]
     assert ax.lines[0].get_xdata() == [r.upper] * 2
     ax = v.plot()
-    assert ax.lines[0].get_xdata() == [v.margin_upper] * 2 and "certified" in ax.get_title()
+    drawn = [list(line.get_xdata()) for line in ax.lines]
+    assert [v.margin_upper] * 2 in drawn and [v.margin_lower] * 2 in drawn and "certified" in ax.get_title()
+
+
+def test_times_below_a_hundredth_are_said_to_be_shared(network):
+    c = co.compare(network, image(1, 8, 8), k=2, methods=["corgi", "crown"], rtol=0.1)
+    q = co.Compared(0, c.only.asked, None, c.only.answers, {"corgi": 0.123456, "crown": 2e-5})
+    short = co.Comparison((q,), 0.1)
+    assert short.to_frame()["seconds"].tolist() == [0.12, 0.0]
+    page = short._repr_html_()
+    assert ">0.12<" in page and "shared with the method before" in page and "2e-05" not in page
+    assert (added_in_words(None), added_briefly(2e-5), added_briefly(1.5)) == ("-", "shared", "1.50")
+
+
+def test_a_comparison_shows_question_proof_time_and_reason(network):
+    c = co.compare(network, image(1, 8, 8), k=2, methods=["corgi", "crown"], rtol=0.1)
+    page = c._repr_html_()
+    for words in ("k=2, class", "norm L-inf, clip [0, 1]", ">proof<", ">float64<", ">seconds<", ">reason<"):
+        assert words in page
+    assert all(f"<th>{method}</th>" in page for method in ("corgi", "crown"))
+    margins = co.compare(network, image(1, 8, 8), k=2, eps=0.001, methods=["corgi"])
+    assert "eps=0.001" in margins._repr_html_() and ">status<" in margins._repr_html_()

@@ -103,3 +103,26 @@ def test_bad_input_is_refused(options):
     net = co.from_torch(seeded(Pooled), x)
     with pytest.raises(co.InputError):
         co.heat_map(net, x, **{"eps": 0.01, "k": 2, **options})
+
+
+def test_a_notebook_shows_counts_time_and_a_small_picture():
+    x = image(1, 8, 8)
+    found = co.heat_map(co.from_torch(seeded(Pooled), x), x, eps=0.01, k=3, method="corgi")
+    page = found._repr_html_()
+    for row in ("norm", "clip", "proof", "method", "seconds", "reason", "certainly in", "undecided"):
+        assert f">{row}</th>" in page
+    assert page.count("<img") == 1 and len(page) < 60_000 and found.seconds > 0
+    assert found.image is not None and torch.equal(found.image, x.double())
+
+
+def test_older_json_has_no_image_and_no_time():
+    x = image(1, 8, 8)
+    found = co.heat_map(co.from_torch(seeded(Pooled), x), x, eps=0.01, k=3, method="corgi")
+    said = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+    whole = co.HeatMap.from_dict(said)
+    assert whole.image is not None and torch.equal(whole.image, x.double()) and whole.seconds == found.seconds
+    del said["image"], said["seconds"]
+    old = co.HeatMap.from_dict(said)
+    assert old.image is None and old.seconds != old.seconds  # NaN
+    assert "<img" not in old._repr_html_() and "seconds" not in old._repr_html_()
+    json.dumps(old.to_dict(), allow_nan=False)

@@ -8,7 +8,17 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 
-from corgi_opt.drawing.maps import KINDS, Shown, check_picture, draw_counterexample, plot_heat_map
+from corgi_opt.drawing.maps import (
+    KINDS,
+    Shown,
+    as_it_is,
+    check_picture,
+    draw_counterexample,
+    draw_overlay,
+    over_the_image,
+    plot_heat_map,
+)
+from corgi_opt.drawing.panels import Scale
 from corgi_opt.errors import InputError
 
 mpl.use("Agg")  # before pyplot: no display is needed
@@ -51,13 +61,18 @@ def test_a_counterexample_shows_images_change_and_both_sets(channels):
     images = RNG.random((2, channels, 8, 8))
     cams, tops = RNG.normal(size=(2, 4, 3)), ([0, 1, 5], [5, 11, 2])
     before, after = (Shown(i, c, t) for i, c, t in zip(images, cams, tops, strict=True))
-    figure = draw_counterexample(before, after, class_idx=7, distance=0.5, scale=(0.0, 1.0))
+    figure = draw_counterexample(
+        before, after, title="b passes a", cam="CAM of class 7", scale=Scale(0.0, 1.0), map_panel=as_it_is
+    )
     axes = figure.axes[:5]
     shown = [np.asarray(ax.images[0].get_array()) for ax in axes]
     picture = images.transpose(0, 2, 3, 1) if channels == 3 else images[:, 0]
     np.testing.assert_allclose(shown[0], picture[0])
     np.testing.assert_allclose(shown[2], picture[1])
-    np.testing.assert_allclose(shown[1], np.clip((picture[1] - picture[0]) + 0.5, 0, 1))  # -0.5 is black, 0.5 white
+    most = np.abs(picture[1] - picture[0]).max()
+    times = max(t for t in (0.5, 1.0) if t * most <= 0.5)  # differences are between 0.5 and 1 here
+    np.testing.assert_allclose(shown[1], times * (picture[1] - picture[0]) + 0.5)
+    assert axes[1].get_title() == f"difference, {times:g}x" and f"most {most:.3g}" in axes[1].get_xlabel()
     np.testing.assert_array_equal(shown[3:], cams)
     assert [ax.images[0].get_clim() for ax in axes[3:]] == [(cams.min(), cams.max())] * 2  # one scale for both
     for ax, top in zip(axes[3:], tops, strict=True):
@@ -66,7 +81,7 @@ def test_a_counterexample_shows_images_change_and_both_sets(channels):
         line.get_label(): {int(y) * 3 + int(x) for x, y in zip(*line.get_data(), strict=True)} for line in axes[4].lines
     }
     assert marks == {"came in": {2, 11}, "pushed out": {0, 1}}
-    assert "class 7" in axes[0].get_title()
+    assert axes[3].get_title() == "CAM of class 7" and figure.get_suptitle() == "b passes a"
     assert "top-3 set" in [t.get_text() for t in figure.legends[0].get_texts()]
 
 
@@ -74,7 +89,7 @@ def test_a_scale_of_every_channel_is_its_own():
     image = np.stack([np.full((2, 2), v) for v in (0.0, 10.0, 5.0)])
     low, high = (np.array(v) for v in ([-1.0, 0.0, 5.0], [1.0, 40.0, 5.0]))
     one = Shown(image, RNG.random((2, 2)), [0])
-    figure = draw_counterexample(one, one, class_idx=0, distance=0.0, scale=(low, high))
+    figure = draw_counterexample(one, one, title="t", cam="CAM", scale=Scale(low, high), map_panel=as_it_is)
     np.testing.assert_allclose(np.asarray(figure.axes[0].images[0].get_array())[0, 0], [0.5, 0.25, 0.0])
 
 
@@ -96,6 +111,73 @@ def test_a_heat_map_shows_each_pixels_kind_and_how_many_there_are():
     )
     words = [t.get_text() for t in axes[3].get_legend().get_texts()]
     assert words == ["certainly out (4)", "undecided (6)", "certainly in (2)"]
+
+
+def drawn_at(width: float, height: float, pixels: int, top: list[int]) -> Any:
+    """A counterexample on a map of ``pixels`` squared, in a figure of this size."""
+    images, cams = RNG.random((2, 3, 24, 24)), RNG.normal(size=(2, pixels, pixels))
+    before, after = Shown(images[0], cams[0], top), Shown(images[1], cams[1], [p + 1 for p in top])
+    figure = plt.figure(figsize=(width, height), layout="constrained")
+    draw_counterexample(
+        before,
+        after,
+        title="pixel 552 passes pixel 117, at distance 0.001446 (L-inf)",
+        cam="CAM of class 11 (sign number 11)",
+        scale=Scale(0.0, 1.0),
+        map_panel=over_the_image,
+        figure=figure,
+    )
+    return figure
+
+
+@pytest.mark.parametrize(("width", "height"), [(14.0, 3.7), (6.0, 4.4), (3.0, 5.6)])
+@pytest.mark.parametrize("pixels", [8, 24])
+def test_panels_and_words_fit_figures_of_every_width(width, height, pixels):
+    figure = drawn_at(width, height, pixels, [0, 5, 37])
+    figure.canvas.draw()
+    panels = [ax for ax in figure.axes if ax.images]
+    assert len(panels) == 5
+    sides = [ax.get_window_extent().width for ax in panels]
+    assert min(sides) > 0.2 * figure.bbox.width / (5 if width > 9 else 2.5)
+    assert max(sides) < 1.3 * min(sides)  # a colour bar takes nothing from the others' columns
+    texts = [t for ax in panels for t in (ax.title, ax.xaxis.label)] + [figure._suptitle]
+    for text in texts:
+        box = text.get_window_extent()
+        if text.get_text():
+            assert figure.bbox.x0 - 1 <= box.x0 and box.x1 <= figure.bbox.x1 + 1, text.get_text()
+    handles = [*figure.legends, *(ax.get_legend() for ax in figure.axes if ax.get_legend())]
+    assert [t.get_text() for t in handles[0].get_texts()] == ["top-3 set", "came in", "pushed out"]
+
+
+def test_signs_stay_legible_where_pixels_are_small():
+    for width, height in ((14.0, 3.7), (6.0, 4.4), (3.0, 5.6)):
+        panels = [ax for ax in drawn_at(width, height, 24, [30, 50]).axes if ax.images]
+        sizes = [line.get_markersize() for line in panels[4].lines]
+        assert len(sizes) == 2 and all(4.5 <= size <= 10 for size in sizes)
+        widths = [float(c.get_linewidth()[0]) for c in panels[4].collections if isinstance(c, LineCollection)]
+        assert min(widths) >= 0.8
+
+
+def test_of_a_larger_set_only_who_fell_out_is_marked():
+    """k=2 within 3: all that is new in a larger set says nothing."""
+    cams = RNG.normal(size=(2, 3, 3))
+    before, after = Shown(RNG.random((1, 6, 6)), cams[0], [0, 1]), Shown(RNG.random((1, 6, 6)), cams[1], [0, 4, 5])
+    figure = draw_counterexample(before, after, title="t", cam="CAM", scale=Scale(0, 1), map_panel=as_it_is)
+    assert [line.get_label() for line in figure.axes[4].lines] == ["pushed out"]
+    assert "top 2, then top 3" in [t.get_text() for t in figure.legends[0].get_texts()]
+
+
+def test_without_sets_nothing_is_outlined():
+    one = Shown(RNG.random((1, 6, 6)), RNG.normal(size=(3, 3)), [])
+    figure = draw_counterexample(one, one, title="t", cam="CAM", scale=Scale(0, 1), map_panel=as_it_is)
+    assert not figure.legends and not figure.axes[3].collections
+
+
+def test_an_overlay_has_a_title_and_a_colour_bar():
+    shown = Shown(RNG.random((3, 12, 12)), RNG.normal(size=(4, 4)), [])
+    ax = draw_overlay(shown, title="CAM of class 3", label="CAM", scale=Scale(0.0, 1.0))
+    assert ax.get_title() == "CAM of class 3" and ax.figure.axes[1].get_ylabel() == "CAM"
+    assert ax.images[0].get_array().shape == (12, 12, 3)
 
 
 def test_a_name_says_the_kind_of_picture(tmp_path):

@@ -248,3 +248,14 @@ def test_a_model_that_draws_numbers_leaves_the_caller_s_as_they_were(build):
     with contextlib.suppress(co.UnsupportedOpError):
         build(model, image(1, 6, 6))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_notebook_shows_sizes_names_and_what_is_exact():
+    x = image(1, 6, 6)
+    net = co.from_torch(seeded(Plain, 2), x)
+    page = net._repr_html_()
+    assert "1x6x6" in page and "their names" not in page and "bab, milp" in page
+    units = sum(torch.Size(net.graph[name].shape).numel() for name in net.graph.relus)
+    assert f">{units:,}<" in page
+    named = co.from_torch(seeded(Plain, 2), x, classes=[f"<sign {i}>" for i in range(net.classes)])
+    assert "&lt;sign 0&gt;, &lt;sign 1&gt;" in named._repr_html_()

@@ -184,3 +184,16 @@ def malformed(certificate: Certificate, change: dict[str, object]) -> None:
 def test_what_is_no_certificate_is_refused(content, tmp_path: Path):
     with pytest.raises(CertificateError):
         Certificate.from_bytes(content)
+
+
+def test_a_notebook_shows_what_is_claimed_and_that_nothing_is_checked_yet():
+    case = of_kind("certified")[0]
+    page = case.certificate._repr_html_()
+    region = case.certificate.claim.region
+    for words in ("certificate: certified", f"eps={region.eps:.6g}", f"L-{region.norm}", "name=TopK", "class_idx="):
+        assert words in page
+    for row in ("norm", "clip", "proof", "method", "reason"):
+        assert f">{row}</th>" in page
+    assert "co.check_certificate" in page and case.certificate.claim.sha256[:16] in page
+    assert "an image that breaks it" in of_kind("falsified")[0].certificate._repr_html_()
+    assert "pixels stays among the" in case.claiming()._repr_html_()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import math
 from dataclasses import dataclass, replace
 from typing import Any
@@ -204,6 +205,20 @@ def test_a_search_that_is_cut_off_goes_on_where_it_was(case, away, holds, first,
         assert len(runs) > 1
         assert sum(run.nodes for run in runs) == whole.nodes
         assert runs[-1].lower == whole.lower and runs[-1].upper == whole.upper
+
+
+def test_a_tree_says_when_it_is_begun_and_resumed_and_that_it_found_planes(monkeypatch, caplog):
+    monkeypatch.setattr(branch_module, "FIRST_NODES", 1)
+    monkeypatch.setattr(branch_module, "BATCH", 4)
+    caplog.set_level(logging.INFO, "corgi_opt.search.branch")
+    _, program = setting("deep")
+    search = Branching(program, exact("deep") - 1e-4, Highs(), CPU)
+    first = search.run(Looks(400))
+    search.run(PATIENT)
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines[0] == f"tree of {program.units} units: begun"
+    assert f"tree of {program.units} units: resumed after {first.nodes} nodes" in lines
+    assert any(line.startswith(f"larger tree: planes above {program.units} units found") for line in lines)
 
 
 # --- to the last digit ---------------------------------------------------------------------------------------

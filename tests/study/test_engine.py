@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,20 @@ def test_running_again_does_nothing_and_starts_no_worker(studied, monkeypatch):
     monkeypatch.setattr("corgi_opt.study.engine._client", None)
     found = run(Plan.load(path), folder / "plan", progress=False)
     assert found.left == 0 and found.states == {"done": 9, "failed": 1}
+
+
+def test_every_cell_is_said_to_who_listens(tmp_path, monkeypatch, caplog):
+    """Without workers: what comes of a cell is made up."""
+    monkeypatch.setattr("corgi_opt.study.engine._client", lambda *_: nullcontext())
+    monkeypatch.setattr("corgi_opt.study.engine.require_known", lambda *_: None)
+    failed = {"state": "failed", "reason": "InputError: no\nmore"}
+    monkeypatch.setattr("corgi_opt.study.engine._answers", lambda _, tasks: ((cell, failed) for cell, _ in tasks))
+    caplog.set_level(logging.INFO, "corgi_opt.study")
+    found = run(Plan.load(plan(tmp_path)), tmp_path / "out", progress=False)
+    lines = [record.getMessage() for record in caplog.records]
+    assert found.states == {"failed": 10} and len(lines) == 11
+    assert lines[0] == "study small: 10 of 10 cells to do"
+    assert all(line.startswith("cell ") and line.endswith(": failed InputError: no") for line in lines[1:])
 
 
 @pytest.mark.slow

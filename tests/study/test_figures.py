@@ -117,3 +117,28 @@ def test_ties_and_cells_without_an_answer_are_in_no_figure():
     assert list(all_figures(table(state="failed"))) == []
     names = [name for name, caption, _ in all_figures(table()) if caption]
     assert names == ["certified_fraction", "ratio_histogram", "radius_by_k", "radius_by_gap", "cactus"]
+
+
+@pytest.mark.parametrize("name", ["radius_by_k", "cactus"])
+def test_what_is_counted_has_whole_ticks(name):
+    """k = 1.25 is nothing."""
+    figure = FIGURES[name][0](table())
+    ticks = figure.axes[0].get_xticks()
+    assert len(ticks) > 1 and all(tick == round(tick) for tick in ticks)
+
+
+def test_every_figure_says_what_it_shows_and_of_how_many_networks():
+    one, two = table(), pd.concat([table(), table(model_sha256="other")])
+    for frame, networks in ((one, 1), (two, 2)):
+        for name, _, figure in all_figures(frame):
+            ax = figure.axes[0]
+            assert ax.get_title() and ax.get_xlabel() and ax.get_ylabel() and ax.get_legend(), name
+            assert ("2 networks together" in ax.get_title()) == (networks == 2), name
+
+
+def test_a_single_falsified_point_is_seen():
+    """A dashed line through one point is none."""
+    frame = table().assign(within=lambda f: f["k"] + 1)
+    figure = FIGURES["relaxed_curve"][0](frame[frame["k"] == 1])
+    (line,) = [one for one in figure.axes[0].lines if one.get_label() == "falsified"]
+    assert len(line.get_xdata()) == 1 and line.get_marker() == "_"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -14,23 +15,28 @@ from corgi_opt._ambient import pinned
 from corgi_opt.data.keras.reader import Size, read
 from corgi_opt.errors import InputError
 from corgi_opt.network.cam import CamNetwork, from_torch
+from corgi_opt.network.names import checked_names
 
 
 @pinned
-def from_keras(source: str | PathLike[str] | Any, example: Tensor | None = None) -> CamNetwork:
+def from_keras(
+    source: str | PathLike[str] | Any, example: Tensor | None = None, *, classes: Sequence[str] | None = None
+) -> CamNetwork:
     """Reads a Keras model with a CAM head, as :func:`from_torch` does a torch model, and checks the graph against it.
 
     ``source``: a .h5, .hdf5 or .keras file of Keras 2 or 3, or a Keras model, which is saved to a temporary file by its
     own ``save``. ``example``: one image (1, C, H, W), channels first as everywhere here; needed where the model leaves
     height or width open. A model of sequences (steps, channels) reads images (1, C, 1, steps). What comes after the
-    class scores (a final softmax or sigmoid) is left out. Nothing in a file is run.
+    class scores (a final softmax or sigmoid) is left out. Nothing in a file is run. ``classes``: names of the classes,
+    as in :func:`from_torch`.
 
     Raises what :func:`from_torch` raises; InputError for a file that is missing, damaged or no model,
     UnsupportedOpError for a layer or an option that is not read, both naming the layer; MissingPackageError without
     h5py.
     """
+    checked_names(classes)  # before any file is read
     model, size = _read(source)
-    return from_torch(model, _image(size) if example is None else example)
+    return from_torch(model, _image(size) if example is None else example, classes=classes)
 
 
 @pinned

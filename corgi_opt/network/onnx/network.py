@@ -13,6 +13,7 @@ from corgi_opt._ambient import pinned
 from corgi_opt._checks import integer
 from corgi_opt.errors import InputError
 from corgi_opt.network.cam import CamNetwork, from_torch
+from corgi_opt.network.names import checked_names
 from corgi_opt.network.onnx import building, reading, runtime
 from corgi_opt.network.onnx.module import OnnxModule
 
@@ -24,18 +25,21 @@ def from_onnx(
     *,
     input_shape: Sequence[int] | None = None,
     output: str | None = None,
+    classes: Sequence[str] | None = None,
 ) -> CamNetwork:
     """Builds the layer graph of an ONNX model with a CAM head, a path or an ``onnx.ModelProto``.
 
     ``example``: an image (1, C, H, W), any values; a random one without it. ``input_shape`` (C, H, W), where the file
     leaves sizes open and there is no example. ``output``: the value that holds the class scores before any softmax,
-    where the file has several outputs or another one is meant; any value of the graph.
+    where the file has several outputs or another one is meant; any value of the graph. ``classes``: names of the
+    classes, as in :func:`from_torch`.
 
     Every operation is compared with onnxruntime's where it is installed: ``note`` of the network says whether.
 
     Raises InputError for a file that is missing, malformed or too large, UnsupportedOpError, MissingPackageError, and
     what :func:`from_torch` raises.
     """
+    checked_names(classes)  # before any file is read
     if example is not None and (not isinstance(example, Tensor) or example.ndim != 4):
         raise InputError("example must be a floating-point torch tensor of shape (1, C, H, W)")
     fill = input_shape if input_shape is not None or example is None else tuple(example.shape)
@@ -47,7 +51,7 @@ def from_onnx(
         raise InputError(
             f"the ONNX model takes an image of shape {module.shape}, the example has {tuple(example.shape)}"
         )
-    return from_torch(module, example)
+    return from_torch(module, example, classes=classes)
 
 
 @pinned
