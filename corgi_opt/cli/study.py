@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -54,9 +54,12 @@ def run_command(plan: PlanFile, *, out: Folder = None, how: How, as_json: Json =
 
 @study_app.command("status")
 def status_command(plan: PlanFile, out: Folder = None, as_json: Json = False) -> None:
-    """How far the study is. Exit code 0: every cell has an answer, 2: not."""
+    """How far the study is, also before its first answer. Exit code 0: every cell has an answer, 2: not."""
     keys = [cell.key for cell in Plan.load(plan).cells()]
-    with Store.reading(folder_of(plan, out)) as store:
+    folder = folder_of(plan, out)
+    if not Store.there(folder):
+        _tell(Progress(len(keys), len(keys), {}), as_json)
+    with Store.reading(folder) as store:
         progress = store.progress(keys)
     _tell(progress, as_json)
 
@@ -94,7 +97,7 @@ def folder_of(plan: str, out: Path | None) -> Path:
     raise InputError("name the study's folder: --out DIR (a plan in Python has none of its own)")
 
 
-def _tell(progress: Progress, as_json: bool) -> None:
+def _tell(progress: Progress, as_json: bool) -> NoReturn:
     """Prints how far a study is. Raises Exit with the code that says whether every cell has an answer."""
     if as_json:
         emit(progress)

@@ -57,7 +57,8 @@ def draw_counterexample(before: Shown, after: Shown, *, class_idx: int, distance
         _mark(axes[4], set(old) - set(new), after.cam.shape, "X", "pushed out"),
     ]
     figure.colorbar(drawn, ax=axes[4], shrink=0.9, label="CAM")
-    figure.legend(handles=[_outline_handle(k), *handles], loc="outside lower right", ncols=3, frameon=False)
+    if k:  # else what is asked is about no set
+        figure.legend(handles=[_outline_handle(k), *handles], loc="outside lower right", ncols=3, frameon=False)
     return figure
 
 
