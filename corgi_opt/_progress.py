@@ -64,11 +64,15 @@ def _count_for_nobody(steps: int) -> None:
 
 
 class Lines:
-    """Progress for a log: a line on standard error after the first cell that ends LINE_SECONDS after the last line."""
+    """Progress for a log: a line on standard error after the first cell that ends LINE_SECONDS after the last line.
+
+    The rate is that since the first cell ended: until then processes were starting.
+    """
 
     def __init__(self, title: str, total: int, done: int) -> None:
-        self._title, self._total, self._done, self._before = title, total, done, done
-        self._start = self._last = time.monotonic()
+        self._title, self._total, self._done = title, total, done
+        self._first: tuple[float, int] | None = None  # when the first ended, and how many were done then
+        self._last = time.monotonic()
 
     def __call__(self, steps: int) -> None:
         """So many more are done."""
@@ -76,13 +80,16 @@ class Lines:
         now = time.monotonic()
         if now - self._last >= LINE_SECONDS:
             self._last = now
-            print(self._said(now - self._start), file=sys.stderr, flush=True)
+            print(self._said(now), file=sys.stderr, flush=True)
+        self._first = self._first or (now, self._done)
 
-    def _said(self, seconds: float) -> str:
-        rate, left = (self._done - self._before) / seconds, self._total - self._done
+    def _said(self, now: float) -> str:
+        said = f"{self._title}: {self._done} of {self._total} cells"
+        if self._first is None or now <= self._first[0]:
+            return said
+        rate, left = (self._done - self._first[1]) / (now - self._first[0]), self._total - self._done
         often = f"{60 * rate:.3g} a minute" if 60 * rate >= 1 else f"{3600 * rate:.3g} an hour"
-        rest = f"about {_duration(left / rate)} left" if left else f"done in {_duration(seconds)}"
-        return f"{self._title}: {self._done} of {self._total} cells, {often}, {rest}"
+        return f"{said}, {often}" + (f", about {_duration(left / rate)} left" if left else "")
 
 
 def _duration(seconds: float) -> str:
