@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +32,9 @@ MOST_MARKERS = 12
 
 LEGEND_ROWS = 18
 """The most entries of a legend in one column, for each row of panels."""
+
+TITLE_LETTERS = 50
+"""How many letters of a title stand over one panel."""
 
 LINES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)), (0, (9, 2)))
 FILLS = ("full", "none", "left", "bottom")
@@ -93,8 +97,14 @@ def settings(frame: Any, *more: str) -> list[tuple[str, Any]]:
     """A title and the answers of each setting that a prepared table holds; ``more``: columns of which a panel holds one
     value too."""
     columns = [*SETTING, *more]
-    found = [(key, part) for key, part in frame.groupby(columns, dropna=False, sort=True)]
+    found = list(frame.groupby(columns, dropna=False))
+    found.sort(key=lambda item: (list(NORMS).index(item[0][0]), *map(str, item[0][1:3]), *_size(item[1])))
     return [(_words(dict(zip(columns, key, strict=True))), part) for key, part in found]
+
+
+def _size(part: Any) -> tuple[float, float]:
+    """What panels of one region stand in the order of: k and within of their first answer; other properties first."""
+    return (float(part["k"].fillna(0).iloc[0]), float(part["within"].fillna(0).iloc[0]))
 
 
 def _words(setting: dict[str, Any]) -> str:
@@ -139,9 +149,11 @@ def line(ax: Any, x: Any, y: Any, curve: Curve, **more: Any) -> None:
 
 
 def broken(ax: Any, x: Any, y: Any, label: str, **more: Any) -> None:
-    """What is not certified but broken: purple throughout; a single point shows as a dash."""
-    marker = {"marker": "_", "markersize": 9} if len(x) == 1 else {}
-    ax.plot(x, y, color=BROKEN, linewidth=1.8, label=label, **{"linestyle": "--", **marker, **more})
+    """What is not certified but broken: purple throughout, broad and pale below the curves, so that one that reaches it
+    is seen; a single point shows as a dash."""
+    marker = {"marker": "_", "markersize": 14, "markeredgewidth": 3} if len(x) == 1 else {}
+    style = {"linestyle": "--", "linewidth": 4, "alpha": 0.4, "zorder": 1.5, "solid_capstyle": "butt"}
+    ax.plot(x, y, color=BROKEN, label=label, **{**style, "dash_capstyle": "butt", **marker, **more})
 
 
 def drawn(title: str, panels: Sequence[tuple[str, Any]], draw: Callable[[Any, Any], None]) -> Any:
@@ -150,7 +162,7 @@ def drawn(title: str, panels: Sequence[tuple[str, Any]], draw: Callable[[Any, An
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    across = min(ACROSS, len(panels))
+    across = 2 if len(panels) == 4 else min(ACROSS, len(panels))
     down = math.ceil(len(panels) / across)
     figure = Figure(figsize=(PANEL[0] * across, PANEL[1] * down), layout="constrained")
     FigureCanvasAgg(figure)  # which can say how large a legend is
@@ -161,13 +173,14 @@ def drawn(title: str, panels: Sequence[tuple[str, Any]], draw: Callable[[Any, An
         ax.set_title(words, fontsize=10)
     for ax in axes[len(panels) :]:
         ax.remove()
-    figure.suptitle(title, fontsize=11)
-    _legend(figure, axes[: len(panels)], down)
+    taken = _legend(figure, axes[: len(panels)], down)
+    words = textwrap.fill(title, TITLE_LETTERS * across)
+    figure.suptitle(words, fontsize=11, x=PANEL[0] * across / (PANEL[0] * across + taken) / 2)  # over the panels
     return figure
 
 
-def _legend(figure: Any, axes: Iterable[Any], down: int) -> None:
-    """Beside the panels; the figure grows by what it takes, so that no panel shrinks."""
+def _legend(figure: Any, axes: Iterable[Any], down: int) -> float:
+    """Beside the panels; the figure grows by what it takes, so that no panel shrinks. Returns by how many inches."""
     entries: dict[str, Any] = {}
     for ax in axes:
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
@@ -177,8 +190,9 @@ def _legend(figure: Any, axes: Iterable[Any], down: int) -> None:
         list(entries.values()), list(entries), loc="outside right upper", frameon=False, fontsize=8.5, ncols=columns
     )
     width, height = figure.get_size_inches()
-    taken = legend.get_window_extent(figure.canvas.get_renderer()).width / figure.dpi
-    figure.set_size_inches(width + taken + 0.2, height)
+    taken = float(legend.get_window_extent(figure.canvas.get_renderer()).width / figure.dpi) + 0.2
+    figure.set_size_inches(width + taken, height)
+    return taken
 
 
 def whole_numbers(axis: Any) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from corgi_opt.drawing.maps import Shown, draw_counterexample, plot_heat_map
-from corgi_opt.study.panels import prepared
+from corgi_opt.study.panels import NORMS, prepared
 from corgi_opt.study.sharing import WITNESS
 from corgi_opt.study.store import Store
 
@@ -58,7 +58,9 @@ def _counterexamples(store: Store, done: Any) -> Iterator[tuple[str, str, Any]]:
             distance=float(np.abs(after.image - before.image).max()),
             scale=_range(row, before.image, after.image),
         )
-        title = f"{row['network']}, {row['image']}: {row['asked']} breaks at L-{row['norm']} eps {row['upper']:.4g}"
+        title = (
+            f"{row['network']}, {row['image']}: {row['asked']} breaks at {NORMS[row['norm']]} eps {row['upper']:.4g}"
+        )
         figure.suptitle(title, fontsize=11)
         yield f"counterexample_{place}", f"{title} (clip {row['clip_words']}; met by {row['method']})", figure
 
@@ -83,7 +85,7 @@ def _heat_maps(store: Store, asked: Any) -> Iterator[tuple[str, str, Any]]:
     for place, row in enumerate(asked.to_dict("records"), start=1):
         maps, k = store.arrays(row["key"]), int(row["k"])
         title = (
-            f"{row['network']}, {row['image']}, class {int(row['class_idx'])}: top {k} at L-{row['norm']} "
+            f"{row['network']}, {row['image']}, class {int(row['class_idx'])}: top {k} at {NORMS[row['norm']]} "
             f"eps {row['eps']:.4g}, by {row['method']}"
         )
         figure = plot_heat_map(

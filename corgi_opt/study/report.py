@@ -23,6 +23,9 @@ from corgi_opt.study.store import Store, now
 
 DPI = 150
 
+WIDE = 8.0
+"""Inches from which a figure has a row of the page to itself."""
+
 MOST_LISTED = 50
 """Cells without an answer that the page lists."""
 
@@ -88,7 +91,9 @@ def _saved(drawn: Iterable[tuple[str, str, Any]], folder: Path) -> tuple[list[di
         figure.savefig(png, dpi=DPI)
         figure.savefig(pdf)
         files += [png, pdf]
-        shown.append({"name": name, "caption": caption, "data": base64.b64encode(png.read_bytes()).decode()})
+        wide = "wide" if figure.get_figwidth() > WIDE else ""
+        data = base64.b64encode(png.read_bytes()).decode()
+        shown.append({"name": name, "caption": caption, "data": data, "wide": wide})
     return shown, files
 
 
