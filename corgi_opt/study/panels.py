@@ -187,7 +187,13 @@ def _legend(figure: Any, axes: Iterable[Any], down: int) -> float:
             entries.setdefault(label, handle)
     columns = math.ceil(len(entries) / (LEGEND_ROWS * down)) or 1
     legend = figure.legend(
-        list(entries.values()), list(entries), loc="outside right upper", frameon=False, fontsize=8.5, ncols=columns
+        list(entries.values()),
+        list(entries),
+        loc="outside right upper",
+        frameon=False,
+        fontsize=8.5,
+        ncols=columns,
+        handlelength=4,
     )
     width, height = figure.get_size_inches()
     taken = float(legend.get_window_extent(figure.canvas.get_renderer()).width / figure.dpi) + 0.2
