@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from corgi_opt import _progress
 from corgi_opt._progress import counting, reporting, silent
 from corgi_opt.errors import InputError
 
@@ -64,3 +65,28 @@ def test_a_bar_counts_on_from_what_was_done_before(capfd):
 def test_what_is_no_wish_is_refused(shown, wanted):
     with pytest.raises(InputError, match="progress must be True, False or None"), shown(wanted):
         pass
+
+
+def test_in_a_log_a_line_every_so_often_says_done_of_total_rate_and_time_left(monkeypatch, capfd):
+    now = [0.0]
+    monkeypatch.setattr(_progress.time, "monotonic", lambda: now[0])
+    with counting(None, "digits", total=1000, done=100) as step:
+        for seconds, steps in ((10, 1), (15, 1), (41, 8), (41, 1), (100, 9)):
+            now[0] = seconds
+            step(steps)
+        now[0] = 100_000
+        step(880)
+    assert capfd.readouterr().err.splitlines() == [
+        "digits: 110 of 1000 cells, 17.4 a minute, about 51 min left",
+        "digits: 120 of 1000 cells, 12.7 a minute, about 1 h 09 min left",
+        "digits: 1000 of 1000 cells, 32.4 an hour",
+    ]
+
+
+def test_before_there_is_a_rate_none_is_said(monkeypatch, capfd):
+    now = [0.0]
+    monkeypatch.setattr(_progress.time, "monotonic", lambda: now[0])
+    with counting(None, "digits", total=9) as step:
+        now[0] = 300.0
+        step(1)
+    assert capfd.readouterr().err == "digits: 1 of 9 cells\n"

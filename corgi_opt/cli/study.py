@@ -57,10 +57,14 @@ def run_command(plan: PlanFile, *, out: Folder = None, how: How, as_json: Json =
 
 @study_app.command("status")
 def status_command(plan: PlanFile, out: Folder = None, as_json: Json = False) -> None:
-    """How far the study is. Exit code 0: every cell has an answer, 2: not."""
+    """How far the study is, also before its first answer. Exit code 0: every cell has an answer, 2: not."""
     keys = [cell.key for cell in Plan.load(plan).cells()]
-    with Store.reading(folder_of(plan, out)) as store:
-        progress = store.progress(keys)
+    folder = folder_of(plan, out)
+    if Store.there(folder):
+        with Store.reading(folder) as store:
+            progress = store.progress(keys)
+    else:
+        progress = Progress(len(keys), len(keys), {})
     (emit if as_json else _say_progress)(progress)
     raise typer.Exit(_code(progress))
 

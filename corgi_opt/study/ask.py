@@ -12,6 +12,7 @@ from corgi_opt._checks import check_rtol, integer, not_negative, number_from_tex
 from corgi_opt._deadline import check_time_limit
 from corgi_opt.answering.asking import chosen_property
 from corgi_opt.answering.backends import check_solver
+from corgi_opt.answering.heatmap import METHODS as HEAT_MAP_METHODS
 from corgi_opt.errors import InputError
 from corgi_opt.methods import check_method
 from corgi_opt.problem.clip import Box, as_list, checked_clip, clip_from_text
@@ -19,8 +20,11 @@ from corgi_opt.problem.properties import TopK
 from corgi_opt.problem.region import Norm, canonical_norm
 from corgi_opt.study.own import Role, UnknownNameError, hint, is_known
 
-Kind = Literal["radius", "verify", "margin"]
-KINDS = ("radius", "verify", "margin")
+Kind = Literal["radius", "verify", "margin", "heat_map"]
+KINDS = ("radius", "verify", "margin", "heat_map")
+
+HOW = ("method", "rtol", "solver", "time_limit")
+"""The fields that say how a question is answered: what is proven, or broken, with one of them is so with any other."""
 
 LABEL = "label"
 """As ``class_idx``: the label that came with the image."""
@@ -28,8 +32,9 @@ LABEL = "label"
 
 @dataclass(frozen=True)
 class Ask:
-    """One question. ``kind``: ``"radius"`` (:func:`corgi_opt.radius`), ``"verify"`` (the sign of the margin at ``eps``)
-    or ``"margin"`` (the best bound that the method gives on the margin at ``eps``; :func:`corgi_opt.compare`).
+    """One question. ``kind``: ``"radius"`` (:func:`corgi_opt.radius`), ``"verify"`` (the sign of the margin at
+    ``eps``), ``"margin"`` (the best bound that the method gives on the margin at ``eps``; :func:`corgi_opt.compare`),
+    or ``"heat_map"`` (:func:`corgi_opt.heat_map`: what every pixel can be at ``eps``).
 
     Every field but ``eps`` (None for a radius) is what the function of that kind takes. Raises InputError for what that
     function refuses before it looks at the network.
@@ -75,17 +80,25 @@ class Ask:
             filled |= {"k": what.k, "within": what.within, "property": None}
         else:
             filled |= {"property": what.to_dict()}
+        if self.kind == "heat_map":
+            _check_heat_map(self.method, plain_set=isinstance(what, TopK) and what.within is None)
+            if self.keep_class:
+                raise InputError("a heat map takes no keep_class")
         for name, value in filled.items():
             object.__setattr__(self, name, value)
 
     def plain(self) -> dict[str, Any]:
         """The fields as JSON types. One that plays no part in a question of this kind has its default."""
         values = asdict(self)
-        if self.kind == "verify":
+        if self.kind in ("verify", "heat_map"):
             values["rtol"] = Ask.rtol
         if self.property is None:
             del values["property"]  # keys of cells are older than this field
         return values | {"clip": None if self.clip is None else [as_list(end) for end in self.clip]}
+
+    def asked(self) -> dict[str, Any]:
+        """The same without how it is answered. The seed stays, so that a study can compare seeds."""
+        return {name: value for name, value in self.plain().items() if name not in HOW}
 
     def names(self) -> list[tuple[Role, str]]:
         """The method, the property and the solver that it names: somebody has registered each."""
@@ -107,6 +120,14 @@ def _size(eps: Any) -> Any:
         return number_from_text(eps) if isinstance(eps, str) else eps
     except ValueError as error:
         raise InputError(f"eps must be a number or a fraction such as '1/255', got {eps!r}") from error
+
+
+def _check_heat_map(method: str, plain_set: bool) -> None:
+    """Raises InputError for a method that draws none, and for what is no top-k set."""
+    if method not in HEAT_MAP_METHODS:
+        raise InputError(f"a heat map is drawn by {', '.join(HEAT_MAP_METHODS)}; got method {method!r}")
+    if not plain_set:
+        raise InputError("a heat map is about a top-k set: give k, and neither within nor property")
 
 
 SPREAD = ("property", "k", "within", "eps", "method", "norm", "class_idx", "seed")

@@ -1,5 +1,7 @@
 """The process that answers cells: one JSON line in, one out. ``python -m corgi_opt.study.child PATHS``.
 
+Before the line with a cell's answer another one says when its question was asked, once its network was there.
+
 ``PATHS`` is JSON: where the process that started it finds modules. It may hang, run out of memory or die with its cell:
 whoever started it (study/worker.py) sees to that.
 """
@@ -11,6 +13,7 @@ import os
 import sys
 import threading
 import time
+from typing import Any
 
 
 def main() -> None:
@@ -20,9 +23,12 @@ def main() -> None:
     sys.path += [path for path in json.loads(sys.argv[1]) if path not in sys.path]
     from corgi_opt.study.answer import reply
 
-    print(json.dumps({"ready": os.getpid()}), file=replies, flush=True)
+    def say(what: dict[str, Any]) -> None:
+        print(json.dumps(what), file=replies, flush=True)
+
+    say({"ready": os.getpid()})
     for line in sys.stdin:
-        print(json.dumps(reply(json.loads(line))), file=replies, flush=True)
+        say(reply(json.loads(line), lambda: say({"asked": True})))
 
 
 def _end_with(parent: int) -> None:

@@ -6,7 +6,8 @@ import json
 import logging
 import multiprocessing
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,10 @@ from corgi_opt._checks import integer, not_negative
 from corgi_opt._progress import counting
 from corgi_opt.errors import InputError, Interrupted, MissingPackageError, StudyError, UnsupportedOpError
 from corgi_opt.problem.clip import outermost, own_channels
-from corgi_opt.study.answer import said_image
+from corgi_opt.study.answer import image_of, said_image
 from corgi_opt.study.own import Import, Role, being_imported, hint, layers_left_out
 from corgi_opt.study.plan import Cell, Plan
+from corgi_opt.study.sharing import told, weakest_first
 from corgi_opt.study.store import Progress, Row, Store, now
 from corgi_opt.study.worker import START_SECONDS, end_children, run_cell
 
@@ -54,7 +56,8 @@ def run(
     ``workers``: processes on this machine (default: one a core), each with one thread; or ``scheduler``
     (``"tcp://HOST:PORT"``), an existing dask cluster whose workers find the plan's models and imports under the same
     paths. ``memory_limit`` of one cell (``"4 GiB"``; default: the worker's share). A cell may take ``grace`` seconds
-    longer than its own time limit before its process is ended. ``retry_failed``: also those that failed, timed out or
+    longer than its own time limit before its process is ended; both are counted from when its question is asked, once
+    the process has started and the network is built. ``retry_failed``: also those that failed, timed out or
     crashed before. A script starts it under ``if __name__ == "__main__":``: each process on this machine reads the
     script.
 
@@ -75,17 +78,23 @@ def run(
     with Store.writing(folder) as store:
         known = store.states()
         left = [c for key, c in cells.items() if key not in known or (retry_failed and known[key] != "done")]
+        store.name_questions({key: cell.question for key, cell in cells.items()})
         if left:
             done = len(cells) - len(left)
-            tasks = ((cell, task_of(cell, limit, grace, device, plan.imports)) for cell in left)
+            how = {"workers": workers, "scheduler": scheduler, "memory_limit": limit or None, "grace": grace}
             with _client(workers, scheduler) as client, counting(progress, plan.name, len(cells), done) as count:
                 try:
                     require_known(client, left, plan.imports, limit)
-                    store.began(plan.name, plan.said)
+                    store.began(plan.name, plan.said, {**how, "device": device})
                     LOG.info("study %s: %d of %d cells to do", plan.name, len(left), len(cells))
-                    for cell, columns in _answers(client, tasks):
+
+                    def task(cell: Cell) -> dict[str, Any]:
+                        return task_of(cell, limit, grace, device, plan.imports, told(cell, store))
+
+                    for cell, columns in _answers(client, weakest_first(left), task):
                         LOG.info("cell %s: %s", cell.key[:12], _in_short(cell, columns))
-                        store.put(row_of(cell, {**columns, **_layers_hint(columns, plan.imports)}))
+                        columns = {**columns, **_layers_hint(columns, plan.imports)}
+                        store.put(row_of(cell, columns), arrays_of(columns))
                         count(1)
                 except KeyboardInterrupt as stop:
                     raise Interrupted(store.progress(cells)) from stop
@@ -140,22 +149,31 @@ def _layers_hint(columns: Mapping[str, Any], imports: Sequence[Import]) -> dict[
     return {"reason": f"{reason} {known} {hint('layer')}"}
 
 
-def _answers(client: Any, tasks: Iterable[tuple[Cell, Mapping[str, Any]]]) -> Iterator[tuple[Cell, Mapping[str, Any]]]:
-    """Cells with the columns of their answers, in the order in which they are done. Raises StudyError."""
+def _answers(
+    client: Any, questions: Iterable[Sequence[Cell]], task: Callable[[Cell], Mapping[str, Any]]
+) -> Iterator[tuple[Cell, Mapping[str, Any]]]:
+    """Cells with the columns of their answers, in the order in which they are done. Raises StudyError.
+
+    Questions side by side; the cells of one question one after the other, each when the answer before it is kept, so
+    that whatever runs where, a cell is told the same.
+    """
     from distributed import as_completed
 
-    waiting, running = iter(tasks), dict[str, Cell]()
+    waiting, running = deque(map(deque, questions)), dict[str, deque[Cell]]()
     done = as_completed(loop=client.loop)
+    most = AHEAD * max(1, _threads(client))
 
-    def give(count: int) -> None:
-        for _, (cell, task) in zip(range(count), waiting, strict=False):
-            future = client.submit(run_cell, task, key=_key(cell), pure=False)
-            running[future.key] = cell
+    def give() -> None:
+        while waiting and len(running) < most:
+            cells = waiting.popleft()
+            future = client.submit(run_cell, task(cells[0]), key=_key(cells[0]), pure=False)
+            running[future.key] = cells
             done.add(future)
 
-    give(AHEAD * max(1, _threads(client)))
+    give()
     for future in done:
-        cell = running.pop(future.key)
+        cells = running.pop(future.key)
+        cell = cells.popleft()
         if future.status == "finished":
             yield cell, future.result()
         elif future.status == "error":
@@ -163,7 +181,9 @@ def _answers(client: Any, tasks: Iterable[tuple[Cell, Mapping[str, Any]]]) -> It
         else:
             raise StudyError("the scheduler is gone; what was answered is kept: run the study again to go on")
         future.release()
-        give(1)
+        if cells:
+            waiting.appendleft(cells)
+        give()
 
 
 def _key(cell: Cell) -> str:
@@ -185,9 +205,15 @@ def _said(imports: Iterable[Import]) -> list[list[str]]:
 
 
 def task_of(
-    cell: Cell, memory_limit: float, grace: float, device: str, imports: Iterable[Import] = ()
+    cell: Cell,
+    memory_limit: float,
+    grace: float,
+    device: str,
+    imports: Iterable[Import] = (),
+    before: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """What a worker is told, as JSON types. ``memory_limit`` 0: the worker's share."""
+    """What a worker is told, as JSON types. ``memory_limit`` 0: the worker's share. ``before``: what weaker methods had
+    of the same question (:func:`corgi_opt.study.sharing.told`)."""
     source = cell.model.source
     return {
         "imports": _said(imports),
@@ -199,6 +225,7 @@ def task_of(
         },
         "image": said_image(cell.image.x),
         "ask": cell.ask.plain(),
+        "before": before,
         "device": device,
         "memory_limit": memory_limit,
         "hard_limit": cell.ask.time_limit + grace,
@@ -212,6 +239,7 @@ def row_of(cell: Cell, columns: Mapping[str, Any]) -> Row:
     return Row(
         **{
             "key": cell.key,
+            "question": cell.question,
             "model": cell.model.name,
             "model_sha256": cell.model.sha256,
             "images": cell.image.group,
@@ -234,9 +262,14 @@ def row_of(cell: Cell, columns: Mapping[str, Any]) -> Row:
             "seed": ask.seed,
             "clip": json.dumps(ask.plain()["clip"]) if own_channels(ask.clip) else None,
             "finished": now(),
-            **columns,
+            **{name: value for name, value in columns.items() if name != "arrays"},
         }
     )
+
+
+def arrays_of(columns: Mapping[str, Any]) -> dict[str, Any]:
+    """The maps and images that came out of a cell, by name."""
+    return {name: image_of(said).numpy() for name, said in columns.get("arrays", {}).items()}
 
 
 def _threads(client: Any) -> int:

@@ -63,21 +63,28 @@ class StudyImage:
 @dataclass(frozen=True, eq=False)
 class Cell:
     """One question about one image and one network. ``key``: a hash of the contents of the three, and of ``own``: what
-    they take from outside corgi_opt."""
+    they take from outside corgi_opt. ``question``: a hash of the same without how it is answered (the method, its
+    solver, rtol and time limit), so that cells which differ in nothing else have the same."""
 
     model: SourcedModel
     image: StudyImage
     ask: Ask
     key: str
+    question: str
     own: tuple[Own, ...] = ()
 
     @classmethod
     def of(cls, model: SourcedModel, image: StudyImage, ask: Ask, own: tuple[Own, ...] = ()) -> Cell:
-        contents: list[Any] = [model.sha256, image.sha256, ask.plain()]
-        if own:  # a cell without has the key that it always had
-            contents.append([[part.role, part.name, part.sha256] for part in own])
-        said = json.dumps(contents, sort_keys=True)
-        return cls(model, image, ask, hashlib.sha256(said.encode()).hexdigest()[:32], own)
+        asked = [part for part in own if part.role in ("property", "layer")]
+        contents = [model.sha256, image.sha256]
+        return cls(
+            model,
+            image,
+            ask,
+            key=_hash([*contents, ask.plain()], own),
+            question=_hash([*contents, ask.asked()], asked),
+            own=own,
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,6 +163,12 @@ class Plan:
         if not cells:
             raise InputError("the plan has no cell: no question is about any of its models and images")
         return list(cells.values())
+
+
+def _hash(contents: Sequence[Any], own: Sequence[Own]) -> str:
+    """Of what a cell is about; one that takes nothing from elsewhere has the key that it always had."""
+    more = [[[part.role, part.name, part.sha256] for part in own]] if own else []
+    return hashlib.sha256(json.dumps([*contents, *more], sort_keys=True).encode()).hexdigest()[:32]
 
 
 def import_for(path: str | Path) -> None:

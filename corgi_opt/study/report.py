@@ -14,12 +14,17 @@ import numpy as np
 
 from corgi_opt.errors import MissingPackageError, StoreError
 from corgi_opt.methods import TABLE
-from corgi_opt.problem.clip import intervals_in_words
 from corgi_opt.study.figures import all_figures
+from corgi_opt.study.order import order_in_words, with_weaker
 from corgi_opt.study.own import Role, UnknownNameError, hint, is_known
-from corgi_opt.study.store import Store, now, property_of
+from corgi_opt.study.panels import SETTING, box, prepared
+from corgi_opt.study.pictures import all_pictures
+from corgi_opt.study.store import Store, now
 
 DPI = 150
+
+WIDE = 8.0
+"""Inches from which a figure has a row of the page to itself."""
 
 MOST_LISTED = 50
 """Cells without an answer that the page lists."""
@@ -47,17 +52,19 @@ def write_report(folder: str | Path) -> Report:
         raise MissingPackageError("jinja2", "writing a report", "pip install 'corgi_opt[study]'") from error
     folder = Path(folder)
     with Store.reading(folder) as store:
-        frame, name = store.to_frame(), store.name or folder.resolve().name
-    if frame.empty:
-        raise StoreError(f"the study in {str(folder)!r} has no answer yet")
-    _require_known(frame)
-    shown, files = _drawn(frame, folder / "figures")
+        frame, run = store.to_frame(), store.last_run
+        if frame.empty:
+            raise StoreError(f"the study in {str(folder)!r} has no answer yet")
+        _require_known(frame)
+        shown, files = _saved(all_figures(frame), folder / "figures")
+        pictures, more = _saved(all_pictures(store, frame), folder / "figures")
     source = resources.files("corgi_opt.study").joinpath("report.html.j2").read_text(encoding="utf-8")
     page = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(source)
     path = folder / "report.html"
-    text = page.render(name=name, made=now(), figures=shown, **tables(frame))
+    name = run.name if run is not None else folder.resolve().name
+    text = page.render(name=name, figures=shown, pictures=pictures, run=run, **tables(frame))
     path.write_text(text, encoding="utf-8")
-    return Report(path, tuple(files), len(frame))
+    return Report(path, (*files, *more), len(frame))
 
 
 def _require_known(frame: Any) -> None:
@@ -75,24 +82,26 @@ def _require_known(frame: Any) -> None:
             )
 
 
-def _drawn(frame: Any, folder: Path) -> tuple[list[dict[str, str]], list[Path]]:
-    """Draws the figures: as the page shows them, and their files in the folder."""
+def _saved(drawn: Iterable[tuple[str, str, Any]], folder: Path) -> tuple[list[dict[str, str]], list[Path]]:
+    """Figures by name with their captions: as the page shows them, and their files in the folder."""
     shown, files = [], []
     folder.mkdir(exist_ok=True)
-    for name, caption, figure in all_figures(frame):
+    for name, caption, figure in drawn:
         png, pdf = folder / f"{name}.png", folder / f"{name}.pdf"
         figure.savefig(png, dpi=DPI)
         figure.savefig(pdf)
         files += [png, pdf]
-        shown.append({"name": name, "caption": caption, "data": base64.b64encode(png.read_bytes()).decode()})
+        wide = "wide" if figure.get_figwidth() > WIDE else ""
+        data = base64.b64encode(png.read_bytes()).decode()
+        shown.append({"name": name, "caption": caption, "data": data, "wide": wide})
     return shown, files
 
 
 def tables(frame: Any) -> dict[str, Any]:
     """The names and rows of the page's tables, ready to print. ``frame``: :meth:`Store.to_frame`."""
-    done = frame[frame["state"] == "done"]
+    done = with_weaker(prepared(frame[frame["state"] == "done"]))
     radii = done[(done["kind"] == "radius") & (done["status"] != "tied")]
-    others = done[done["kind"] != "radius"]
+    others = done[done["kind"].isin(["verify", "margin"])]
     return {
         "cells": len(frame),
         "states": frame["state"].value_counts().to_dict(),
@@ -101,12 +110,18 @@ def tables(frame: Any) -> dict[str, Any]:
             "images": int(frame["image_sha256"].nunique()),
             "norms": ", ".join(sorted(set(frame["norm"]))),
             "clip boxes": ", ".join(
-                sorted({_box(*c) for c in zip(frame["clip"], frame["clip_low"], frame["clip_high"], strict=True)})
+                sorted({box(*c) for c in zip(frame["clip"], frame["clip_low"], frame["clip_high"], strict=True)})
             ),
+            "rtol": _each(frame, "rtol", "{:g}"),
+            "time limits": _each(frame, "time_limit", "{:g} s"),
+            "seeds": _each(frame, "seed", "{}"),
+            "solvers": ", ".join(sorted(set(frame["solver"].dropna()))) or "each method's own",
             "hosts": ", ".join(sorted(set(frame["host"].dropna()))),
+            "processors": "; ".join(sorted(set(frame["cpu"].dropna()))) or "not recorded",
             "devices": ", ".join(sorted(set(frame["device"].dropna()))),
             "versions": "; ".join(sorted(set(frame["versions"].dropna()))),
-            "finished": f"{frame['finished'].min()} to {frame['finished'].max()} (UTC)",
+            "answered": f"{frame['finished'].min()} to {frame['finished'].max()} (UTC)",
+            "page made": f"{now()} (UTC)",
         },
         "radii": list(_radius_rows(radii)),
         "verdicts": list(_verdict_rows(others)),
@@ -115,31 +130,36 @@ def tables(frame: Any) -> dict[str, Any]:
     }
 
 
-def _box(channels: str | None, low: float, high: float) -> str:
-    """The columns ``clip``, ``clip_low`` and ``clip_high`` in words."""
-    if isinstance(channels, str):  # a column of nothing but NULL holds NaN
-        return intervals_in_words(json.loads(channels))
-    return "none" if np.isnan(low) else intervals_in_words((low, high))
+def _each(frame: Any, column: str, form: str) -> str:
+    """The different values of a column, in order."""
+    return ", ".join(form.format(value) for value in sorted(set(frame[column])))
 
 
 def _groups(frame: Any, *axes: str) -> Iterable[tuple[Any, Any]]:
     """The answers by these columns and by method, each with what they have in common; weaker methods come first."""
     if frame.empty:
         return []
-    what = [property_of(*row).short for row in zip(frame["k"], frame["within"], frame["property"], strict=True)]
     counted = frame[["k", "within"]].fillna(0).astype(int)  # what is no top-k set comes first
-    groups = frame.assign(asked=what, **counted).groupby([*axes, "method"], dropna=False)
+    groups = frame.assign(**counted).groupby([*SETTING, *axes, "method"], dropna=False)
     return sorted(groups, key=lambda item: (*item[0][:-1], list(TABLE).index(item[0][-1])))
 
 
+def _head(network: str, norm: str, clip: str, kept: bool, asked: str) -> dict[str, str]:
+    """The first columns of every table."""
+    return {"network": network, "norm": norm, "clip": clip, "asked": f"{asked}, class kept" if kept else asked}
+
+
+def _order(part: Any) -> dict[str, str]:
+    """The last column of every table."""
+    return {"order of methods": order_in_words(part) or "kept"}
+
+
 def _radius_rows(radii: Any) -> Iterable[dict[str, str]]:
-    for (model, norm, _, _, said, method), part in _groups(radii, "model", "norm", "k", "within", "asked"):
+    for (norm, clip, kept, network, _, _, said, method), part in _groups(radii, "network", "k", "within", "asked"):
         ratio = part["upper"] / part["lower"].where(part["lower"] > 0)
         gain = part["lower"] / part["corgi"].where(part["corgi"] > 0)
         yield {
-            "network": model,
-            "norm": norm,
-            "asked": said,
+            **_head(network, norm, clip, kept, said),
             "method": method,
             "images": str(len(part)),
             "certified eps": _number(part["lower"].median()),
@@ -150,18 +170,16 @@ def _radius_rows(radii: Any) -> Iterable[dict[str, str]]:
             "seconds": _number(part["seconds"].median()),
             "most": _number(part["seconds"].max()),
             "peak MB": _number(part["peak_mb"].max()),
+            **_order(part),
         }
 
 
 def _verdict_rows(others: Any) -> Iterable[dict[str, str]]:
-    for (model, norm, _, _, said, kind, eps, method), part in _groups(
-        others, "model", "norm", "k", "within", "asked", "kind", "eps"
-    ):
+    axes = ("network", "k", "within", "asked", "kind", "eps")
+    for (norm, clip, kept, network, _, _, said, kind, eps, method), part in _groups(others, *axes):
         counts = part["status"].value_counts()
         yield {
-            "network": model,
-            "norm": norm,
-            "asked": said,
+            **_head(network, norm, clip, kept, said),
             "kind": kind,
             "eps": _number(eps),
             "method": method,
@@ -169,6 +187,7 @@ def _verdict_rows(others: Any) -> Iterable[dict[str, str]]:
             **{status: str(counts.get(status, 0)) for status in ("certified", "falsified", "unknown")},
             "margin / at the image": _number((part["lower"] / part["gap"]).median()) if kind == "margin" else "",
             "seconds": _number(part["seconds"].median()),
+            **(_order(part) if kind == "margin" else {"order of methods": ""}),
         }
 
 

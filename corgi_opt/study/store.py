@@ -6,14 +6,19 @@ flight and nothing else. Others may read while it is written (``sqlite3``, panda
 
 from __future__ import annotations
 
+import json
 import sqlite3
-from collections.abc import Iterable, Iterator
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from corgi_opt.errors import InputError, MissingPackageError, StoreError
 from corgi_opt.problem.properties import Property, TopK, property_from
@@ -22,12 +27,17 @@ State = Literal["done", "failed", "timeout", "crashed"]
 """There is an answer (``unknown`` is one); an error was raised; the cell took longer than its time limit and the grace;
 it took its process with it, or used more memory than it may."""
 
-SCHEMA = 3
-"""Files of schema 1 have no column ``clip``, those of 1 and 2 no ``property``. They can be read, and writing upgrades
-them."""
+SCHEMA = 4
+"""Files of schema 1 have no column ``clip``, those of 1 and 2 no ``property``, those of 1 to 3 none of the last four
+columns, no ``how`` of a run and no table ``arrays``. They can be read, and writing upgrades them."""
 
-SINCE = {"clip": 2, "property": 3}
+SINCE = {"clip": 2, "property": 3, "question": 4, "own_lower": 4, "own_upper": 4, "cpu": 4}
 """The schema that a column came with."""
+
+ARRAYS = "CREATE TABLE arrays (key TEXT, name TEXT, shape TEXT, data BLOB, PRIMARY KEY (key, name))"
+"""Maps and images of a cell: float64 values, little-endian, row by row, in zlib's format; ``shape`` as JSON."""
+
+BY_QUESTION = "CREATE INDEX cells_by_question ON cells (question)"
 
 FILE = "results.sqlite"
 
@@ -41,7 +51,9 @@ class Row:
     ``seconds`` on the clock; ``peak_mb``: the process's largest resident memory meanwhile, sampled. ``finished``: UTC,
     ISO 8601. ``clip``: where channels have boxes of their own, ``[lows, highs]`` as JSON; ``clip_low`` and
     ``clip_high`` are the outermost then. ``property``: as JSON, where what is asked is no top-k set (``k`` and
-    ``within`` are empty then).
+    ``within`` are empty then). ``question``: a hash of what was asked, the same for every method. ``lower`` and
+    ``upper`` hold what the cells of weaker methods had of the same question, where that is better than
+    ``own_lower`` and ``own_upper``, with which the cell's own search ended. ``cpu``: model and cores.
     """
 
     key: str
@@ -82,6 +94,10 @@ class Row:
     finished: str | None = None
     clip: str | None = None
     property: str | None = None
+    question: str | None = None
+    own_lower: float | None = None
+    own_upper: float | None = None
+    cpu: str | None = None
 
 
 COLUMNS = tuple(f.name for f in fields(Row))
@@ -93,6 +109,17 @@ def property_of(k: Any, within: Any, said: Any) -> Property:
 
 
 @dataclass(frozen=True)
+class Run:
+    """A run of a plan: when it began (UTC, ISO 8601), the plan's name, the plan as it was written, and what the run was
+    told beside it."""
+
+    started: str
+    name: str
+    plan: str
+    how: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class Progress:
     """How far a plan is: how many cells it has, how many are left to do, and how many are in each state."""
 
@@ -101,6 +128,8 @@ class Progress:
     states: dict[str, int]
 
     def __str__(self) -> str:
+        if not self.states:
+            return f"0 of {self.cells} cells have an answer"
         parts = [f"{count} {state}" for state, count in sorted(self.states.items())]
         return f"{self.cells} cells: {', '.join([*parts, f'{self.left} to do'])}"
 
@@ -114,7 +143,7 @@ class Store:
 
     def __init__(self, folder: Path, connection: sqlite3.Connection, lock: Any) -> None:
         self._folder, self._connection, self._lock = folder, connection, lock
-        self._columns = ", ".join(COLUMNS)
+        self._columns, self._version = ", ".join(COLUMNS), SCHEMA
 
     @classmethod
     def writing(cls, folder: str | Path) -> Store:
@@ -145,11 +174,16 @@ class Store:
             lock.release()
             raise
 
+    @staticmethod
+    def there(folder: str | Path) -> bool:
+        """Whether the folder has a store."""
+        return (Path(folder) / FILE).is_file()
+
     @classmethod
     def reading(cls, folder: str | Path) -> Store:
         """Raises StoreError where there is none."""
         folder = Path(folder)
-        if not (folder / FILE).is_file():
+        if not cls.there(folder):
             raise StoreError(f"there are no results in {str(folder)!r}; run the study first")
         with _store_errors(folder):
             connection = sqlite3.connect(f"{(folder / FILE).resolve().as_uri()}?mode=ro", uri=True)
@@ -164,14 +198,21 @@ class Store:
             columns = ", ".join(f"{f.name} {_type(str(f.type))}" for f in fields(Row)[1:])
             self._connection.execute("BEGIN IMMEDIATE")
             self._connection.execute(f"CREATE TABLE cells (key TEXT PRIMARY KEY, {columns})")
-            self._connection.execute("CREATE TABLE runs (started TEXT, name TEXT, plan TEXT)")
+            self._connection.execute("CREATE TABLE runs (started TEXT, name TEXT, plan TEXT, how TEXT)")
+            self._connection.execute(ARRAYS)
+            self._connection.execute(BY_QUESTION)
             self._connection.execute(f"PRAGMA user_version = {SCHEMA}")
             self._connection.execute("COMMIT")
         elif 1 <= version < SCHEMA:
             self._connection.execute("BEGIN IMMEDIATE")
+            types = {f.name: _type(str(f.type)) for f in fields(Row)}
             for column, since in SINCE.items():
                 if version < since:
-                    self._connection.execute(f"ALTER TABLE cells ADD COLUMN {column} TEXT")
+                    self._connection.execute(f"ALTER TABLE cells ADD COLUMN {column} {types[column]}")
+            if version < 4:
+                self._connection.execute("ALTER TABLE runs ADD COLUMN how TEXT")
+                self._connection.execute(ARRAYS)
+                self._connection.execute(BY_QUESTION)
             self._connection.execute(f"PRAGMA user_version = {SCHEMA}")
             self._connection.execute("COMMIT")
         self._check_version()
@@ -179,25 +220,77 @@ class Store:
     def _check_version(self) -> None:
         (version,) = self._connection.execute("PRAGMA user_version").fetchone()
         if 1 <= version <= SCHEMA:
+            self._version = version
             self._columns = ", ".join(f"NULL AS {c}" if SINCE.get(c, 1) > version else c for c in COLUMNS)
         else:
             raise StoreError(f"{self._folder / FILE} has schema {version}, this version of corgi_opt reads {SCHEMA}")
 
-    def began(self, name: str, plan: str) -> None:
-        """Records that a run of a plan began."""
-        self._connection.execute("INSERT INTO runs VALUES (?, ?, ?)", (now(), name, plan))
+    def began(self, name: str, plan: str, how: Mapping[str, Any] | None = None) -> None:
+        """Records that a run of a plan began; ``how``: what it was told beside the plan, as JSON types."""
+        self._connection.execute("INSERT INTO runs VALUES (?, ?, ?, ?)", (now(), name, plan, json.dumps(how or {})))
+
+    @property
+    def last_run(self) -> Run | None:
+        """The run that began last; None where none did."""
+        how = "how" if self._version >= 4 else "NULL"
+        said = self._connection.execute(f"SELECT started, name, plan, {how} FROM runs ORDER BY rowid DESC LIMIT 1")
+        last = said.fetchone()
+        return None if last is None else Run(last[0], last[1], last[2], json.loads(last[3] or "{}"))
 
     @property
     def name(self) -> str:
         """The name of the plan that was run last; empty where none was."""
-        last = self._connection.execute("SELECT name FROM runs ORDER BY rowid DESC LIMIT 1").fetchone()
-        return "" if last is None else str(last[0])
+        last = self.last_run
+        return "" if last is None else last.name
 
-    def put(self, row: Row) -> None:
-        """Keeps one answer, in place of an earlier one; on disk when this returns. Raises StoreError."""
+    def put(self, row: Row, arrays: Mapping[str, NDArray[np.float64]] | None = None) -> None:
+        """Keeps one answer, in place of an earlier one; on disk when this returns. ``arrays``: its maps and images by
+        name. Raises StoreError."""
         marks = ", ".join("?" * len(COLUMNS))
-        with _store_errors(self._folder):
-            self._connection.execute(f"INSERT OR REPLACE INTO cells VALUES ({marks})", astuple(row))
+        with _store_errors(self._folder), self._transaction() as connection:
+            connection.execute(f"INSERT OR REPLACE INTO cells ({', '.join(COLUMNS)}) VALUES ({marks})", astuple(row))
+            connection.execute("DELETE FROM arrays WHERE key = ?", (row.key,))
+            for name, array in (arrays or {}).items():
+                data = zlib.compress(np.ascontiguousarray(array, dtype="<f8").tobytes())
+                connection.execute(
+                    "INSERT INTO arrays VALUES (?, ?, ?, ?)", (row.key, name, json.dumps(array.shape), data)
+                )
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        """All of it on disk at the end, or nothing."""
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield self._connection
+        except BaseException:
+            self._connection.execute("ROLLBACK")
+            raise
+        self._connection.execute("COMMIT")
+
+    def arrays(self, key: str) -> dict[str, NDArray[np.float64]]:
+        """The maps and images of a cell by name; none where it has none."""
+        if self._version < 4:
+            return {}
+        found = self._connection.execute("SELECT name, shape, data FROM arrays WHERE key = ?", (key,))
+        return {
+            name: np.frombuffer(zlib.decompress(data), dtype="<f8").reshape(json.loads(shape))
+            for name, shape, data in found
+        }
+
+    def pictured(self, question: str | None, name: str) -> set[str]:
+        """The keys of a question's cells (None: of all) that have a map or an image of this name."""
+        if self._version < 4:
+            return set()
+        found = "SELECT key FROM arrays JOIN cells USING (key) WHERE name = ? AND (question = ? OR ? IS NULL)"
+        return {key for (key,) in self._connection.execute(found, (name, question, question))}
+
+    def name_questions(self, questions: Mapping[str, str]) -> None:
+        """Fills the column ``question`` of cells that are older than it. ``questions``: by the cell's key."""
+        with _store_errors(self._folder), self._transaction() as connection:
+            connection.executemany(
+                "UPDATE cells SET question = ? WHERE key = ? AND question IS NULL",
+                [(question, key) for key, question in questions.items()],
+            )
 
     def states(self) -> dict[str, str]:
         """The state of every cell that has one, by key."""
@@ -205,8 +298,15 @@ class Store:
 
     def rows(self) -> list[Row]:
         """All rows, in the order in which they were put."""
-        tuples = self._connection.execute(f"SELECT {self._columns} FROM cells ORDER BY rowid")
-        named = (dict(zip(COLUMNS, values, strict=True)) for values in tuples)
+        return self._rows("ORDER BY rowid")
+
+    def rows_of(self, question: str) -> list[Row]:
+        """The rows of one question, in the order in which they were put. For who writes."""
+        return self._rows("WHERE question = ? ORDER BY rowid", question)
+
+    def _rows(self, which: str, *values: str) -> list[Row]:
+        tuples = self._connection.execute(f"SELECT {self._columns} FROM cells {which}", values)
+        named = (dict(zip(COLUMNS, found, strict=True)) for found in tuples)
         return [Row(**{**row, "keep_class": bool(row["keep_class"])}) for row in named]
 
     def to_frame(self) -> Any:

@@ -25,6 +25,9 @@ TRIES = 3
 START_SECONDS = 300.0
 """How long a process may take to start: it imports torch, on a machine that may be busy."""
 
+BUILD_SECONDS = 600.0
+"""How long a cell may take until its question is asked: its network is built and exported, once a process."""
+
 LOOK_SECONDS = 0.05
 """The time between two looks at the process's memory."""
 
@@ -42,12 +45,17 @@ def run_cell(task: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def run_guarded(task: Mapping[str, Any], memory_limit: float) -> dict[str, Any]:
-    """The same on a dask worker or elsewhere. ``memory_limit`` in bytes."""
+    """The same on a dask worker or elsewhere. ``memory_limit`` in bytes.
+
+    A cell has ``task["hard_limit"]`` seconds from when its question is asked. Until then it has ``task["build_limit"]``
+    (default: BUILD_SECONDS).
+    """
     why, peak = "", 0.0
     for _ in range(TRIES):
         child = _child(task.get("imports", []))
         try:
-            reply = child.ask(json.dumps(task), task["hard_limit"], memory_limit)
+            limits = (task.get("build_limit", BUILD_SECONDS), task["hard_limit"])
+            reply = child.ask(json.dumps(task), limits, memory_limit)
         except ChildLostError as lost:
             why = lost.why
             peak = max(peak, child.peak)
@@ -125,10 +133,12 @@ class Child:
     def alive(self) -> bool:
         return self._process.poll() is None
 
-    def ask(self, line: str, seconds: float, memory: float) -> dict[str, Any]:
-        """The reply to one line. Raises ChildLostError."""
+    def ask(self, line: str, limits: tuple[float, float], memory: float) -> dict[str, Any]:
+        """The reply to one line. ``limits``: seconds until the question is asked, and from then on. Raises
+        ChildLostError."""
         if not self._ready:
-            self._wait(START_SECONDS, memory, starting=True)
+            self.peak = 0.0
+            self._wait("starting a process", START_SECONDS, memory, late=None)
             self._ready = True
         assert self._process.stdin is not None
         try:
@@ -136,10 +146,13 @@ class Child:
             self._process.stdin.flush()
         except OSError:
             raise self._lost(0.0) from None
-        return self._wait(seconds, memory, starting=False)
+        self.peak = 0.0
+        reply = self._wait("building the network", limits[0], memory, late="timeout")
+        return self._wait("the cell", limits[1], memory, late="timeout") if "asked" in reply else reply
 
-    def _wait(self, seconds: float, memory: float, *, starting: bool) -> dict[str, Any]:
-        start, self.peak = time.monotonic(), 0.0
+    def _wait(self, what: str, seconds: float, memory: float, late: str | None) -> dict[str, Any]:
+        """The next line. ``late``: the state of the cell where it takes longer. Raises ChildLostError."""
+        start = time.monotonic()
         while True:
             try:
                 line = self._replies.get(timeout=LOOK_SECONDS)
@@ -154,8 +167,7 @@ class Child:
             if self.peak * 2**20 > memory:
                 raise ChildLostError(f"its process used more than {memory / 2**20:.0f} MB", "crashed", spent)
             if spent > seconds:
-                what = "starting a process" if starting else "the cell"
-                raise ChildLostError(f"{what} took more than {seconds:g} s", None if starting else "timeout", spent)
+                raise ChildLostError(f"{what} took more than {seconds:g} s", late, spent)
 
     def _look(self) -> None:
         import psutil

@@ -89,3 +89,15 @@ def test_images_go_through_json_to_the_bit():
         back = image_of(json.loads(json.dumps(said_image(given))))
         assert back.shape == given.shape and back.dtype == torch.float64
         assert torch.equal(back.view(torch.int64), given.contiguous().view(torch.int64))
+
+
+def test_a_heat_map_is_that_of_the_public_function(asked):
+    found = json.loads(json.dumps(answer(task({"kind": "heat_map", "k": 2, "eps": 0.02, "method": "crown"}))))
+    net, x = asked
+    drawn = co.heat_map(net, x, k=2, eps=0.02, method="crown", device="cpu")
+    assert (found["state"], found["status"], found["gap"]) == ("done", "mapped", drawn.asked.gap)
+    for name in ("cam", "lower", "upper", "best", "worst"):
+        assert torch.equal(image_of(found["arrays"][name]), getattr(drawn, name).double())
+    assert found["reason"] == f"pixels: {int(drawn.inside.sum())} in, " + (
+        f"{int(drawn.outside.sum())} out, {int(drawn.undecided.sum())} undecided"
+    )

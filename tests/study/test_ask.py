@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -113,3 +114,24 @@ def test_a_box_of_numbers_has_the_key_it_always_had():
 def test_no_box_is_refused_with_its_place(clip):
     with pytest.raises(co.InputError, match=r"^questions 2: .*clip must be"):
         Grid.of({"k": 1, "method": "bab", "clip": clip}, "questions 2")
+
+
+def test_a_heat_map_is_about_a_plain_top_k_set_by_a_method_that_draws_one():
+    ask = Ask(kind="heat_map", k=3, method="dual", eps=0.01)
+    assert Ask.from_plain(ask.plain()) == ask
+    for wrong, message in (
+        ({"method": "bab"}, "drawn by ibp, corgi, crown, dual"),
+        ({"within": 5}, "neither within nor property"),
+        ({"k": None, "property": "KeepsClass"}, "neither within nor property"),
+        ({"keep_class": True}, "no keep_class"),
+        ({"eps": None}, "takes an eps"),
+    ):
+        with pytest.raises(co.InputError, match=message):
+            replace(ask, **wrong)
+
+
+def test_what_is_asked_is_the_same_however_it_is_answered():
+    ask = Ask(kind="radius", k=3, method="crown")
+    assert ask.asked() == replace(ask, method="bab", rtol=0.1, time_limit=1.0, solver="highs").asked()
+    for other in ({"k": 4}, {"norm": "2"}, {"clip": None}, {"class_idx": 1}, {"seed": 1}, {"keep_class": True}):
+        assert replace(ask, **other).asked() != ask.asked()

@@ -59,6 +59,7 @@ def test_every_line_has_its_reply_and_what_a_model_prints_goes_elsewhere(tmp_pat
     done = subprocess.run(CHILD, input=lines, capture_output=True, text=True, env=ENVIRONMENT, timeout=120, check=True)
     ready, *replies = map(json.loads, done.stdout.splitlines())
     assert ready.keys() == {"ready"} and ready["ready"] > 0
+    assert replies.pop(1) == {"asked": True}  # before the one answer that came to a question
     assert [r["state"] for r in replies] == ["failed", "done", "failed"]
     assert "magic" in replies[0]["reason"] and "KeyError" in replies[2]["reason"]
     assert replies[1]["lower"] > 0

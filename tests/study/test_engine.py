@@ -210,7 +210,9 @@ def test_status_report_and_export_on_the_command_line(studied, monkeypatch, caps
     code, said, _ = command("report", path, "--json")
     assert code == 0 and json.loads(said)["rows"] == 10
     assert (folder / "plan" / "report.html").stat().st_size > 10_000
-    code, _, error = command("status", path, "--out", folder / "gone")
+    assert command("status", path, "--out", folder / "gone") == (2, "0 of 10 cells have an answer\n", "")
+    assert not (folder / "gone").exists()
+    code, _, error = command("report", path, "--out", folder / "gone")
     assert code == 3 and "no results" in error
 
 

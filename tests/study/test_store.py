@@ -9,11 +9,12 @@ import signal
 import sqlite3
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
 import corgi_opt as co
-from corgi_opt.study import Row, Store
+from corgi_opt.study import Progress, Row, Store
 from corgi_opt.study.store import FILE
 
 
@@ -71,6 +72,7 @@ def test_a_cell_answered_again_takes_the_place_of_the_first(tmp_path):
         progress = store.progress(["a", "b"])
     assert (progress.cells, progress.left, progress.states) == (2, 1, {"done": 1})
     assert str(progress) == "2 cells: 1 done, 1 to do"
+    assert str(Progress(5, 5, {})) == "0 of 5 cells have an answer"
 
 
 def test_a_second_writer_is_refused_and_a_reader_is_not(tmp_path):
@@ -132,26 +134,66 @@ def test_what_is_no_store_is_refused(tmp_path):
         Store.writing(tmp_path / FILE / "below")
 
 
+LATER = {
+    2: ("ALTER TABLE cells DROP COLUMN clip",),
+    3: ("ALTER TABLE cells DROP COLUMN property",),
+    4: (
+        "DROP INDEX cells_by_question",
+        *(f"ALTER TABLE cells DROP COLUMN {name}" for name in ("question", "own_lower", "own_upper", "cpu")),
+        "ALTER TABLE runs DROP COLUMN how",
+        "DROP TABLE arrays",
+    ),
+}
+"""What takes a file back to the schema before."""
+
+
 def of_version(folder, version: int) -> None:
-    """A file as it was before there were other properties, or before channels could have boxes of their own, with one
-    answer."""
+    """A file with one answer, as it was before channels could have boxes of their own (1), before there were other
+    properties (2), before cells shared what they prove (3)."""
     with Store.writing(folder) as store:
+        store.began("old", "the plan")
         store.put(row("a"))
     with sqlite3.connect(folder / FILE) as connection:
-        for column in ("clip", "property")[version - 1 :]:
-            connection.execute(f"ALTER TABLE cells DROP COLUMN {column}")
+        for since, statements in LATER.items():
+            for statement in statements if since > version else ():
+                connection.execute(statement)
         connection.execute(f"PRAGMA user_version = {version}")
     connection.close()
 
 
-@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("version", [1, 2, 3])
 def test_a_store_of_before_can_be_read_and_written(version, tmp_path):
     of_version(tmp_path, version)
     with Store.reading(tmp_path) as store:
         assert store.rows() == [row("a")] and store.to_frame()["clip"].isna().all()
+        assert store.name == "old" and store.last_run is not None
+        assert (store.last_run.plan, store.last_run.how, store.arrays("a")) == ("the plan", {}, {})
     own = row("b", clip="[[0.0, 0.5], [1.0, 2.0]]", clip_high=2.0, property='{"name": "KeepsClass"}', k=None)
+    own = dataclasses.replace(own, question="q", own_lower=0.125, own_upper=0.5, cpu="a processor, 2 cores")
     with Store.writing(tmp_path) as store:
-        store.put(own)
+        store.put(own, {"witness": np.full((1, 2), 1 / 3)})
+        store.began("new", "another", {"grace": 1.0})
         assert store.rows() == [row("a"), own]
+        assert store.rows_of("q") == [own] and store.pictured("q", "witness") == {"b"}
     with Store.reading(tmp_path) as store:
         assert store.rows() == [row("a"), own]
+        assert store.arrays("b")["witness"].tolist() == [[1 / 3, 1 / 3]]
+        assert store.last_run is not None and store.last_run.how == {"grace": 1.0}
+        assert store.to_frame()["own_lower"].tolist()[1] == 0.125
+
+
+def test_an_answer_of_before_learns_what_its_question_was_and_no_other_is_touched(tmp_path):
+    of_version(tmp_path, 3)
+    with Store.writing(tmp_path) as store:
+        store.put(row("b", question="mine"))
+        store.name_questions({"a": "q", "b": "q", "c": "q"})
+        assert [r.question for r in store.rows()] == ["q", "mine"]
+
+
+def test_an_answer_takes_its_pictures_with_it(tmp_path):
+    with Store.writing(tmp_path) as store:
+        store.put(row("a", question="q"), {"witness": np.zeros((1, 1)), "cam": np.array([[5e-324, -0.0]])})
+        assert store.arrays("a")["cam"].tobytes() == np.array([[5e-324, -0.0]]).tobytes()
+        store.put(row("a", question="q"), {"cam": np.ones((2, 2))})
+        assert set(store.arrays("a")) == {"cam"} and store.pictured("q", "witness") == set()
+        assert store.pictured("q", "cam") == {"a"} and store.pictured("other", "cam") == set()

@@ -11,6 +11,15 @@ from corgi_opt.study.engine import row_of, task_of
 
 GIGABYTE = 2.0**30
 
+SLOW = """
+import time
+import culprits
+
+def build():
+    time.sleep(5)
+    return culprits.fine()
+"""
+
 
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory):
@@ -42,7 +51,7 @@ def test_every_harm_has_its_name_and_the_next_cell_is_answered(tasks):
         ("fine", GIGABYTE, 120),
     ):
         cell, task = tasks[name]
-        found[name] = row_of(cell, worker.run_guarded({**task, "hard_limit": seconds}, memory))
+        found[name] = row_of(cell, worker.run_guarded({**task, "build_limit": seconds}, memory))
     assert {n: r.state for n, r in found.items()} == {
         "killer": "crashed",
         "hungry": "crashed",
@@ -55,7 +64,8 @@ def test_every_harm_has_its_name_and_the_next_cell_is_answered(tasks):
     assert "this goes to standard output" in why["killer"]  # its last words, and no reply
     assert "more than 1024 MB" in why["hungry"] and (found["hungry"].peak_mb or 0) > 1024
     assert "this network is wrong" in why["wrong"]
-    assert "more than 3 s" in why["sleeper"] and (found["sleeper"].seconds or 0) >= 3
+    assert why["sleeper"] == "building the network took more than 3 s"
+    assert (found["sleeper"].seconds or 0) >= 3
     fine = found["fine"]
     assert (fine.lower or 0) > 0 and fine.status in ("open", "closed") and (fine.peak_mb or 0) > 50
     assert "torch" in (fine.versions or "")
@@ -75,3 +85,22 @@ def test_a_network_that_is_another_by_now_fails_its_cell(tasks):
     changed = {**task, "model": {**task["model"], "sha256": "0" * 64}}
     found = worker.run_guarded(changed, GIGABYTE)
     assert found["state"] == "failed" and "another network" in found["reason"]
+
+
+def test_a_cells_time_is_counted_from_when_its_question_is_asked(tmp_path):
+    """Its network takes longer to build than the cell has."""
+    culprits(tmp_path)
+    (tmp_path / "slow.py").write_text(SLOW)
+    plan = Plan.of(
+        {
+            "name": "slow",
+            "models": {"m": "slow.py:build"},
+            "images": {"own": {"source": f"{tmp_path / 'culprits.py'}:images", "take": [0]}},
+            "questions": [{"k": 1, "method": "ibp", "time_limit": 4}],
+        },
+        tmp_path,
+    )
+    (cell,) = plan.cells()
+    found = worker.run_guarded(task_of(cell, 0.0, 0.0, "cpu"), GIGABYTE)
+    worker.end_children()
+    assert found["state"] == "done" and found["seconds"] < 4, found
