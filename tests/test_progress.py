@@ -6,7 +6,6 @@ import sys
 
 import pytest
 
-from corgi_opt import _progress
 from corgi_opt._progress import counting, reporting, silent
 from corgi_opt.errors import InputError
 
@@ -69,7 +68,7 @@ def test_what_is_no_wish_is_refused(shown, wanted):
 
 def test_in_a_log_a_line_every_so_often_says_done_of_total_rate_and_time_left(monkeypatch, capfd):
     now = [0.0]
-    monkeypatch.setattr(_progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("corgi_opt._progress.time.monotonic", lambda: now[0])
     with counting(None, "digits", total=1000, done=100) as step:
         for seconds, steps in ((10, 1), (15, 1), (41, 8), (41, 1), (100, 9)):
             now[0] = seconds
@@ -85,7 +84,7 @@ def test_in_a_log_a_line_every_so_often_says_done_of_total_rate_and_time_left(mo
 
 def test_before_there_is_a_rate_none_is_said(monkeypatch, capfd):
     now = [0.0]
-    monkeypatch.setattr(_progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("corgi_opt._progress.time.monotonic", lambda: now[0])
     with counting(None, "digits", total=9) as step:
         now[0] = 300.0
         step(1)

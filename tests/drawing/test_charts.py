@@ -124,7 +124,8 @@ def test_given_axes_are_drawn_on_and_say_what_they_show(draw):
 @every_chart
 @pytest.mark.parametrize("width", [3.0, 6.0])
 def test_all_words_are_inside_the_figure(draw, width):
-    figure, ax = plt.subplots(figsize=(width, 3), layout="constrained")
+    figure = plt.figure(figsize=(width, 3), layout="constrained")
+    ax: Any = figure.subplots()
     long = "top-3 set of the CAM of class 7 (the digit seven) at eps=0.0143606 (L-inf, input units, clip box [0, 1])"
     draw(ax, title=long, xlabel=long)
     figure.canvas.draw()

@@ -154,7 +154,7 @@ def test_signs_stay_legible_where_pixels_are_small():
         panels = [ax for ax in drawn_at(width, height, 24, [30, 50]).axes if ax.images]
         sizes = [line.get_markersize() for line in panels[4].lines]
         assert len(sizes) == 2 and all(4.5 <= size <= 10 for size in sizes)
-        widths = [float(c.get_linewidth()[0]) for c in panels[4].collections if isinstance(c, LineCollection)]
+        widths = [float(np.ravel(c.get_linewidth())[0]) for c in panels[4].collections if isinstance(c, LineCollection)]
         assert min(widths) >= 0.8
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -61,19 +63,24 @@ def test_times_are_said_in_words(times, said):
     assert times_in_words(times) == said
 
 
+def pixels(ax: Any) -> Any:
+    """What is drawn in axes that hold an image."""
+    return np.asarray(ax.images[0].get_array())
+
+
 def test_a_difference_says_how_many_times_and_how_much():
     ax = Figure().subplots()
     before = np.full((1, 3, 3), 0.5)
     show_change(ax, before, before + 0.01, Scale(0.0, 1.0))
     assert ax.get_title() == "difference, 50x" and "0.01" in ax.get_xlabel()
-    np.testing.assert_allclose(ax.images[0].get_array(), 1.0)
+    np.testing.assert_allclose(pixels(ax), 1.0)
 
 
 def test_an_image_of_many_channels_says_which_is_seen():
     ax, image = Figure().subplots(), RNG.random((5, 4, 4))
     show_image(ax, image, Scale(0.0, 1.0), "image")
     assert "channel 1 of 5" in ax.get_title()
-    np.testing.assert_allclose(ax.images[0].get_array(), image[0])
+    np.testing.assert_allclose(pixels(ax), image[0])
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -85,8 +92,8 @@ def test_an_overlay_is_the_map_over_the_grey_image(channels):
     share = (upsampled(cam, (8, 12)) - limits[0]) / (limits[1] - limits[0])
     grey = image[0] if channels == 1 else np.tensordot(GREY, image, 1)
     expected = (1 - SHARE) * grey[..., None] + SHARE * colormaps["viridis"](share)[..., :3]
-    np.testing.assert_allclose(ax.images[0].get_array(), expected, atol=1 / 200)
-    assert ax.images[0].get_extent() == [-0.5, 2.5, 3.5, -0.5]  # in pixels of the map, as outlines are
+    np.testing.assert_allclose(pixels(ax), expected, atol=1 / 200)
+    assert list(ax.images[0].get_extent()) == [-0.5, 2.5, 3.5, -0.5]  # in pixels of the map, as outlines are
     ax.apply_aspect()
     box = ax.get_window_extent()
     assert box.width / box.height == pytest.approx(12 / 8, rel=0.01)  # as the image is
@@ -95,12 +102,14 @@ def test_an_overlay_is_the_map_over_the_grey_image(channels):
 def test_outlines_and_signs_stand_in_their_pixels():
     ax = Figure().subplots()
     outline(ax, [5], (3, 4), side=2.0)
-    lines = [{tuple(point) for segment in c.get_segments() for point in segment.tolist()} for c in ax.collections]
+    drawn: list[Any] = list(ax.collections)
+    lines = [{tuple(point) for segment in c.get_segments() for point in segment.tolist()} for c in drawn]
     corners = {(0.5, 0.5), (1.5, 0.5), (0.5, 1.5), (1.5, 1.5)}
     assert lines == [corners, corners]
     handle = mark(ax, [5, 11], (3, 4), 2.0, "+", "came in")
-    (drawn,) = ax.lines
-    assert list(zip(*drawn.get_data(), strict=True)) == [(1, 1), (3, 2)] and handle.get_label() == "came in"
+    (line,) = ax.lines
+    x, y = map(np.asarray, line.get_data())
+    assert list(zip(x.tolist(), y.tolist(), strict=True)) == [(1, 1), (3, 2)] and handle.get_label() == "came in"
 
 
 def test_sizes_are_shares_of_a_pixel_within_limits():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -44,13 +45,14 @@ def test_it_carries_the_image_and_the_map_that_it_is_about(net, witness):
     torch.testing.assert_close(witness.cam_before, net.cam(X))
     for answer in (co.verify(net, X, eps=0.3, k=K), co.radius(net, X, k=K, method="corgi", rtol=0.1)):
         found = answer.counterexample
-        assert found is not None and found.original is answer.original
+        assert found is not None and found.original is answer.original and found.center is not None
         assert torch.equal(found.center, X.double())
 
 
 def test_it_goes_through_json_and_older_json_is_read(witness):
     said = json.loads(json.dumps(witness.to_dict(), allow_nan=False))
     back = co.Witness.from_dict(said)
+    assert back.center is not None
     assert back.to_dict() == witness.to_dict() and torch.equal(back.center, witness.center)
     del said["original"]
     old = co.Witness.from_dict(said)
@@ -72,7 +74,8 @@ def test_the_plot_shows_both_images_the_difference_and_both_maps(witness):
 
 def test_a_given_figure_is_drawn_into(witness):
     whole = plt.figure(figsize=(6, 8), layout="constrained")
-    top, _ = whole.subfigures(2, 1)
+    both: Any = whole.subfigures(2, 1)
+    top = both[0]
     assert witness.plot(top) is top and len(top.axes) >= 5
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -39,7 +40,8 @@ def folder(tmp_path_factory):
             store.put(row, maps)
             if row.kind == "radius":
                 for n in range(1, 4):
-                    more = {"key": f"{n}", "image": f"image {n}", "image_sha256": f"{n}", "question": f"{n}"}
+                    more: dict[str, Any] = dict.fromkeys(("key", "image_sha256", "question"), f"{n}")
+                    more["image"] = f"image {n}"
                     store.put(replace(row, **more, upper=(row.upper or 0) + n), maps)
     return folder
 

@@ -48,10 +48,10 @@ def before(lower: float, witness: torch.Tensor | None = None) -> Before:
 def test_the_better_of_both_ends_counts_and_the_reason_says_whose_it_is(asked):
     question, own = asked
     worse = replace(own, lower=own.lower / 2, upper=2 * own.upper, counterexample=None, method="lp")
-    found = joined(worse, before(own.lower, own.counterexample.image), question)
+    found: Any = joined(worse, before(own.lower, own.counterexample.image), question)
     assert (found.lower, found.upper, found.method) == (own.lower, own.upper, "crown")
     assert "certified by the cell of crown" in found.reason and "broken by the cell of crown" in found.reason
-    kept = joined(own, before(own.lower / 2, None), question)
+    kept: Any = joined(own, before(own.lower / 2, None), question)
     assert (kept.lower, kept.upper, kept.reason) == (own.lower, own.upper, own.reason)
 
 
@@ -59,7 +59,8 @@ def test_an_image_that_breaks_nothing_when_it_is_replayed_is_not_taken(asked):
     question, own = asked
     harmless = question.x + (own.counterexample.image - question.x) / 4
     worse = replace(own, upper=2 * own.upper, counterexample=None)
-    assert joined(worse, before(0.0, harmless), question).upper == 2 * own.upper
+    kept: Any = joined(worse, before(0.0, harmless), question)
+    assert kept.upper == 2 * own.upper
 
 
 def test_a_proven_end_above_a_replayed_image_is_an_error(asked):
@@ -75,7 +76,7 @@ def test_a_verdict_that_is_open_is_settled_by_what_is_proven(lower, status, aske
     question, _ = asked
     own = co.verify(question.net, question.x, eps=0.05, k=K, method="ibp")
     own = replace(own, status="unknown", margin_lower=-2.0, margin_upper=1.0, counterexample=None, proof=None)
-    found = joined(own, before(lower), question)
+    found: Any = joined(own, before(lower), question)
     assert (found.status, found.margin_lower) == (status, lower)
     assert found.proof == ("float64" if lower > 0 else None)
 
@@ -84,7 +85,7 @@ def test_a_verdict_that_is_open_is_settled_by_a_counterexample(asked):
     question, radius = asked
     own = co.verify(question.net, question.x, eps=1.5 * radius.upper, k=K, method="ibp")
     own = replace(own, status="unknown", margin_lower=-2.0, margin_upper=1.0, counterexample=None, proof=None)
-    found = joined(own, before(-3.0, radius.counterexample.image), question)
+    found: Any = joined(own, before(-3.0, radius.counterexample.image), question)
     assert found.status == "falsified" and found.margin_upper <= 0 and "falsified by the cell of crown" in found.reason
 
 

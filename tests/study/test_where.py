@@ -17,10 +17,10 @@ def test_the_processor_has_its_model_and_cores(monkeypatch, tmp_path):
     info = tmp_path / "cpuinfo"
     info.write_text("processor\t: 0\nmodel name\t: A Processor @ 2 GHz\n")
     monkeypatch.setattr(where, "CPU_INFO", info)
-    monkeypatch.setattr(where.os, "cpu_count", lambda: 8)
-    monkeypatch.setattr(where.os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    monkeypatch.setattr("corgi_opt.study.where.os.cpu_count", lambda: 8)
+    monkeypatch.setattr("corgi_opt.study.where.os.sched_getaffinity", lambda _: {0, 1}, raising=False)
     assert where.cpu() == "A Processor @ 2 GHz, 2 of 8 cores"
-    monkeypatch.setattr(where.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setattr("corgi_opt.study.where.os.sched_getaffinity", lambda _: set(range(8)), raising=False)
     assert where.cpu() == "A Processor @ 2 GHz, 8 cores"
     monkeypatch.setattr(where, "CPU_INFO", tmp_path / "gone")
     assert where.cpu().endswith(", 8 cores") and not where.cpu().startswith(",")
