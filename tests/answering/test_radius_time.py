@@ -281,6 +281,8 @@ def test_no_method_says_less_than_a_weaker_one_in_the_same_time(ask, costs, tree
         for weaker in up_to(method)[:-1]:
             if weaker in ("ibp", "crown"):
                 assert found[method] >= found[weaker] / (1 + RTOL), (method, weaker)
+            elif "split" in (method, weaker) and weaker not in ("corgi", "dual"):
+                continue  # it is for networks that the solved methods do not take
             elif weaker not in ("milp", "bab", "auto"):
                 assert found[method] >= less[weaker] / (1 + RTOL), (method, weaker)
 

@@ -145,7 +145,7 @@ def test_what_is_smooth_is_bounded_and_has_no_exact_form(tmp_path, name):
     x = torch.rand(1, 1, 6, 6, generator=torch.Generator().manual_seed(1))
     assert co.verify(net, x, eps=1e-5, k=2).status == "certified"
     with pytest.raises(co.InputError, match=r"this network has smooth \("):
-        co.verify(net, x, eps=1e-5, k=2, method="bab")
+        co.verify(net, x, eps=1e-5, k=2, method="milp")
 
 
 @pytest.mark.parametrize(
