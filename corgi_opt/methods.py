@@ -103,8 +103,8 @@ TABLE: dict[str, Method] = {
         Method("auto", Look("#000000", "-", "*"), solve=_auto, asks="lp", exact=True, after=("crown",), bent="split"),
     )
 }
-"""The methods by name. Each certifies at least what those before it do, of those that take the same network (``split`` is
-for curved layers, which no other solved one takes); a stronger search starts where a weaker ended.
+"""The methods by name. Each certifies at least what those before it do, of those that take the same network (``split``
+is for curved layers, which no other solved one takes); a stronger search starts where a weaker ended.
 
 The colours are Paul Tol's bright scheme.
 """
