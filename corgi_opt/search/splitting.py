@@ -295,7 +295,9 @@ class _Pieces:
         found.update((name, ChoosingPlanes(planes)) for name, planes in self._turning.items())
         for name, at in self._at.items():
             interval = self._known[name]
-            found[name] = ChoosingPulls(interval, torch.zeros_like(interval.lower).index_put(at, interval.lower.new_ones(())))
+            found[name] = ChoosingPulls(
+                interval, torch.zeros_like(interval.lower).index_put(at, interval.lower.new_ones(()))
+            )
         for name, choosing in found.items():
             known = [piece.choices.get(name) for piece in self._pieces]
             like = next((choice for choice in known if choice is not None), None)
