@@ -439,7 +439,9 @@ def test_a_tree_that_stops_early_says_how_low_its_open_nodes_are(device, monkeyp
     [("residual", "inf", True), ("pooled", "inf", False), ("residual", "1", False), ("pooled", "2", False)],
 )
 def test_leaves_that_a_linear_program_leaves_open(case, norm, planes, device, monkeypatch):
-    """Every node counts as settled and none is ascended: linear programs close them, or say what to split them by."""
+    """Every node counts as settled, none is ascended and no image falls: linear programs close them, or say what to
+    split them by."""
+    monkeypatch.setattr("corgi_opt.encode.phases.FALLS", 0)
     for name, value in (("SETTLED", 1e9), ("STEPS", 0), ("ROOT_STEPS", 0), ("FIRST_NODES", 1 if planes else math.inf)):
         monkeypatch.setattr(branch_module, name, value)
     split, leaf = [], branch_module._Tree._leaf

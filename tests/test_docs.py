@@ -32,6 +32,7 @@ SAYS = {
     "howto/files.md": ("^CamNetwork",),
     "howto/certificates.md": ("^certified 0.00.*TopK", "^falsified$"),
     "howto/mps.md": (r"^\(51, 46\) 6$", r"^0\.3"),
+    "definitions.md": (),
     "vnnlib.md": ("holds at every image", "51, 46", "^False$"),
 }
 """Page -> what each printed line looks like, of those that say something; every page with Python stands here."""

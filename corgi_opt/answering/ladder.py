@@ -26,7 +26,7 @@ from corgi_opt.problem.results import Proof
 from corgi_opt.problem.witness import Witness
 from corgi_opt.search.atom import AtomAnswer, AtomSolver, PartExpressions
 from corgi_opt.search.attack import PgdOptions, Targets, pgd, polishing
-from corgi_opt.search.branch import TOO_CLOSE
+from corgi_opt.search.branch import STARTS, TOO_CLOSE
 from corgi_opt.search.counting import CountSolver
 from corgi_opt.search.decide import Branched, Decider, SolvedProgram
 from corgi_opt.search.replay import meet, witness_of
@@ -163,7 +163,8 @@ class Ladder:
         Atoms are counted and premises kept to by MILPs only, by ``others``.
         """
         if self._branched is None or self._branched.solver != leaves:
-            self._branched = Branched(leaves, self.device)
+            starts = STARTS if self.question.premises is None else 0
+            self._branched = Branched(leaves, self.device, starts=starts)
         return self._exact("bab", self._branched, others, deadline)
 
     def attack(self, targets: Targets, options: PgdOptions, deadline: Deadline = NEVER) -> Witness | None:

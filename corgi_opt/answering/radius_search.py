@@ -175,7 +175,7 @@ class RadiusSearch:
         """The largest eps (within rtol) that the method certifies below the nearest witness, or that it has by now."""
         before = self._certified.get(method)
         if before is None or (before.cut and not deadline.over):
-            LOG.info("radius by %s: begins%s, %.4g s left", method, "" if before is None else " again", deadline.left)
+            LOG.info("radius by %s: begins%s", method, "" if before is None else " again")
             with self._timed(method):
                 find = self._closing if TABLE[method].exact else self._limit
                 self._certified[method] = find(method, deadline)

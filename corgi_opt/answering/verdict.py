@@ -63,7 +63,7 @@ def climb(
     ``corgi``: seconds for the paper's bound beside the answer; a method that it is not asked for does without. A
     deadline that passes in a bound leaves what is proven by then.
     """
-    LOG.debug("method %s: eps=%.6g, %.4g s left", method.name, ladder.ball.eps, deadline.left)
+    LOG.debug("method %s: eps=%.6g", method.name, ladder.ball.eps)
     if method.name == "corgi" or (corgi > 0 and method.name != "ibp"):  # that one shows what intervals can do alone
         with suppress(TimeoutError, NumericalError):  # the rungs after it say so themselves
             first = deadline if method.name == "corgi" else deadline.within(min(corgi, CORGI_FIRST))

@@ -38,8 +38,8 @@ BATCH, LOOKAHEAD = 128, 8
 ROOT_STEPS, STEPS = 30, 8
 """Steps of ascent at the root, and at every other node."""
 
-FROM = 4
-"""The lowest images of those that bounds are attained at, from which lower ones are looked for."""
+STARTS = 4
+"""So many of the images that bounds are attained at, the lowest, are where lower ones are looked for."""
 
 FIRST_NODES = 200
 """Nodes of the tree without planes: about as long as it takes to find planes."""
@@ -93,16 +93,23 @@ class Branching:
 
     ``threshold`` in units of the first output's scale; ``solver`` solves the linear programs of leaves. A small tree
     comes first; where it does not suffice, one whose units also have planes above them (encode/hull.py), in intervals
-    that hold for counterexamples alone (clipping.py).
+    that hold for counterexamples alone (clipping.py). ``starts``: images that lower ones are looked for from; none
+    where only some images count, which the lowest seldom is among.
     """
 
     def __init__(
-        self, program: Program, threshold: float, solver: Backend, device: torch.device, keep_leaves: bool = False
+        self,
+        program: Program,
+        threshold: float,
+        solver: Backend,
+        device: torch.device,
+        keep_leaves: bool = False,
+        starts: int = STARTS,
     ) -> None:
         self._program, self._threshold, self._solver, self._device = program, threshold, solver, device
-        self._keep_leaves = keep_leaves
+        self._keep_leaves, self._starts = keep_leaves, starts
         ledger = Ledger(program) if keep_leaves else None
-        self._first = _Tree(program, None, threshold, solver, device, ledger)
+        self._first = _Tree(program, None, threshold, solver, device, starts, ledger)
         self._planes: HullPlanes | None = None
         self._second: _Tree | None = None
 
@@ -130,12 +137,14 @@ class Branching:
         planes = self._planes or hull_planes(program, threshold + CLEARLY, deadline)
         if not deadline.over:
             self._planes = planes
-        LOG.info("larger tree: planes above %d units found%s", program.units, ", cut off" if deadline.over else "")
+        LOG.info("larger tree: planes above %d units%s", program.units, "" if self._planes else ", cut off")
         clipped, ledger = clip(program, planes, threshold, self._device, deadline), None
         if self._keep_leaves:
             clipped = clip_again(program, clipped, self._device, deadline)
             ledger = Ledger(clipped.program, clipped.planes, clipped)
-        tree = _Tree(clipped.program, clipped.planes, threshold, self._solver, self._device, ledger, clipped)
+        tree = _Tree(
+            clipped.program, clipped.planes, threshold, self._solver, self._device, self._starts, ledger, clipped
+        )
         if not deadline.over:
             self._second = tree
         return tree
@@ -195,11 +204,12 @@ class _Tree:
         threshold: float,
         solver: Backend,
         device: torch.device,
+        starts: int,
         ledger: Ledger | None = None,
         clipped: Clipped | None = None,
     ) -> None:
         self.program, self.threshold, self.solver, self.ledger = program, threshold, solver, ledger
-        self.clipped = clipped
+        self.clipped, self.starts = clipped, starts
         self.bounds = PhaseBounds(program, planes, torch.float32, device)
         self.exact = PhaseBounds(program, planes, torch.float64, device)
         self.tries = min(LOOKAHEAD, program.units)
@@ -289,9 +299,11 @@ class _Tree:
     def _meet(self, images: Tensor) -> None:
         """Evaluates the output at images (n, N), and near the lowest of them, and keeps the lowest value."""
         goal = torch.zeros(images.shape[1], dtype=torch.long, device=images.device)
-        lowest = self.bounds.values(images, goal).topk(min(FROM, len(goal)), largest=False).indices
-        fallen, values = self.bounds.fall(images[:, lowest], goal[lowest])
-        image = self.exact.inside(fallen[:, values.argmin(), None].double())
+        values = self.bounds.values(images, goal)
+        if self.starts:
+            lowest = values.topk(min(self.starts, len(goal)), largest=False).indices
+            images, values = self.bounds.fall(images[:, lowest], goal[lowest])
+        image = self.exact.inside(images[:, values.argmin(), None].double())
         value = float(self.exact.values(image, goal[:1]))
         if value < self.upper:
             self.upper, self.image = value, image[:, 0].cpu().numpy()

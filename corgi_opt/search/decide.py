@@ -16,7 +16,7 @@ from corgi_opt.encode.expressions import Vector
 from corgi_opt.encode.premise_rows import premised
 from corgi_opt.encode.program import Program
 from corgi_opt.problem.results import Proof
-from corgi_opt.search.branch import TIME_LIMIT, Branching
+from corgi_opt.search.branch import STARTS, TIME_LIMIT, Branching
 from corgi_opt.search.leaves import Leaves
 
 MOST_KEPT_BYTES = 300_000_000
@@ -99,13 +99,14 @@ class Branched:
     """Decides by branch and bound. ``solver`` solves the linear programs of leaves; ``spare``: how far above the
     threshold bounds have to be, so that the checker, whose arithmetic differs, proves the same tree.
 
-    Asked again about the program whose search was cut off last, it goes on with that.
+    ``starts``: as of :class:`Branching`. Asked again about the program whose search was cut off last, it goes on with that.
     """
 
     solver: Backend
     device: torch.device
     spare: float = 0.0
     keep_leaves: bool = False
+    starts: int = STARTS
     _begun: dict[bytes, Branching] = field(default_factory=dict)
 
     def __call__(self, program: Program, decide_at: float, deadline: Deadline) -> Decided:
@@ -114,7 +115,7 @@ class Branched:
         key = program.fingerprint + struct.pack("d", threshold)
         search = self._begun.pop(key, None)
         if search is None:
-            search = Branching(program, threshold, self.solver, self.device, self.keep_leaves)
+            search = Branching(program, threshold, self.solver, self.device, self.keep_leaves, self.starts)
         searched = search.run(deadline)
         self._begun.clear()
         if searched.reason == TIME_LIMIT and search.bytes <= MOST_KEPT_BYTES:

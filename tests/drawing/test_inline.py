@@ -82,6 +82,7 @@ def test_figures_that_are_open_stay_as_they_are():
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
+    plt.close("all")
     mine = plt.figure()
     assert inline_png(lambda figure: figure.subplots(), (2.0, 1.0)) is not None
     assert plt.get_fignums() == [mine.number] and plt.gcf() is mine

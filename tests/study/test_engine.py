@@ -120,7 +120,7 @@ def test_every_cell_is_said_to_who_listens(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr("corgi_opt.study.engine._client", lambda *_: nullcontext())
     monkeypatch.setattr("corgi_opt.study.engine.require_known", lambda *_: None)
     failed = {"state": "failed", "reason": "InputError: no\nmore"}
-    monkeypatch.setattr("corgi_opt.study.engine._answers", lambda _, tasks: ((cell, failed) for cell, _ in tasks))
+    monkeypatch.setattr("corgi_opt.study.engine._answers", lambda _, tasks, __: ((c, failed) for t in tasks for c in t))
     caplog.set_level(logging.INFO, "corgi_opt.study")
     found = run(Plan.load(plan(tmp_path)), tmp_path / "out", progress=False)
     lines = [record.getMessage() for record in caplog.records]

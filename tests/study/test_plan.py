@@ -220,8 +220,8 @@ def test_the_plan_in_the_docs_is_one(tmp_path):
     docs = Path(__file__).parents[2] / "docs" / "studies.md"
     (text,) = blocks(docs.read_text(encoding="utf-8"), "toml")
     cells = Plan.load(write_plan(tmp_path / "p.toml", text)).cells()
-    assert len(cells) == 20 * (3 * 2 + 2 + 3 * 4)
-    assert {c.ask.kind for c in cells} == {"radius", "verify", "margin"}
+    assert len(cells) == 20 * (3 * 2 + 2 + 3 * 4 + 1)
+    assert {c.ask.kind for c in cells} == {"radius", "verify", "margin", "heat_map"}
 
 
 COLOUR = """
