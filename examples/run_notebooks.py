@@ -31,7 +31,10 @@ def tidied(cell: nbformat.NotebookNode) -> nbformat.NotebookNode:
     cell.metadata.pop("execution", None)
     if SHOWS_DATA in cell.metadata.get("tags", []):
         for output in cell.outputs:
-            output.get("data", {}).pop("image/png", None)
+            data = output.get("data", {})
+            data.pop("image/png", None)
+            if "text/html" in data:
+                data["text/html"] = re.sub(r"<img [^>]*>", "", data["text/html"])
     cell.outputs = [o for o in cell.outputs if "\r" not in o.get("text", "")]  # what is left of a progress line
     for output in cell.outputs:
         data = output.get("data", {})

@@ -109,7 +109,7 @@ class Branching:
         self._program, self._threshold, self._solver, self._device = program, threshold, solver, device
         self._keep_leaves, self._starts = keep_leaves, starts
         ledger = Ledger(program) if keep_leaves else None
-        self._first = _Tree(program, None, threshold, solver, device, starts, ledger)
+        self._first = _Tree(program, None, threshold, solver, device, ledger, starts=starts)
         self._planes: HullPlanes | None = None
         self._second: _Tree | None = None
 
@@ -137,14 +137,13 @@ class Branching:
         planes = self._planes or hull_planes(program, threshold + CLEARLY, deadline)
         if not deadline.over:
             self._planes = planes
-        LOG.info("larger tree: planes above %d units%s", program.units, "" if self._planes else ", cut off")
+        LOG.info("larger tree: planes above %d units found%s", program.units, "" if self._planes else ", cut off")
         clipped, ledger = clip(program, planes, threshold, self._device, deadline), None
         if self._keep_leaves:
             clipped = clip_again(program, clipped, self._device, deadline)
             ledger = Ledger(clipped.program, clipped.planes, clipped)
-        tree = _Tree(
-            clipped.program, clipped.planes, threshold, self._solver, self._device, self._starts, ledger, clipped
-        )
+        about = clipped.program, clipped.planes, threshold
+        tree = _Tree(*about, self._solver, self._device, ledger, clipped, self._starts)
         if not deadline.over:
             self._second = tree
         return tree
@@ -204,9 +203,9 @@ class _Tree:
         threshold: float,
         solver: Backend,
         device: torch.device,
-        starts: int,
         ledger: Ledger | None = None,
         clipped: Clipped | None = None,
+        starts: int = STARTS,
     ) -> None:
         self.program, self.threshold, self.solver, self.ledger = program, threshold, solver, ledger
         self.clipped, self.starts = clipped, starts

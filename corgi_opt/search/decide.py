@@ -99,7 +99,8 @@ class Branched:
     """Decides by branch and bound. ``solver`` solves the linear programs of leaves; ``spare``: how far above the
     threshold bounds have to be, so that the checker, whose arithmetic differs, proves the same tree.
 
-    ``starts``: as of :class:`Branching`. Asked again about the program whose search was cut off last, it goes on with that.
+    ``starts``: as of :class:`Branching`. Asked again about the program whose search was cut off last, it goes on with
+    that.
     """
 
     solver: Backend
