@@ -367,7 +367,7 @@ class Question:
         self.run.count("breakable", *(["breakable and broken"] if broken else []))
 
     def compare(self, eps: float) -> None:
-        methods = ["corgi", "crown", "dual", *(() if self.net.curved else ("lp", "bab"))]
+        methods = ["corgi", "crown", "dual", *(("split",) if self.net.curved else ("lp", "bab"))]
         found = self.call("compare", **self.about, eps=eps, methods=methods)
         for method in methods if found is not None else ():
             self.judge(found.only.answers[method], eps, method)
