@@ -243,11 +243,7 @@ class PhaseBounds:
 
     def values(self, images: Tensor, goal: Tensor) -> Tensor:
         """The outputs (N,) at images ``t`` (n, N), up to their residue; no bound is above these less that."""
-        variables = self._new(len(goal))
-        variables[: self.inputs] = images
-        for block in self._blocks:
-            part = slice(self.inputs + block.first, self.inputs + block.last)
-            variables[part] = self._read(block, variables)[0].relu()
+        variables = self._variables(images)
         return (variables * self._costs[:, goal]).sum(dim=0) + self._offsets[goal]
 
     def fall(self, images: Tensor, goal: Tensor) -> tuple[Tensor, Tensor]:
@@ -329,15 +325,20 @@ class PhaseBounds:
 
     def _slopes_at(self, images: Tensor, goal: Tensor) -> Tensor:
         """The derivatives (n, N) of outputs at images."""
-        variables = self._new(len(goal))
+        on = (self._variables(images)[self.inputs :] > 0).to(images.dtype)
+        nothing = torch.zeros_like(on)
+        lam = self._costs.index_select(1, goal)
+        self._walk(self._blocks, lam, _Lines(nothing, on, on, nothing, nothing, nothing, nothing))
+        return lam[: self.inputs]
+
+    def _variables(self, images: Tensor) -> Tensor:
+        """All variables (n+U, N) at images ``t`` (n, N)."""
+        variables = self._new(images.shape[1])
         variables[: self.inputs] = images
         for block in self._blocks:
             part = slice(self.inputs + block.first, self.inputs + block.last)
             variables[part] = self._read(block, variables)[0].relu()
-        on = (variables[self.inputs :] > 0).to(images.dtype)
-        nothing = torch.zeros_like(on)
-        lines = _Lines(nothing, on, on, nothing, nothing, nothing, nothing)
-        return self._descend(goal, lines).lam[: self.inputs]
+        return variables
 
     def _new(self, count: int) -> Tensor:
         return self._constants.new_empty(self.inputs + self.units, count)
