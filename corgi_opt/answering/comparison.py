@@ -27,12 +27,13 @@ from corgi_opt.methods import check_method, weakest_first
 from corgi_opt.network.cam import CamNetwork
 from corgi_opt.problem.asked import Asked
 from corgi_opt.problem.clip import Clip, checked_clip
-from corgi_opt.problem.plain import Plain
+from corgi_opt.problem.plain import Plain, plain
 from corgi_opt.problem.properties import Property
 from corgi_opt.problem.question import Question
 from corgi_opt.problem.region import Norm, canonical_norm
-from corgi_opt.problem.results import Radius, Verdict
+from corgi_opt.problem.results import Radius, Verdict, about
 from corgi_opt.problem.scene import Scene
+from corgi_opt.problem.witness import original_of
 from corgi_opt.search.attack import PgdOptions
 
 SHARED = 0.005
@@ -64,12 +65,24 @@ class Compared(Plain):
         """What the method proves: a certified eps, or a lower bound of the margin."""
         return _sides(self.answers[method])[0]
 
+    @pinned
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON types, floats to the last bit. The original image stands there once, not in every answer."""
+        said = super().to_dict()
+        first = next(iter(self.answers.values())).original
+        said["original"] = plain(first)
+        for name, answer in self.answers.items():
+            if answer.original is first:
+                said["answers"][name]["original"] = None
+        return said
+
     @classmethod
     @pinned
     def from_dict(cls, said: Mapping[str, Any]) -> Compared:
-        """What :meth:`to_dict` wrote."""
+        """What :meth:`to_dict` wrote, now or when every answer held its image."""
         kind = Radius if said["eps"] is None else Verdict
-        answers = {name: kind.from_dict(answer) for name, answer in said["answers"].items()}
+        original = original_of(said)
+        answers: dict[str, Answer] = {n: about(kind.from_dict(a), original) for n, a in said["answers"].items()}
         return cls(said["image"], Asked.from_dict(said["asked"]), said["eps"], answers, dict(said["seconds"]))
 
     def __repr__(self) -> str:
@@ -275,7 +288,7 @@ def compare(
     the first three, and split, which is what bab and auto are there.
     ``time_limit`` is the total for each method of a question. Raises TieError for a tied image (one of several has
     radius 0, or an unknown margin), BoundOrderError if bounds contradict each other or a replayed image. Ctrl-C raises
-    Interrupted (``partial``: the comparison so far).
+    Interrupted (``partial``: the comparison so far), or KeyboardInterrupt where no question was begun yet.
     """
     norm, epses = canonical_norm(norm), [None] if eps is None else _several("eps", eps)
     curved = curved_layers(net)
@@ -293,24 +306,28 @@ def compare(
     cases = [(at, one, size) for at in range(len(images)) for one in wanted for size in epses]
     found: list[Compared] = []
     with reporting(progress, "compare") as report:
-        for at, one, size in cases:
-            scene = Scene.of(net, images[at], class_idx=class_idx, norm=norm, clip=checked_clip(clip))
-            try:
-                question = Question.ask(scene, one, tie_tol=tie_tol, keep_class=keep_class)
-            except TieError as tie:
-                if len(cases) == 1:
-                    raise
-                found.append(_of_tied(tied(scene, one, keep_class, "", str(tie)), at, size, chosen))
-                continue
-            search: Search
-            if size is None:
-                search = RadiusSearch(question, where, options, tolerance, backend, report)
-            else:
-                search = MarginSearch(question, size, where, tolerance, backend, report)
-            try:
+        try:
+            for at, one, size in cases:
+                scene = Scene.of(net, images[at], class_idx=class_idx, norm=norm, clip=checked_clip(clip))
+                try:
+                    question = Question.ask(scene, one, tie_tol=tie_tol, keep_class=keep_class)
+                except TieError as tie:
+                    if len(cases) == 1:
+                        raise
+                    found.append(_of_tied(tied(scene, one, keep_class, "", str(tie)), at, size, chosen))
+                    continue
+                search: Search
+                if size is None:
+                    search = RadiusSearch(question, where, options, tolerance, backend, report)
+                else:
+                    search = MarginSearch(question, size, where, tolerance, backend, report)
                 found.append(_compared(search, question, at, size, chosen, time_limit))
-            except _StoppedError as stop:
-                raise Interrupted(Comparison((*found, stop.so_far), tolerance)) from stop
+        except _StoppedError as stop:
+            raise Interrupted(Comparison((*found, stop.so_far), tolerance)) from stop
+        except KeyboardInterrupt as stop:  # between two questions
+            if not found:
+                raise
+            raise Interrupted(Comparison(tuple(found), tolerance)) from stop
     return Comparison(tuple(found), tolerance)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
@@ -100,7 +101,14 @@ SolverName = Annotated[
     str | None,
     typer.Option("--solver", callback=_there, help="of lp, milp and bab: highs, pulp:cbc, cvxpy:clarabel ..."),
 ]
-Class = Annotated[int | None, typer.Option("--class", help="class index; default: the predicted class")]
+Class = Annotated[
+    str | None,
+    typer.Option("--class", help="number of the class, or its name with --classes; default: the predicted class"),
+]
+Classes = Annotated[
+    str | None,
+    typer.Option("--classes", help="names of all classes in their order: a text file, a line each, or 'cat,dog,...'"),
+]
 NormText = Annotated[str, typer.Option("--norm", help="inf, 2 or 1, also Linf, l2 ...")]
 ClipText = Annotated[
     str,
@@ -174,6 +182,7 @@ class Setting:
 
     keep_class: KeepClass = False
     class_idx: Class = None
+    classes: Classes = None
     norm: NormText = "inf"
     clip: ClipText = "0,1"
     size: Size = None
@@ -182,13 +191,14 @@ class Setting:
 
     def loaded(self, subject: Subject) -> tuple[CamNetwork, Tensor]:
         """The network and the image. Raises InputError, MissingPackageError."""
-        return load(subject.model, subject.image, self.size, self.weights)
+        names = None if self.classes is None else named_classes(self.classes)
+        return load(subject.model, subject.image, self.size, self.weights, names)
 
     def keywords(self) -> dict[str, Any]:
         """As every question takes them. Raises InputError."""
         return {
             "keep_class": self.keep_class,
-            "class_idx": self.class_idx,
+            "class_idx": number_or_name(self.class_idx, names=self.classes is not None),
             "norm": canonical_norm(self.norm),
             "clip": clip_from_text(self.clip),
             "solver": self.solver,
@@ -213,6 +223,31 @@ class MeansAtOneEps(Means):
     """The same for a single verdict."""
 
     time_limit: Seconds = 300.0
+
+
+def named_classes(text: str) -> list[str]:
+    """The names of classes, in their order, that a text file holds line by line, or that stand between commas.
+
+    Raises InputError.
+    """
+    path = Path(text)
+    if not path.is_file():
+        if "," not in text:
+            raise InputError(f"--classes must be a text file with a name on each line, or 'cat,dog,...', got {text!r}")
+        return [name.strip() for name in text.split(",")]
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--classes: {text!r} is no text file in UTF-8 that can be read: {error}") from error
+
+
+def number_or_name(text: str | None, names: bool) -> int | str | None:
+    """A class as it is typed: its number, or else its name, where there are ``names``. Raises InputError."""
+    if text is None or re.fullmatch(r"[-+]?\d+", text):
+        return None if text is None else int(text)
+    if not names:
+        raise InputError(f"--class must be the number of a class, or its name together with --classes, got {text!r}")
+    return text
 
 
 T = TypeVar("T")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib.util
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,10 @@ BUGS = (NameError, AttributeError, TypeError, KeyError, ImportError, NotImplemen
 """What a forward raises that fails on every image. Of one it does not take torch says RuntimeError or ValueError."""
 
 
-def load(model: str, image: str, size: int | None, weights: Path | None) -> tuple[CamNetwork, Tensor]:
-    """The network and the image that the command line names.
+def load(
+    model: str, image: str, size: int | None, weights: Path | None, classes: Sequence[str] | None = None
+) -> tuple[CamNetwork, Tensor]:
+    """The network, with the names of its classes where they are known, and the image that the command line names.
 
     Raises InputError, MissingPackageError; UserCodeError where the code of the model fails.
     """
@@ -48,7 +50,7 @@ def load(model: str, image: str, size: int | None, weights: Path | None) -> tupl
             f"{type(module).__name__} does not take this image: torch said {said!r}; the image has {x.shape[1]} "
             f"channels and {x.shape[2]} x {x.shape[3]} pixels; --size N makes an image file N x N"
         ) from refused
-    net = from_torch(module, x)
+    net = from_torch(module, x, classes=classes)
     if isinstance(module, OnnxModule) and not module.origin.compared:
         to_stderr(net.note)
     return net, x

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, TypeVar
 
 from corgi_opt._ambient import pinned
 from corgi_opt._deadline import Deadline, check_time_limit
@@ -280,16 +280,27 @@ def _said(answer: Verdict | Radius) -> dict[str, Any]:
     return said
 
 
+def about(answer: A, original: Original | None) -> A:
+    """An answer, and its counterexample, about this image, where they were read without one."""
+    if answer.original is not None:
+        return answer
+    return replace(answer, original=original, counterexample=_seen_beside(original, answer.counterexample))
+
+
+def _seen_beside(original: Original | None, witness: Witness | None) -> Witness | None:
+    """A counterexample with the image that it changes."""
+    known = witness is None or witness.original is not None
+    return witness if known else replace(witness, original=original)
+
+
 def _answered(said: Mapping[str, Any]) -> dict[str, Any]:
     """The fields that every answer has."""
     original = original_of(said)
     witness = None if said["counterexample"] is None else Witness.from_dict(said["counterexample"])
-    if witness is not None and witness.original is None:
-        witness = replace(witness, original=original)
     return {
         **said,
         "asked": Asked.from_dict(said["asked"]),
-        "counterexample": witness,
+        "counterexample": _seen_beside(original, witness),
         "stats": {name: math.nan if value is None else value for name, value in said["stats"].items()},
         "original": original,
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 
 import matplotlib as mpl
 import numpy as np
@@ -132,6 +133,48 @@ def test_comparisons_go_through_json_and_back(network):
         assert back.to_dict() == found.to_dict() and repr(back) == repr(found)
         assert [q.asked for q in back.questions] == [q.asked for q in found.questions]
     assert {q.asked.property for q in radii.questions} == {co.TopK(1), co.TopK(2)}
+
+
+def test_json_holds_the_image_of_a_question_once(network):
+    found = co.compare(network, image(1, 8, 8), k=2, methods=["corgi", "crown"], rtol=0.1)
+    text = json.dumps(found.to_dict(), allow_nan=False)
+    pixels = json.dumps(found.only.answers["crown"].original.image.tolist())
+    assert text.count(pixels) == 1
+    (back,) = co.Comparison.from_dict(json.loads(text)).questions
+    for answer in back.answers.values():
+        assert answer.original.image.equal(image(1, 8, 8).double())
+        assert answer.counterexample.original is answer.original
+
+
+def test_a_comparison_that_was_written_with_an_image_in_every_answer_is_read(network):
+    found = co.compare(network, image(1, 8, 8), k=2, methods=["corgi", "crown"], rtol=0.1).only
+    old = {**found.to_dict(), "answers": {name: answer.to_dict() for name, answer in found.answers.items()}}
+    del old["original"]
+    back = co.Compared.from_dict(json.loads(json.dumps(old, allow_nan=False)))
+    assert back.answers["corgi"].original.image.equal(found.answers["corgi"].original.image)
+
+
+def test_ctrl_c_between_two_questions_keeps_those_that_are_done(network, monkeypatch):
+    x = image(1, 8, 8)
+    module = sys.modules["corgi_opt.answering.comparison"]
+    search, made = module.RadiusSearch, []
+
+    def second_stops(*given):
+        made.append(1)
+        if len(made) > done:
+            raise KeyboardInterrupt
+        return search(*given)
+
+    monkeypatch.setattr(module, "RadiusSearch", second_stops)
+    done = 1
+    with pytest.raises(co.Interrupted) as stop:
+        co.compare(network, x, k=[1, 2, 3], methods=["corgi", "crown"], rtol=0.1)
+    (kept,) = stop.value.partial.questions
+    assert kept.asked.property == co.TopK(1) and list(kept.answers) == ["corgi", "crown"]
+    done = 0
+    with pytest.raises(KeyboardInterrupt) as nothing:
+        co.compare(network, x, k=[1, 2], methods=["corgi"], rtol=0.1)
+    assert not isinstance(nothing.value, co.Interrupted)
 
 
 def test_one_tied_image_of_several_is_answered(network):

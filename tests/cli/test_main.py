@@ -92,6 +92,30 @@ def test_class_clip_and_time_limit_reach_the_question(corgi):
     assert found["margin_lower"] == pytest.approx(v.margin_lower, rel=1e-9)
 
 
+DIGITS = "zero,one,two,three,four,five,six,seven,eight,nine"
+
+
+def test_classes_have_names(corgi):
+    ran = corgi("verify", *QUESTION, "--eps", 0.001, "--classes", DIGITS, "--class", "three")
+    assert (ran.code, ran.err) == (0, "") and ", class 3 (three): " in ran.out
+    ran = corgi("compare", *QUESTION, "--methods", "crown", "--classes", DIGITS, "--json")
+    assert only_json(ran)["questions"][0]["asked"]["class_name"] == "seven"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--class", "three"), "--class must be the number of a class, or its name together with --classes"),
+        (("--classes", DIGITS, "--class", "thre"), "there is no class 'thre'; there are 'three'"),
+        (("--classes", "one,two"), "classes has 2 names, but the network has 10 class scores"),
+        (("--classes", "one,,three"), "its entry 1 is ''"),
+    ],
+)
+def test_names_of_classes_that_do_not_fit_are_refused(corgi, options, words):
+    ran = corgi("verify", *QUESTION, "--eps", 0.001, *options)
+    assert (ran.code, ran.out) == (3, "") and words in ran.err and ran.err.count("\n") == 1
+
+
 @pytest.mark.parametrize("command", [("verify", "--eps", 0.001), ("radius",), ("compare",)])
 def test_a_solver_that_is_not_installed_is_named_before_a_model_is_loaded(corgi, command, monkeypatch):
     import corgi_solvers.pulp
@@ -317,7 +341,7 @@ def test_help_says_what_every_exit_code_means(corgi):
     assert "2: none is" in " ".join(corgi("radius", "--help").out.split())
 
 
-SETTING = "--keep-class --class=None --norm=inf --clip=0,1 --size=None --weights=None --solver=None"
+SETTING = "--keep-class --class=None --classes=None --norm=inf --clip=0,1 --size=None --weights=None --solver=None"
 WHAT = "--k=None --within=None --property=None --method=auto"
 
 
