@@ -280,6 +280,9 @@ def _said(answer: Verdict | Radius) -> dict[str, Any]:
     return said
 
 
+A = TypeVar("A", "Verdict", "Radius")
+
+
 def about(answer: A, original: Original | None) -> A:
     """An answer, and its counterexample, about this image, where they were read without one."""
     if answer.original is not None:
@@ -289,8 +292,9 @@ def about(answer: A, original: Original | None) -> A:
 
 def _seen_beside(original: Original | None, witness: Witness | None) -> Witness | None:
     """A counterexample with the image that it changes."""
-    known = witness is None or witness.original is not None
-    return witness if known else replace(witness, original=original)
+    if witness is None or witness.original is not None:
+        return witness
+    return replace(witness, original=original)
 
 
 def _answered(said: Mapping[str, Any]) -> dict[str, Any]:
