@@ -280,7 +280,7 @@ def _said(answer: Verdict | Radius) -> dict[str, Any]:
     return said
 
 
-A = TypeVar("A", "Verdict", "Radius")
+A = TypeVar("A", bound="Verdict | Radius")
 
 
 def about(answer: A, original: Original | None) -> A:

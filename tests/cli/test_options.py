@@ -57,7 +57,7 @@ def test_names_of_classes_stand_between_commas_or_line_by_line_in_a_file(tmp_pat
     assert named_classes("stop, give way,30") == ["stop", "give way", "30"]
     (tmp_path / "names.txt").write_text("stop\ngive way, please\nétroit\n", encoding="utf-8")
     assert named_classes(str(tmp_path / "names.txt")) == ["stop", "give way, please", "étroit"]
-    with pytest.raises(co.InputError, match="a text file with a name on each line, or .*got 'absent.txt'"):
+    with pytest.raises(co.InputError, match=r"a text file with a name on each line, or .*got 'absent.txt'"):
         named_classes("absent.txt")
     (tmp_path / "net.pt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(co.InputError, match="no text file in UTF-8"):
