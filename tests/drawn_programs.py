@@ -93,6 +93,29 @@ def patterns(program: Program) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndar
         yield np.array(a), np.array(b), found[:, :n], found[:, n] + program.output_constants
 
 
+def exact_intervals(program: Program, goal: float, phases: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """The least and largest pre-activations (U,) of images with an output of at most ``goal``, and with ``phases`` (U,)
+    where they are given; least above largest where there is no such image."""
+    n, rows = program.inputs, program.rows.toarray()
+    low, high = np.full(program.units, np.inf), np.full(program.units, -np.inf)
+    signs = itertools.product((-1, 1), repeat=program.units)
+    for on, (a, b, c, d) in zip(signs, patterns(program), strict=True):
+        if phases is not None and (np.array(on) * phases < 0).any():
+            continue
+        table, right = np.vstack([a, c[:1]]), np.r_[b, goal - d[0]]
+        values = np.zeros((n + program.units, n + 1))
+        values[:n, :n] = np.eye(n)
+        for unit, sign in enumerate(on):
+            z = rows[unit] @ values
+            z[n] += program.constants[unit]
+            values[n + unit] = (sign > 0) * z
+            for way, side, better in ((1, low, min), (-1, high, max)):
+                answer = linprog(way * z[:n], table, right, bounds=(-1, 1))
+                if answer.status == 0:
+                    side[unit] = better(side[unit], way * float(answer.fun) + z[n])
+    return low, high
+
+
 def least(program: Program, held: int | None = None) -> float:
     """The minimum of the first output, in units of its scale; where all from ``held`` on are not negative."""
     best = INF

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -32,6 +32,7 @@ from corgi_opt.bounding.adam import Adam
 from corgi_opt.bounding.budget import in_parts
 from corgi_opt.bounding.regions import Move, least
 from corgi_opt.encode.hull import HullPlanes, layers
+from corgi_opt.encode.nodes import Nodes
 from corgi_opt.encode.program import Program
 from corgi_opt.problem.region import Norm
 
@@ -61,61 +62,14 @@ SLOWEST, FASTEST = 1 / 64, 2.0
 
 
 @dataclass(frozen=True, eq=False)
-class Nodes:
-    """N phase patterns, and the multipliers to bound them with: (U, N) each.
-
-    ``phases`` (int8): 1 on, -1 off, 0 open. ``mixes``: the share of planes, in [0, 1]. ``goal`` (N,): which output of
-    the program each is about. ``pace`` (N,): the factor of ascent's steps, see :meth:`PhaseBounds.ascend`.
-    """
-
-    phases: Tensor
-    slopes: Tensor
-    pulls: Tensor
-    mixes: Tensor
-    goal: Tensor
-    pace: Tensor
-
-    def __len__(self) -> int:
-        return len(self.goal)
-
-    def __getitem__(self, part: Tensor) -> Nodes:
-        phases, slopes, pulls, mixes = (m[:, part] for m in (self.phases, self.slopes, self.pulls, self.mixes))
-        return Nodes(phases, slopes, pulls, mixes, self.goal[part], self.pace[part])
-
-    def to(self, dtype: torch.dtype) -> Nodes:
-        return replace(self.at(m.to(dtype) for m in self.multipliers), pace=self.pace.to(dtype))
-
-    @property
-    def multipliers(self) -> tuple[Tensor, Tensor, Tensor]:
-        return self.slopes, self.pulls, self.mixes
-
-    def at(self, multipliers: Iterable[Tensor]) -> Nodes:
-        """The same nodes at other multipliers."""
-        slopes, pulls, mixes = multipliers
-        return replace(self, slopes=slopes, pulls=pulls, mixes=mixes)
-
-    def split(self, units: Tensor, lam: Tensor) -> Nodes:
-        """Both children (2N) of each node by one open unit (N,): first all with it on, then all with it off.
-
-        ``lam`` (N,): the objective's coefficient that reached the unit. Where it is positive, pulls are such that
-        mu stays what it was, so that a child's bound starts from its parent's.
-        """
-        at = torch.arange(len(units), device=units.device)
-        slope, positive = self.slopes[units, at], lam.clamp(min=0)
-        sides = ((1, (1 - slope) * positive), (-1, slope * positive))
-        phases = [self.phases.index_put((units, at), self.phases.new_tensor(side)) for side, _ in sides]
-        pulls = [self.pulls.index_put((units, at), pull) for _, pull in sides]
-        slopes, mixes = (torch.cat([part, part], dim=1) for part in (self.slopes, self.mixes))
-        goal, pace = torch.cat([self.goal, self.goal]), torch.cat([self.pace, self.pace])
-        return Nodes(torch.cat(phases, dim=1), slopes, torch.cat(pulls, dim=1), mixes, goal, pace)
-
-
-@dataclass(frozen=True, eq=False)
 class Bound:
     """D of N nodes: ``value`` (N,), and the coefficients ``lam`` (n+U, N) that reached the variables."""
 
     value: Tensor
     lam: Tensor
+
+    def __getitem__(self, part: Tensor) -> Bound:
+        return Bound(self.value[part], self.lam[:, part])
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,6 +82,9 @@ class Point:
     variables: Tensor
     z: Tensor
     gain: Tensor
+
+    def __getitem__(self, part: Tensor) -> Point:
+        return Point(self.variables[:, part], self.z[:, part], self.gain[:, part])
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,7 +114,7 @@ class _Block:
 @dataclass(frozen=True, eq=False)
 class _Lines:
     """How N nodes relax their units: mu = above lambda or below lambda by its sign, less ``push``; ``plane`` lambda < 0
-    goes to the planes; all (U, N)."""
+    goes to the planes; all (U, N). ``chord``: slope and shift of the chords alone, (U, N) or (U, 1)."""
 
     open: Tensor
     above: Tensor
@@ -166,6 +123,7 @@ class _Lines:
     push: Tensor
     plane: Tensor
     phases: Tensor
+    chord: tuple[Tensor, Tensor]
 
 
 class PhaseBounds:
@@ -180,15 +138,14 @@ class PhaseBounds:
         self._blocks = [_block(program, planes, first, last, dtype, device) for first, last in layers(program)]
         self._constants = tensor(program.constants)[:, None]
         lower, upper = tensor(program.lower)[:, None], tensor(program.upper)[:, None]
-        self._chord = upper / (upper - lower)
-        self._shift = -self._chord * lower
+        self._chord = _chord(lower, upper)
         # float32 proves nothing, so what float64 may hide does not matter there
         counts = dtype == torch.float64 or program.slack.max(initial=0.0) > SEEN
         self._slack = tensor(program.slack)[:, None] if counts else None
         self._costs, self._offsets = tensor(program.outputs.toarray().T), tensor(program.output_constants)
         self._residue = tensor(program.residue)
         self._planes = None if planes is None else tensor(planes.shifts)[:, None]
-        crown = (self._chord > 0.5).to(dtype)
+        crown = (self._chord[0] > 0.5).to(dtype)
         self._below = crown if planes is None else tensor(planes.below)[:, None]
         self._mixes = torch.zeros_like(crown) if planes is None else tensor(planes.mixes)[:, None]
         # a region's offsets from its centre, in units of eps: reach * t + shift
@@ -209,20 +166,20 @@ class PhaseBounds:
 
         def value(start: int, count: int) -> Tensor:
             part = nodes[every[start : start + count]]
-            return self._descend(part.goal, self._lines(part)).value
+            return self._descend(part.goal, self._lines(part, self._chord_of(part))).value
 
         return torch.cat(in_parts(len(nodes), AT_ONCE if self.device.type == "cpu" else AT_ONCE_ON_GPU, value))
 
     def below_outputs(self, nodes: Nodes) -> Below:
         """Lower bounds of the outputs of N nodes, each over the images of its phases."""
-        bound = self._descend(nodes.goal, self._lines(nodes))
+        bound = self._descend(nodes.goal, self._lines(nodes, self._chord_of(nodes)))
         coefs = bound.lam[: self.inputs]
         return Below(coefs, bound.value - self.least(coefs))
 
     def below_units(self, node: Nodes) -> Below:
         """Lower bounds of the pre-activations of all units, and then of all of them negated (R = 2U), over the region,
         at the lines of one node."""
-        lines = self._lines(node)
+        lines = self._lines(node, self._chord_of(node))
         lines = replace(lines, push=torch.zeros_like(lines.push))  # what a phase allows is no part of this
         coefs = self._constants.new_empty(self.inputs, 2, self.units)
         constants = self._constants.new_empty(2, self.units)
@@ -284,7 +241,8 @@ class PhaseBounds:
         there if D were linear (Polyak 1969): near the goal, full steps only jump from side to side over kinks of D. A
         node that gained gets twice the pace for its next ascent, one that did not half of it.
         """
-        best, lines = nodes, self._lines(nodes)
+        best, chord = nodes, self._chord_of(nodes)
+        lines = self._lines(nodes, chord)
         bound = self._descend(nodes.goal, lines)
         start = value = bound.value
         memory = [Adam(nodes.slopes) for _ in range(3)]
@@ -300,7 +258,7 @@ class PhaseBounds:
             rise = torch.stack([(g * s).sum(dim=0) for g, s in zip(gradients, full, strict=True)]).sum(dim=0)
             share = (nodes.pace * (enough - bound.value).clamp(min=0) / rise.clamp(min=1e-30)).clamp(max=1)
             nodes = nodes.at(old + share * s for old, s in zip(nodes.multipliers, full, strict=True))
-            lines = self._lines(nodes)
+            lines = self._lines(nodes, chord)
             bound = self._descend(nodes.goal, lines)
             better = bound.value > value
             value = torch.where(better, bound.value, value)
@@ -308,9 +266,13 @@ class PhaseBounds:
             best = best.at(torch.where(better, new, old) for new, old in both)
         pace = torch.where(value > start, 2 * best.pace, best.pace / 2).clamp(SLOWEST, FASTEST)
         best = replace(best, pace=pace)
-        lines = self._lines(best)
-        bound = self._descend(best.goal, lines)
-        return best, bound, self._rise(bound.lam, lines)
+        return best, *self.relaxed(best)
+
+    def relaxed(self, nodes: Nodes) -> tuple[Bound, Point]:
+        """The nodes' bounds at their multipliers, and the minimisers of their relaxations."""
+        lines = self._lines(nodes, self._chord_of(nodes))
+        bound = self._descend(nodes.goal, lines)
+        return bound, self._rise(bound.lam, lines)
 
     def doubt(self, nodes: Nodes, bound: Bound, point: Point) -> Tensor:
         """How much each open unit (U, N) weakens the bound: |lambda| times its relaxation's error at the minimiser."""
@@ -328,7 +290,7 @@ class PhaseBounds:
         on = (self._variables(images)[self.inputs :] > 0).to(images.dtype)
         nothing = torch.zeros_like(on)
         lam = self._costs.index_select(1, goal)
-        self._walk(self._blocks, lam, _Lines(nothing, on, on, nothing, nothing, nothing, nothing))
+        self._walk(self._blocks, lam, _Lines(nothing, on, on, nothing, nothing, nothing, nothing, self._chord))
         return lam[: self.inputs]
 
     def _variables(self, images: Tensor) -> Tensor:
@@ -351,18 +313,23 @@ class PhaseBounds:
             return read + self._constants[part], None
         return read[:count] + self._constants[part], read[count:] + self._planes[part]
 
-    def _lines(self, nodes: Nodes) -> _Lines:
+    def _chord_of(self, nodes: Nodes) -> tuple[Tensor, Tensor]:
+        """Slope and shift of the nodes' chords."""
+        return self._chord if nodes.ends is None else _chord(*nodes.ends)
+
+    def _lines(self, nodes: Nodes, chord: tuple[Tensor, Tensor]) -> _Lines:
         phases = nodes.phases.to(self._constants.dtype)
         on, open_ = phases.clamp(min=0), 1 - phases.abs()
-        chord = open_ if self._planes is None else open_ * (1 - nodes.mixes)
+        share = open_ if self._planes is None else open_ * (1 - nodes.mixes)
         return _Lines(
             open=open_,
-            above=chord * self._chord + on,
+            above=share * chord[0] + on,
             below=open_ * nodes.slopes + on,
-            shift=chord * self._shift,
+            shift=share * chord[1],
             push=nodes.pulls * phases,
-            plane=open_ - chord,
+            plane=open_ - share,
             phases=phases,
+            chord=chord,
         )
 
     def _descend(self, goal: Tensor, lines: _Lines) -> Bound:
@@ -401,7 +368,8 @@ class PhaseBounds:
             line = torch.where(helps, lines.below[part], lines.above[part]) * here + ~helps * lines.shift[part]
             if plane is not None:
                 line = line + ~helps * lines.plane[part] * plane
-                gain[part] = plane - self._chord[part] * here - self._shift[part]
+                slope, shift = (line[part] for line in lines.chord)
+                gain[part] = plane - slope * here - shift
             variables[self.inputs + block.first : self.inputs + block.last] = line
             z[part] = here
         return Point(variables, z, gain)
@@ -423,6 +391,12 @@ class PhaseBounds:
 
     def _moved(self, move: Move) -> Tensor:
         return ((move.offset - self._center) / self._reach).T
+
+
+def _chord(lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+    """Slope and shift of the line through a ReLU's values at both ends of an interval around zero."""
+    slope = upper / (upper - lower)
+    return slope, -slope * lower
 
 
 def _block(

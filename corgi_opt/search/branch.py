@@ -24,11 +24,13 @@ from corgi_opt._deadline import Deadline
 from corgi_opt.encode.expressions import Vector
 from corgi_opt.encode.hull import HullPlanes, hull_planes
 from corgi_opt.encode.leaf import leaf, leaf_multipliers
-from corgi_opt.encode.phases import Nodes, PhaseBounds
+from corgi_opt.encode.nodes import Nodes
+from corgi_opt.encode.phases import Bound, PhaseBounds, Point
 from corgi_opt.encode.program import Program
 from corgi_opt.search.clipping import Clipped, clip, clip_again
 from corgi_opt.search.frontier import Frontier, Likely
 from corgi_opt.search.leaves import Leaves, Ledger
+from corgi_opt.search.narrowing import Narrowing
 
 LOG = logging.getLogger(__name__)
 
@@ -93,8 +95,8 @@ class Branching:
 
     ``threshold`` in units of the first output's scale; ``solver`` solves the linear programs of leaves. A small tree
     comes first; where it does not suffice, one whose units also have planes above them (encode/hull.py), in intervals
-    that hold for counterexamples alone (clipping.py). ``starts``: images that lower ones are looked for from; none
-    where only some images count, which the lowest seldom is among.
+    that hold for counterexamples alone (clipping.py) and that nodes narrow (narrowing.py). ``starts``: images that
+    lower ones are looked for from; none where only some images count, which the lowest seldom is among.
     """
 
     def __init__(
@@ -217,8 +219,13 @@ class _Tree:
         self.nodes = self.leaves = 0
         self.reason = ""
         self.root = self.bounds.root()
+        self.narrowing: Narrowing | None = None
         if clipped is not None:
             self.root = replace(self.root, phases=clipped.root.to(device))
+            # a certificate says how intervals were clipped at the root, and not in nodes
+            if program.units and clipped.steps and not clipped.empty and ledger is None:
+                self.narrowing = Narrowing(clipped, device)
+                self.root = self.narrowing.root(self.root)
 
     def search(self, deadline: Deadline, most_nodes: float) -> Searched:
         """Goes on until it is decided, time is over, or so many nodes have been bounded in all."""
@@ -270,11 +277,27 @@ class _Tree:
             self.closed, self.reason = -math.inf, NOT_A_NUMBER  # nothing is known of these nodes
             return
         self._meet(point.variables[: self.program.inputs])
+        nodes, bound, point, known = self._left(nodes, bound, point, known)
+        if self.narrowing is not None and len(nodes):
+            doubt = self.bounds.doubt(nodes, bound, point)
+            nodes, possible = self.narrowing.narrowed(nodes, bound.lam[self.program.inputs :], doubt)
+            nodes, known = nodes[possible], known[possible]
+            nodes, bound, point, known = self._left(nodes, *self.bounds.relaxed(nodes), known)
+        self._keep(nodes, bound, point, known, deadline)
+
+    def _left(self, nodes: Nodes, bound: Bound, point: Point, known: Tensor) -> tuple[Nodes, Bound, Point, Tensor]:
+        """Those of N nodes that their bounds do not close."""
+        left = torch.nonzero(~self._closed(nodes, bound.value)).flatten()
+        return nodes[left], bound[left], point[left], known[left]
+
+    def _keep(self, nodes: Nodes, bound: Bound, point: Point, known: Tensor, deadline: Deadline) -> None:
+        """Keeps open nodes with the units that they may be split by; closes those by their linear program that no unit
+        misleads."""
         doubt = self.bounds.doubt(nodes, bound, point)
         units = (doubt.sqrt() * self.costs.mean[:, None]).topk(self.tries, dim=0).indices
         value = torch.where(bound.value > known, bound.value, known).clamp(max=self.threshold)
-        kept = ~self._closed(nodes, bound.value)
-        for k in torch.nonzero(kept & ~(doubt > SETTLED).any(dim=0)).flatten().tolist():
+        kept = torch.ones_like(value, dtype=torch.bool)
+        for k in torch.nonzero(~(doubt > SETTLED).any(dim=0)).flatten().tolist():
             if self.met or self.reason:
                 break
             unit = self._leaf(nodes.phases[:, k].cpu().numpy(), deadline)

@@ -30,7 +30,8 @@ from corgi_opt._deadline import Deadline
 from corgi_opt.bounding.tolerance import gamma
 from corgi_opt.encode.expressions import Vector
 from corgi_opt.encode.hull import HullPlanes, hull_planes
-from corgi_opt.encode.phases import Below, Nodes, PhaseBounds
+from corgi_opt.encode.nodes import Nodes
+from corgi_opt.encode.phases import Below, PhaseBounds
 from corgi_opt.encode.program import NARROW, Program, scaled
 
 BEYOND = 1e-6

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from corgi_opt.encode.phases import Nodes
+from corgi_opt.encode.nodes import Nodes
 
 MOST_BYTES = 2_000_000_000
 """Memory for open nodes; from half of it on, nodes nearest to being closed are taken first, so that few are added."""
@@ -36,6 +36,7 @@ class Frontier:
         self._pace = torch.empty(0, device=device)
         self._units, self._lam = column(tries, torch.long), column(tries, torch.float32)
         self._phases = column(units, torch.int8)
+        self._ends = column(0, torch.float32)  # as wide as that of the first nodes
         self._slopes, self._pulls, self._mixes = (column(units, torch.float32) for _ in range(3))
         self._count = 0
 
@@ -44,6 +45,9 @@ class Frontier:
 
     def put(self, nodes: Nodes, value: Tensor, likely: Likely) -> None:
         """Adds N nodes with their bounds ``value`` (N,), which are finite."""
+        ends = nodes.pace.new_empty(0, len(nodes)) if nodes.ends is None else nodes.ends.flatten(0, 1)
+        if not self._count and ends.shape[0] != self._ends.shape[1]:
+            self._ends = self._ends.new_empty(len(self._value), ends.shape[0])
         missing = self._count + len(nodes) - len(self._value)
         if missing > 0:
             self._grow(max(missing, len(self._value), 256))
@@ -51,7 +55,7 @@ class Frontier:
         self._value[slots], self._goal[slots], self._pace[slots] = value, nodes.goal, nodes.pace
         self._units[slots], self._lam[slots] = likely.units, likely.lam
         self._phases[slots], self._slopes[slots] = nodes.phases.T, nodes.slopes.T
-        self._pulls[slots], self._mixes[slots] = nodes.pulls.T, nodes.mixes.T
+        self._pulls[slots], self._mixes[slots], self._ends[slots] = nodes.pulls.T, nodes.mixes.T, ends.T
         self._count += len(nodes)
 
     def take(self, most: int) -> tuple[Nodes, Tensor, Likely]:
@@ -77,14 +81,15 @@ class Frontier:
     def _nodes(self, slots: Tensor) -> Nodes:
         parts = (self._phases, self._slopes, self._pulls, self._mixes)
         phases, slopes, pulls, mixes = (part[slots].T.contiguous() for part in parts)
-        return Nodes(phases, slopes, pulls, mixes, self._goal[slots], self._pace[slots])
+        ends = self._ends[slots].T.contiguous().unflatten(0, (2, -1)) if self._ends.shape[1] else None
+        return Nodes(phases, slopes, pulls, mixes, self._goal[slots], self._pace[slots], ends)
 
     def _grow(self, more: int) -> None:
         self._value = torch.cat([self._value, self._value.new_full((more,), torch.inf)])
-        for name in ("_goal", "_pace", "_units", "_lam", "_phases", "_slopes", "_pulls", "_mixes"):
+        for name in ("_goal", "_pace", "_units", "_lam", "_phases", "_slopes", "_pulls", "_mixes", "_ends"):
             part: Tensor = getattr(self, name)
             setattr(self, name, torch.cat([part, part.new_empty(more, *part.shape[1:])]))
 
     @property
     def _slot_bytes(self) -> int:
-        return 13 * self._phases.shape[1] + 12 * self._units.shape[1] + 16
+        return 13 * self._phases.shape[1] + 4 * self._ends.shape[1] + 12 * self._units.shape[1] + 16

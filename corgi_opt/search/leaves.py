@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from corgi_opt.encode.expressions import Vector
 from corgi_opt.encode.hull import HullPlanes
-from corgi_opt.encode.phases import Nodes
+from corgi_opt.encode.nodes import Nodes
 from corgi_opt.encode.program import Program
 from corgi_opt.search.clipping import Clipped
 

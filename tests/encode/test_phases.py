@@ -17,7 +17,8 @@ from torch import Tensor
 
 from corgi_opt.encode import phases as phases_module
 from corgi_opt.encode.hull import HullPlanes, hull_planes
-from corgi_opt.encode.phases import FASTEST, SLOWEST, Bound, Nodes, PhaseBounds
+from corgi_opt.encode.nodes import Nodes
+from corgi_opt.encode.phases import FASTEST, SLOWEST, Bound, PhaseBounds
 from corgi_opt.encode.program import Program
 from corgi_opt.encode.triangle import triangle
 

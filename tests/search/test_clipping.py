@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 import torch
 from corgi_solvers import Highs
-from drawn_programs import at, drawn, least, outputs_at, patterns, points
+from drawn_programs import at, drawn, exact_intervals, least, outputs_at, points
 from encoding import PATIENT
 from encoding import exact_setting as setting
-from scipy.optimize import linprog
 
 from corgi_opt.encode.hull import hull_planes
 from corgi_opt.encode.phases import PhaseBounds
@@ -40,26 +39,6 @@ def just_above_root(program: Program, share: float) -> float:
     bounds = PhaseBounds(program, hull_planes(program), torch.float64, CPU)
     lowest, bound = least(program), float(bounds.ascend(bounds.root(), 30)[1].value)
     return lowest + share * (lowest - bound) + 0.02
-
-
-def exact_intervals(program: Program, goal: float) -> tuple[np.ndarray, np.ndarray]:
-    """The least and largest pre-activations (U,) of images with an output of at most ``goal``; empty where none is."""
-    n, rows = program.inputs, program.rows.toarray()
-    low, high = np.full(program.units, np.inf), np.full(program.units, -np.inf)
-    for a, b, c, d in patterns(program):
-        table, right = np.vstack([a, c[:1]]), np.r_[b, goal - d[0]]
-        values = np.zeros((n + program.units, n + 1))
-        values[:n, :n] = np.eye(n)
-        for unit in range(program.units):
-            z = rows[unit] @ values
-            z[n] += program.constants[unit]
-            on = not np.allclose(a[unit], z[:n])  # the pattern's own row is z <= 0, or -z <= 0
-            values[n + unit] = on * z
-            for sign, side, better in ((1, low, min), (-1, high, max)):
-                answer = linprog(sign * z[:n], table, right, bounds=(-1, 1))
-                if answer.status == 0:
-                    side[unit] = better(side[unit], sign * float(answer.fun) + z[n])
-    return low, high
 
 
 def require_holds(program: Program, clipped: Clipped, goal: float) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from corgi_opt.encode.phases import Nodes
+from corgi_opt.encode.nodes import Nodes
 from corgi_opt.search import frontier as frontier_module
 from corgi_opt.search.frontier import Frontier, Likely
 
