@@ -1,7 +1,7 @@
 """Radii of deep and strided networks, their proofs, and how far both ends are apart.
 
-    OMP_WAIT_POLICY=PASSIVE python benchmarks/deep.py [--zoo DIR] [--networks plain,resnet8] [--images 10] [--k 5]
-        [--limit 120] [--prove 120] [--rtol 0.002] [--threads 2]
+    OMP_WAIT_POLICY=PASSIVE python benchmarks/deep.py [--zoo DIR] [--networks plain,resnet8] [--images 10 | 6,7,8]
+        [--k 5] [--limit 120] [--prove 120] [--rtol 0.002] [--threads 2]
 
 DIR as in benchmarks/zoo.py. For each network: the median and the worst of falsified / certified, how many certified
 ends the checker proves again in as many seconds as the search had (``--prove 0``: none is asked for), the size of these
@@ -62,7 +62,7 @@ def network(zoo: Zoo, name: str, args: argparse.Namespace) -> None:
     model = zoo.model(name)
     net = co.from_torch(model, zoo.image(0))
     ratios, proofs = [], []
-    for index in range(args.images):
+    for index in args.images:
         start = time.perf_counter()
         try:
             found = co.radius(net, zoo.image(index), k=args.k, rtol=args.rtol, time_limit=args.limit)
@@ -86,11 +86,15 @@ def network(zoo: Zoo, name: str, args: argparse.Namespace) -> None:
     )
 
 
+def numbers(text: str) -> range | list[int]:
+    return [int(part) for part in text.split(",")] if "," in text else range(int(text))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Radii of deep networks and their proofs.")
     parser.add_argument("--zoo", type=Path, default=DEFAULT)
     parser.add_argument("--networks", default="", help="names, separated by commas; all by default")
-    parser.add_argument("--images", type=int, default=10)
+    parser.add_argument("--images", type=numbers, default=range(10), help="so many, or their numbers: 6,7,8")
     parser.add_argument("--k", type=int, default=5)
     parser.add_argument("--limit", type=float, default=120.0, help="seconds of a radius")
     parser.add_argument("--prove", type=float, default=120.0, help="seconds of the search for a proof; 0: none")
