@@ -175,8 +175,8 @@ def falsified(question: Question, ball: Ball, witness: Witness) -> Certificate:
 def certified(question: Question, ball: Ball, solver: Backend, device: torch.device, deadline: Deadline) -> Certificate:
     """A proof that the property holds.
 
-    Raises CertificateError where none is found: the claim is false, time is over, or atoms have to be counted or
-    premises kept to, which only MILPs do so far.
+    Raises CertificateError where none is found: the claim is false, time is over, trees are larger than a file holds,
+    or atoms have to be counted or premises kept to, which only MILPs do so far.
     """
     network = plain_network(question.net)
     claim = _claim("certified", question, ball, network)
@@ -195,7 +195,9 @@ def certified(question: Question, ball: Ball, solver: Backend, device: torch.dev
     trees = _trees(question, ball, margins, solver, device, deadline)
     if not margins.margin > 0:
         raise CertificateError(f"the margin is only proven to be above {margins.margin:.6g}")
-    return Certificate(claim, claims, tuple(trees))
+    certificate = Certificate(claim, claims, tuple(trees))
+    certificate.require_readable()
+    return certificate
 
 
 def _claim(kind: Literal["certified", "falsified"], question: Question, ball: Ball, network: Network) -> Claim:
@@ -248,7 +250,7 @@ def _trees(
         if not answer.lower > 0 or None in answer.trees:
             if not question.groups.every:
                 continue
-            why = answer.reason or "no proof"
+            why = answer.reason or "their tree has more leaves than a certificate holds"
             raise CertificateError(f"{question.groups.named(atom)} are not decided ({why})")
         terms = parts.terms(atom)
         about = [terms] if len(answer.trees) == 1 else [[term] for term in terms]

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from corgi_opt.errors import CertificateError
-from corgi_opt.proof.archive import MOST_MEMBERS, TEXT, array, unpacked
+from corgi_opt.proof.archive import MOST_BYTES, MOST_MEMBERS, MOST_TEXT, TEXT, array, unpacked
 from corgi_opt.proof.arithmetic import Array
 from corgi_opt.proof.bounds import Claims
 from corgi_opt.proof.region import Clip, Norm, Region
@@ -30,6 +30,9 @@ FORMAT, VERSION = "corgi-opt certificate", 4
 """Version 3 claims any Statement; in version 4 intervals of a tree's units are clipped. Versions 1 (one box for all
 channels) and 2 (a box for each channel) claim TopPixels: they are read, and written for a claim of that kind, which the
 package itself no longer makes."""
+
+HEADER = 256
+"""Most bytes that an array's file has besides its numbers."""
 
 ARITHMETIC = (
     "The claim is about the exact real-valued network whose weights are the float64 numbers hashed here, not about any "
@@ -71,11 +74,33 @@ class Certificate:
     witness: Array | None = None
 
     def save(self, path: str | Path) -> None:
-        """Writes the file; the same certificate always gives the same bytes. Raises CertificateError where it would
-        have more parts than a reader takes."""
+        """Writes the file; the same certificate always gives the same bytes. Raises CertificateError where a reader
+        would not take it."""
         Path(path).write_bytes(self.to_bytes())
 
     def to_bytes(self) -> bytes:
+        self.require_readable()
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr(zipfile.ZipInfo(TEXT), json.dumps(self._text(), indent=1), zipfile.ZIP_DEFLATED)
+            for name, values in self._arrays().items():
+                content = io.BytesIO()
+                np.lib.format.write_array(content, np.ascontiguousarray(values), allow_pickle=False)
+                archive.writestr(zipfile.ZipInfo(f"{name}.npy"), content.getvalue(), zipfile.ZIP_DEFLATED)
+        return buffer.getvalue()
+
+    def require_readable(self) -> None:
+        """Raises CertificateError where a reader would refuse the file as too large."""
+        arrays = self._arrays().values()
+        size = MOST_TEXT + sum(values.nbytes + HEADER for values in arrays)
+        if size > MOST_BYTES or len(arrays) >= MOST_MEMBERS:
+            leaves = sum(len(proof.tree.phases) for proof in self.trees)
+            raise CertificateError(
+                f"its {len(self.trees):,} trees of {leaves:,} leaves in all are more than a file holds; ask for a "
+                "proof at a smaller eps"
+            )
+
+    def _text(self) -> dict[str, Any]:
         claim, region = self.claim, self.claim.region
         text = {
             "format": FORMAT,
@@ -89,12 +114,15 @@ class Certificate:
             "nodes": sorted(self.claims),
             "trees": [[list(t.parts), list(t.signs)] for t in self.trees],
         }
-        arrays: dict[str, NDArray[Any]] = {"image": region.center}
         if isinstance(claim.says, TopPixels):
-            text |= {"class": claim.says.class_idx, "top": list(claim.says.top), "within": claim.says.within}
-        else:
-            text |= {"said": dict(claim.said)}
-            arrays |= {f"statement/{name}": getattr(claim.says, name) for name in STATEMENT_ARRAYS}
+            return text | {"class": claim.says.class_idx, "top": list(claim.says.top), "within": claim.says.within}
+        return text | {"said": dict(claim.said)}
+
+    def _arrays(self) -> dict[str, NDArray[Any]]:
+        says = self.claim.says
+        arrays: dict[str, NDArray[Any]] = {"image": self.claim.region.center}
+        if not isinstance(says, TopPixels):
+            arrays |= {f"statement/{name}": getattr(says, name) for name in STATEMENT_ARRAYS}
         if self.witness is not None:
             arrays["witness"] = self.witness
         for node, claims in self.claims.items():
@@ -105,16 +133,7 @@ class Certificate:
                 parts |= {name: getattr(proof.tree.clips, name.removeprefix("clip_")) for name in CLIP_ARRAYS}
                 parts["clip_goal"] = np.array([proof.tree.clips.goal])
             arrays |= {f"trees/{number}/{name}": part for name, part in parts.items() if part is not None}
-        if len(arrays) >= MOST_MEMBERS:
-            raise CertificateError(f"its {len(self.trees):,} trees are more than a file holds")
-        buffer = io.BytesIO()
-        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-            archive.writestr(zipfile.ZipInfo(TEXT), json.dumps(text, indent=1), zipfile.ZIP_DEFLATED)
-            for name, values in arrays.items():
-                content = io.BytesIO()
-                np.lib.format.write_array(content, np.ascontiguousarray(values), allow_pickle=False)
-                archive.writestr(zipfile.ZipInfo(f"{name}.npy"), content.getvalue(), zipfile.ZIP_DEFLATED)
-        return buffer.getvalue()
+        return arrays
 
     def _repr_html_(self) -> str:
         """A table for a notebook: what it claims, and what its proof is made of. Whether it holds, a check says."""

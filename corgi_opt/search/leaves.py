@@ -13,8 +13,9 @@ from corgi_opt.encode.nodes import Nodes
 from corgi_opt.encode.program import Program
 from corgi_opt.search.clipping import Clipped
 
-MOST_LEAVES_BYTES = 1_000_000_000
-"""Memory for the leaves of one tree; beyond it they are dropped, and no certificate can be made."""
+MOST_LEAVES_BYTES = 250_000_000
+"""Memory for the leaves of one tree, about what a certificate's file holds; beyond it they are dropped, and no
+certificate can be made."""
 
 
 @dataclass(frozen=True, eq=False)

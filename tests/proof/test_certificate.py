@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from certificates import of_kind, with_claim
 import corgi_opt as co
 from corgi_opt.errors import CertificateError, ProofError
 from corgi_opt.proof import archive as archive_module
+from corgi_opt.proof import certificate as certificate_module
 from corgi_opt.proof.certificate import STATEMENT_ARRAYS, Certificate
 from corgi_opt.proof.checker import check
 from corgi_opt.proof.statement import TopPixels
@@ -37,6 +40,23 @@ def test_files_of_older_versions_prove_what_they_did(tmp_path: Path):
         found, known = check(old, case.network), check(case.certificate, case.network)
         assert found.kind == known.kind
         assert found.margin == pytest.approx(known.margin, rel=1e-9, abs=1e-12)
+
+
+def test_what_a_reader_would_not_take_is_not_written(tmp_path: Path, monkeypatch):
+    case = of_kind("certified")[0]
+    content = case.certificate.to_bytes()
+    with zipfile.ZipFile(io.BytesIO(content)) as file:
+        held = sum(member.file_size for member in file.infolist())
+    # as many bytes as it takes: read, and not written, as its text may have more
+    monkeypatch.setattr(archive_module, "MOST_BYTES", held)
+    monkeypatch.setattr(certificate_module, "MOST_BYTES", held)
+    Certificate.from_bytes(content)
+    with pytest.raises(CertificateError, match=r"trees of [\d,]+ leaves in all are more than a file holds"):
+        case.certificate.save(tmp_path / "a.cert")
+    assert not (tmp_path / "a.cert").exists()
+    answer = co.verify(case.net, case.asked.x, eps=case.verdict.eps, k=case.asked.k, norm=case.verdict.asked.norm)
+    with pytest.raises(CertificateError, match="more than a file holds"):
+        answer.prove()
 
 
 def test_a_statement_is_what_it_is_said_to_be(tmp_path: Path):
