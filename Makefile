@@ -14,7 +14,7 @@ TORCH_INDEX ?=
 
 # Newest releases of everything but torch: see test-newest
 NEWEST := .venv-newest
-NEWEST_TESTS ?= tests/solvers tests/cli tests/study tests/test_readme.py
+NEWEST_TESTS ?= tests/solvers tests/cli tests/study tests/test_readme.py tests/test_docs.py
 NEWEST_PYTHON ?= $(shell for p in python3.14 python3.13 python3.12 \
 	$$(ls -d $${PYENV_ROOT:-$$HOME/.pyenv}/versions/3.1[2-9].*/bin/python 2>/dev/null | sort -rV) $(PYTHON); do \
 	$$p -c 'import ensurepip, venv' 2>/dev/null && echo $$p && break; done)

@@ -46,8 +46,11 @@ from corgi_opt.search.decide import Branched
 from corgi_opt.search.leaves import Leaves
 
 SLACK = 1e-9
-"""What claimed bounds leave, of their layer's largest, and trees, of the question's scale, for the rounding of another
-machine."""
+"""What claimed bounds leave, of their layer's largest, for the rounding of another machine."""
+
+SPARES = (1e-9, 1e-6)
+"""What trees leave for it, of the question's scale; more where the checker, which adds up in another order, proves less
+than the search did (large terms that cancel)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -238,28 +241,32 @@ def _trees(
         for at, name in enumerate(names)
     }
     expressions = Expressions(question.net.graph, Bounded(intervals, {}))
-    branched = Branched(solver, device, SLACK * question.scale, keep_leaves=True)
     parts = PartExpressions(question, expressions)
-    solve = AtomSolver(question, ball, parts, branched).solve
+    searches = [
+        AtomSolver(question, ball, parts, Branched(solver, device, spare * question.scale, keep_leaves=True))
+        for spare in SPARES
+    ]
     trees: list[PartTree] = []
     place = {name: at for at, name in enumerate(names)}
     for atom in margins.open_atoms().tolist():
-        if atom not in set(margins.open_atoms().tolist()) or bool(question.ahead[atom]):
-            continue  # a tree of one of its parts has settled it, or nobody can
-        answer = solve(atom, deadline)
-        if not answer.lower > 0 or None in answer.trees:
-            if not question.groups.every:
-                continue
-            why = answer.reason or "their tree has more leaves than a certificate holds"
-            raise CertificateError(f"{question.groups.named(atom)} are not decided ({why})")
-        terms = parts.terms(atom)
-        about = [terms] if len(answer.trees) == 1 else [[term] for term in terms]
-        for some, leaves in zip(about, answer.trees, strict=True):
-            assert leaves is not None
-            found = tuple(part for part, _ in some), tuple(coef for _, coef in some)
-            proof = PartTree(*found, _tree(expressions, place, leaves))
-            margins.add_tree(proof)
-            trees.append(proof)
+        made: list[PartTree] = []
+        for search in searches:
+            if atom not in margins.open_atoms() or bool(question.ahead[atom]):
+                break  # trees have settled it (one of its parts may be enough), or nobody can
+            answer = search.solve(atom, deadline)
+            if not answer.lower > 0 or None in answer.trees:
+                if not question.groups.every:
+                    break
+                why = answer.reason or "their tree has more leaves than a certificate holds"
+                raise CertificateError(f"{question.groups.named(atom)} are not decided ({why})")
+            terms, made = parts.terms(atom), []  # in the place of those that proved less than they should
+            about = [terms] if len(answer.trees) == 1 else [[term] for term in terms]
+            for some, leaves in zip(about, answer.trees, strict=True):
+                assert leaves is not None
+                found = tuple(part for part, _ in some), tuple(coef for _, coef in some)
+                made.append(PartTree(*found, _tree(expressions, place, leaves)))
+                margins.add_tree(made[-1])
+        trees += made
     return trees
 
 

@@ -21,9 +21,10 @@ from corgi_opt.answering import prover as prove
 from corgi_opt.answering.ladder import Ladder
 from corgi_opt.answering.prover import Prover, certified
 from corgi_opt.errors import CertificateError, ProofError
-from corgi_opt.proof.certificate import Certificate
-from corgi_opt.proof.checker import check
+from corgi_opt.proof.certificate import Certificate, PartTree
+from corgi_opt.proof.checker import Margins, check
 from corgi_opt.search import branch as branch_module
+from corgi_opt.search.decide import Branched
 
 
 class Liar:
@@ -153,6 +154,36 @@ def test_a_certificate_that_is_not_made_yet_is_made_as_the_message_says(monkeypa
     monkeypatch.setattr(prove, "certified", made_before)
     plain.prove(time_limit=7.0)
     assert 6.0 < given[0] <= 7.0
+
+
+@pytest.mark.parametrize("failures", [0, 1, 2])
+def test_trees_that_the_checker_proves_less_of_are_searched_for_with_more_to_spare(failures, monkeypatch):
+    case = next(c for c in cases() if c.verdict.status == "certified" and len(c.certificate.trees) == 1)
+    arguments = {n: v for n, v in case.asked.arguments.items() if n != "eps"}
+    question = ask(case.net, case.asked.x, tie_tol=None, **arguments)
+    about = question, question.ball(case.asked.eps), Highs(), torch.device("cpu"), Deadline(20.0)
+    spares, left, take = [], failures, Margins.add_tree
+
+    def searched(*given: Any, **named: Any) -> Any:
+        spares.append(given[2])
+        return Branched(*given, **named)
+
+    def less_at_first(margins: Any, proof: PartTree) -> float:
+        nonlocal left
+        left -= 1
+        return -1e-8 if left >= 0 else take(margins, proof)
+
+    monkeypatch.setattr(prove, "Branched", searched)
+    monkeypatch.setattr(Margins, "add_tree", less_at_first)
+    if failures == 2:
+        with pytest.raises(CertificateError, match="the margin is only proven to be above"):
+            certified(*about)
+    else:
+        certificate = certified(*about)
+        assert len(certificate.trees) == 1
+        monkeypatch.undo()
+        assert check(certificate, case.network).kind == "certified"
+    assert spares == [1e-9 * question.scale, 1e-6 * question.scale]
 
 
 def test_a_radius_has_a_certificate():
