@@ -11,6 +11,7 @@ from contextlib import contextmanager, nullcontext
 from functools import cache
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from asking import ask, pixel_rows
@@ -29,11 +30,15 @@ from corgi_opt.answering.margin_search import tight_margin
 from corgi_opt.bounding.ascent import ascend
 from corgi_opt.encode.big_m import big_m
 from corgi_opt.encode.expressions import Expressions
+from corgi_opt.encode.hull import hull_planes
+from corgi_opt.encode.phases import PhaseBounds
 from corgi_opt.problem.question import Question
 from corgi_opt.search import branch as branch_module
 from corgi_opt.search.atom import PartExpressions
 from corgi_opt.search.branch import Branching
+from corgi_opt.search.clipping import Clipped
 from corgi_opt.search.counting import CountSolver
+from corgi_opt.search.narrowing import Narrowing
 from corgi_opt.search.premises import premises
 
 CPU = torch.device("cpu")
@@ -429,6 +434,34 @@ def test_a_tree_that_stops_early_says_how_low_its_open_nodes_are(device, monkeyp
         known = lower(CPU)
         with other_device(device):
             assert lower(DEVICE) == pytest.approx(known, rel=1e-3, abs=1e-4)
+
+
+def test_nodes_narrow_their_intervals(device):
+    _, program = setting("residual", "inf")
+    bounds = PhaseBounds(program, None, torch.float64, CPU)
+    # between the root's bound and the lowest image that it names
+    found = bounds.below_outputs(bounds.root())
+    least = bounds.values(bounds.lowest(found.coefs), torch.zeros(1, dtype=torch.long))
+    root = found.constants + bounds.least(found.coefs)
+    threshold = float(root + 0.6 * (least - root))
+    clipped = Clipped(program, hull_planes(program), threshold, np.zeros(program.units, dtype=np.int8))
+
+    def narrowed(where: torch.device) -> tuple[float, Tensor]:
+        tree = branch_module._Tree(program, clipped.planes, threshold, Highs(), where, clipped=clipped)
+        tree.narrowing = Narrowing(clipped, where)
+        tree.root = tree.narrowing.root(tree.root)
+        nodes, bound, point = tree.bounds.ascend(tree.root, 8)
+        doubt = tree.bounds.doubt(nodes, bound, point)
+        after, _ = tree.narrowing.narrowed(nodes, bound.lam[program.inputs :], doubt)
+        assert after.ends is not None and tree.root.ends is not None
+        assert bool((after.ends != tree.root.ends).any())
+        return tree.search(PATIENT, 60).lower, after.ends.cpu()
+
+    lower, ends = narrowed(CPU)
+    with other_device(device):
+        again, ends_there = narrowed(DEVICE)
+    assert again == pytest.approx(lower, rel=1e-3, abs=1e-4)
+    torch.testing.assert_close(ends_there, ends, rtol=1e-3, atol=1e-4)
 
 
 # --- stubborn leaves --------------------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ from corgi_opt.encode.program import Program
 from corgi_opt.search.clipping import Clipped, clip, clip_again
 from corgi_opt.search.frontier import Frontier, Likely
 from corgi_opt.search.leaves import Leaves, Ledger
-from corgi_opt.search.narrowing import Narrowing
+from corgi_opt.search.narrowing import Narrowing, narrows
 
 LOG = logging.getLogger(__name__)
 
@@ -223,7 +223,7 @@ class _Tree:
         if clipped is not None:
             self.root = replace(self.root, phases=clipped.root.to(device))
             # a certificate says how intervals were clipped at the root, and not in nodes
-            if program.units and clipped.steps and not clipped.empty and ledger is None:
+            if narrows(clipped) and ledger is None:
                 self.narrowing = Narrowing(clipped, device)
                 self.root = self.narrowing.root(self.root)
 
