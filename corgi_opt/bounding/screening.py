@@ -38,7 +38,7 @@ DEARER = 20
 """How much longer a backward multiplication takes; measured 9 to 18 on the zoo's deep networks. With 20 passes of dense
 and mobile networks take a sixth less than with 10, those of a VGG at a large eps a quarter, and none takes longer."""
 
-LEAST = 1_000_000_000
+LEAST = 2_000_000_000
 """Fewer multiplications than these (some 20 ms) are not worth an estimate: small networks go backwards."""
 
 MOST_BYTES = 1_500_000_000
