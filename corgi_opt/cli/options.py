@@ -231,7 +231,11 @@ def named_classes(text: str) -> list[str]:
     Raises InputError.
     """
     path = Path(text)
-    if not path.is_file():
+    try:
+        there = path.is_file()
+    except OSError:  # many names are longer than any file's
+        there = False
+    if not there:
         if "," not in text:
             raise InputError(f"--classes must be a text file with a name on each line, or 'cat,dog,...', got {text!r}")
         return [name.strip() for name in text.split(",")]

@@ -55,6 +55,8 @@ def test_numbers_in_a_list_are_numbers():
 
 def test_names_of_classes_stand_between_commas_or_line_by_line_in_a_file(tmp_path):
     assert named_classes("stop, give way,30") == ["stop", "give way", "30"]
+    many = [f"sign number {at}" for at in range(400)]  # longer than a file's name, and than a path
+    assert named_classes(",".join(many)) == many
     (tmp_path / "names.txt").write_text("stop\ngive way, please\nétroit\n", encoding="utf-8")
     assert named_classes(str(tmp_path / "names.txt")) == ["stop", "give way, please", "étroit"]
     with pytest.raises(co.InputError, match=r"a text file with a name on each line, or .*got 'absent.txt'"):
