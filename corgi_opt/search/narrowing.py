@@ -5,13 +5,13 @@ node's), the line below the output is the node's. So nothing has to be bounded a
 that are kept. The units are the same for all nodes of a batch, so that their rows are gathered once.
 
 Of g a few values are tried, as shares of ``2 |a| / lacks``, beyond which none is better than 0 (``lacks``: how far the
-node's bound is below the goal). The best one lies between 0.02 and 0.13 (nine in ten, on pairs of a ResNet-8); the two
-that are tried find 97 % of what all would.
+node's bound is below the goal). The best one lies between 0.02 and 0.13 (nine in ten, on a pair of a ResNet-8), and a
+tenth alone finds nine tenths of what the best would.
 
 All is computed in float32, whose rounding is taken off: sums go by runs of ``RUN`` terms, and then in float64.
 
 Regions are boxes, where the least value of ``c't`` is ``-||c||_1``. That of another norm's ball in a box is a sort for
-every unit: it took ten times a node's time, and gained less.
+every unit, which cost more than it gained (docs/design-notes.md).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from corgi_opt.encode.program import NARROW
 from corgi_opt.search.clipping import Clipped
 
 TRIED = 256
-"""Units that are clipped in the nodes of a batch: more gain nothing, half as many cost a quarter more nodes."""
+"""Units that are clipped in the nodes of a batch: more gain nothing, half as many cost up to a quarter more nodes."""
 
 SHARES = (0.05, 0.1)
 """The g that are tried."""
