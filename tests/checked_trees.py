@@ -11,7 +11,7 @@ from corgi_opt.proof.bounds import Bounds
 from corgi_opt.proof.operations import Relu
 from corgi_opt.proof.region import Norm
 from corgi_opt.proof.rows import Rows
-from corgi_opt.proof.tree import Tree
+from corgi_opt.proof.tree import Descent, Tree
 
 CASES = ("plain", "residual", "pooled", "overlapping pool", "deep")
 
@@ -50,6 +50,35 @@ def tree_of(
         inputs=np.arange(inputs),
         shares=rng.random((len(units), inputs + len(units))).astype(np.float32) if planes else None,
     )
+
+
+def descent(rng: np.random.Generator, like: np.ndarray, splits: int) -> tuple[np.ndarray, Descent]:
+    """Phases (L, U) of a tree's rows along signs ``like`` (M, U) that occur, so that many hold somewhere; how rows take
+    over and clip, with shares of all sizes. Not every row takes over from the one that it was split from."""
+    units = like.shape[1]
+    rows, parents, open_ = [np.zeros(units, dtype=np.int8)], [-1], [0]
+    for _ in range(splits if units else 0):
+        row = open_.pop(int(rng.integers(len(open_))))
+        free = np.flatnonzero(rows[row] == 0)
+        if not len(free):
+            open_.append(row)
+            break
+        unit = int(free[np.abs(like[:, free].mean(axis=0)).argmin()] if rng.random() < 0.5 else rng.choice(free))
+        for sign in (1, -1):
+            open_.append(len(rows))
+            rows.append(rows[row].copy())
+            rows[-1][unit] = sign
+            parents.append(row)
+    # a row that comes from its grandparent: what its parent clips is not taken over
+    for row in range(1, len(rows)):
+        if parents[row] > 0 and rng.random() < 0.2:
+            parents[row] = parents[parents[row]]
+    counts = rng.integers(0, 2 * units + 1, len(rows)) * (rng.random(len(rows)) < 0.8)
+    sides = [rng.permutation(2 * units)[:count] for count in counts.tolist()]
+    shares = 10.0 ** rng.uniform(-4, 3, int(counts.sum()))
+    every = np.concatenate([*sides, np.zeros(0, dtype=np.int64)])
+    above, counts, every = (a.astype(np.int32) for a in (np.array(parents), counts, every))
+    return np.stack(rows), Descent(above, counts, every, shares.astype(np.float32))
 
 
 def images(case: str, norm: Norm, count: int) -> torch.Tensor:

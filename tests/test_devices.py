@@ -452,7 +452,7 @@ def test_nodes_narrow_their_intervals(device):
         tree.root = tree.narrowing.root(tree.root)
         nodes, bound, point = tree.bounds.ascend(tree.root, 8)
         doubt = tree.bounds.doubt(nodes, bound, point)
-        after, _ = tree.narrowing.narrowed(nodes, bound.lam[program.inputs :], doubt)
+        after = tree.narrowing.narrowed(nodes, bound.lam[program.inputs :], doubt).nodes
         assert after.ends is not None and tree.root.ends is not None
         assert bool((after.ends != tree.root.ends).any())
         return tree.search(PATIENT, 60).lower, after.ends.cpu()

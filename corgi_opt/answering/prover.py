@@ -40,7 +40,7 @@ from corgi_opt.proof.network import Network
 from corgi_opt.proof.operations import Relu
 from corgi_opt.proof.region import Region
 from corgi_opt.proof.statement import Statement, TopPixels
-from corgi_opt.proof.tree import Clips, Tree
+from corgi_opt.proof.tree import Clips, Descent, Tree
 from corgi_opt.search.atom import AtomSolver, PartExpressions
 from corgi_opt.search.decide import Branched
 from corgi_opt.search.leaves import Leaves
@@ -272,7 +272,7 @@ def _trees(
 
 def _tree(expressions: Expressions, place: dict[str, int], leaves: Leaves) -> Tree:
     """Leaves in the units of the network itself."""
-    program = leaves.program
+    program, rows = leaves.program, leaves.rows
     node, flat = [], []
     for name, at in expressions.by_node(program.units_at).items():
         node.append(np.full(len(at), place[name], dtype=np.int64))
@@ -283,13 +283,14 @@ def _tree(expressions: Expressions, place: dict[str, int], leaves: Leaves) -> Tr
     return Tree(
         node=np.concatenate(node or none),
         flat=np.concatenate(flat or none),
-        phases=leaves.phases,
-        slopes=leaves.slopes,
-        mixes=leaves.mixes,
-        pushes=leaves.pushes * (program.scales[0] / program.widths),
+        phases=rows.phases,
+        slopes=rows.slopes,
+        mixes=rows.mixes,
+        pushes=rows.pushes * (program.scales[0] / program.widths),
         inputs=inputs,
         shares=_shares(leaves),
         clips=_clips(leaves),
+        descent=_descent(leaves),
     )
 
 
@@ -300,6 +301,15 @@ def _clips(leaves: Leaves) -> Clips | None:
         return None
     every = [np.stack(m) for m in zip(*((s.slopes, s.mixes, s.shares) for s in clipped.steps), strict=True)]
     return Clips(clipped.goal * float(leaves.program.scales[0]), *every)
+
+
+def _descent(leaves: Leaves) -> Descent | None:
+    """How intervals were narrowed in nodes; None: they were not."""
+    program, rows = leaves.program, leaves.rows
+    if (rows.parents < 0).all():
+        return None
+    shares = rows.shares * (program.widths / program.scales[0])[rows.sides % program.units]
+    return Descent(rows.parents, rows.counts, rows.sides, shares.astype(np.float32))
 
 
 def _shares(leaves: Leaves) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]] | None:

@@ -16,6 +16,7 @@ class Nodes:
     ``phases`` (int8): 1 on, -1 off, 0 open. ``mixes``: the share of planes, in [0, 1]. ``goal`` (N,): which output of
     the program each is about. ``pace`` (N,): the factor of ascent's steps, see PhaseBounds.ascend. ``ends``
     (2, U, N): least and largest pre-activations, where nodes have intervals of their own; None: those of the program.
+    ``recorded`` (N,): the row of the node that they come from in a ledger (search/leaves.py); -1: none.
     """
 
     phases: Tensor
@@ -24,6 +25,7 @@ class Nodes:
     mixes: Tensor
     goal: Tensor
     pace: Tensor
+    recorded: Tensor
     ends: Tensor | None = None
 
     def __len__(self) -> int:
@@ -32,7 +34,8 @@ class Nodes:
     def __getitem__(self, part: Tensor) -> Nodes:
         phases, slopes, pulls, mixes = (m[:, part] for m in (self.phases, self.slopes, self.pulls, self.mixes))
         ends = None if self.ends is None else self.ends[:, :, part]
-        return Nodes(phases, slopes, pulls, mixes, self.goal[part], self.pace[part], ends)
+        of_each = self.goal[part], self.pace[part], self.recorded[part]
+        return Nodes(phases, slopes, pulls, mixes, *of_each, ends)
 
     def to(self, dtype: torch.dtype) -> Nodes:
         ends = None if self.ends is None else self.ends.to(dtype)
@@ -74,6 +77,7 @@ class Nodes:
         """All nodes of several."""
         maps = zip(*((n.phases, *n.multipliers) for n in several), strict=True)
         phases, slopes, pulls, mixes = (torch.cat(some, dim=1) for some in maps)
-        goal, pace = torch.cat([n.goal for n in several]), torch.cat([n.pace for n in several])
+        single = zip(*((n.goal, n.pace, n.recorded) for n in several), strict=True)
+        goal, pace, recorded = (torch.cat(some) for some in single)
         own = [n.ends for n in several if n.ends is not None]
-        return Nodes(phases, slopes, pulls, mixes, goal, pace, torch.cat(own, dim=2) if own else None)
+        return Nodes(phases, slopes, pulls, mixes, goal, pace, recorded, torch.cat(own, dim=2) if own else None)

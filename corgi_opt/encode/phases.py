@@ -158,7 +158,8 @@ class PhaseBounds:
         slopes, mixes = (start.repeat(1, goals) for start in (self._below, self._mixes))
         phases = torch.zeros(self.units, goals, dtype=torch.int8, device=self.device)
         goal = torch.arange(goals, device=self.device)
-        return Nodes(phases, slopes, torch.zeros_like(slopes), mixes, goal, slopes.new_full((goals,), FASTEST))
+        pace = slopes.new_full((goals,), FASTEST)
+        return Nodes(phases, slopes, torch.zeros_like(slopes), mixes, goal, pace, torch.full_like(goal, -1))
 
     def descend(self, nodes: Nodes) -> Tensor:
         """D (N,) at the nodes' multipliers."""

@@ -24,12 +24,12 @@ from corgi_opt.proof.arithmetic import Array
 from corgi_opt.proof.bounds import Claims
 from corgi_opt.proof.region import Clip, Norm, Region
 from corgi_opt.proof.statement import Statement, TopPixels
-from corgi_opt.proof.tree import Clips, Tree
+from corgi_opt.proof.tree import Clips, Descent, Tree
 
-FORMAT, VERSION = "corgi-opt certificate", 4
-"""Version 3 claims any Statement; in version 4 intervals of a tree's units are clipped. Versions 1 (one box for all
-channels) and 2 (a box for each channel) claim TopPixels: they are read, and written for a claim of that kind, which the
-package itself no longer makes."""
+FORMAT, VERSION = "corgi-opt certificate", 5
+"""Version 3 claims any Statement; in version 4 intervals of a tree's units are clipped, in version 5 in its nodes as
+well. Versions 1 (one box for all channels) and 2 (a box for each channel) claim TopPixels: they are read, and written
+for a claim of that kind, which the package itself no longer makes."""
 
 HEADER = 256
 """Most bytes that an array's file has besides its numbers."""
@@ -94,9 +94,9 @@ class Certificate:
         arrays = self._arrays().values()
         size = MOST_TEXT + sum(values.nbytes + HEADER for values in arrays)
         if size > MOST_BYTES or len(arrays) >= MOST_MEMBERS:
-            leaves = sum(len(proof.tree.phases) for proof in self.trees)
+            rows = sum(len(proof.tree.phases) for proof in self.trees)
             raise CertificateError(
-                f"its {len(self.trees):,} trees of {leaves:,} leaves in all are more than a file holds; ask for a "
+                f"its {len(self.trees):,} trees of {rows:,} rows in all are more than a file holds; ask for a "
                 "proof at a smaller eps"
             )
 
@@ -132,6 +132,8 @@ class Certificate:
             if proof.tree.clips is not None:
                 parts |= {name: getattr(proof.tree.clips, name.removeprefix("clip_")) for name in CLIP_ARRAYS}
                 parts["clip_goal"] = np.array([proof.tree.clips.goal])
+            if proof.tree.descent is not None:
+                parts |= {name: getattr(proof.tree.descent, name.removeprefix("row_")) for name in DESCENT_ARRAYS}
             arrays |= {f"trees/{number}/{name}": part for name, part in parts.items() if part is not None}
         return arrays
 
@@ -204,6 +206,8 @@ TREE_ARRAYS = {
 }
 CLIP_ARRAYS = {"clip_goal": "<f8", "clip_slopes": "<f4", "clip_mixes": "<f4", "clip_shares": "<f8"}
 
+DESCENT_ARRAYS = {"row_parents": "<i4", "row_counts": "<i4", "row_sides": "<i4", "row_shares": "<f4"}
+
 MOST_CLIPS = 64
 """Most times that intervals of one tree are clipped: each takes as long as some thousands of leaves."""
 
@@ -211,7 +215,7 @@ MOST_CLIPS = 64
 def _parsed(parts: dict[str, bytes]) -> Certificate:
     text = json.loads(parts.pop(TEXT))
     version = text["version"]
-    if text["format"] != FORMAT or version not in (1, 2, 3, VERSION):
+    if text["format"] != FORMAT or version not in range(1, VERSION + 1) or isinstance(version, bool):
         said = f"{text['format']!r} version {version!r}"
         raise CertificateError(f"it is {said}; this reads {FORMAT!r} up to version {VERSION}")
     kind, norm, eps = text["kind"], text["norm"], float.fromhex(text["eps"])
@@ -247,7 +251,9 @@ def _parsed(parts: dict[str, bytes]) -> Certificate:
 
 def _version(claim: Claim, trees: Sequence[PartTree]) -> int:
     if isinstance(claim.says, Statement):
-        return 3 if all(proof.tree.clips is None for proof in trees) else VERSION
+        if any(proof.tree.descent is not None for proof in trees):
+            return 5
+        return 3 if all(proof.tree.clips is None for proof in trees) else 4
     clip = claim.region.clip
     return 2 if clip is not None and isinstance(clip[0], tuple) else 1
 
@@ -298,18 +304,13 @@ def _tree(parts: dict[str, bytes], number: int) -> Tree:
     _require(not units or 0 <= arrays["mixes"].min() <= arrays["mixes"].max() <= 1, "a share of planes outside [0, 1]")
     if arrays["shares"] is not None:
         _require(arrays["shares"].shape == (units, arrays["inputs"].size + units), "a tree's planes")
-    return Tree(**arrays, clips=_clips(parts, number, units))
+    return Tree(**arrays, clips=_clips(parts, number, units), descent=_descent(parts, number, leaves, units))
 
 
 def _clips(parts: dict[str, bytes], number: int, units: int) -> Clips | None:
-    arrays = {}
-    for name, dtype in CLIP_ARRAYS.items():
-        content = parts.pop(f"trees/{number}/{name}.npy", None)
-        if content is not None:
-            arrays[name.removeprefix("clip_")] = array(content, dtype)
+    arrays = _all_or_none(parts, number, CLIP_ARRAYS)
     if not arrays:
         return None
-    _require(len(arrays) == len(CLIP_ARRAYS), f"tree {number} is clipped in part")
     times = len(arrays["shares"])
     _require(0 < times <= MOST_CLIPS, f"{times} times of clipping")
     _require(arrays["goal"].shape == (1,) and bool(np.isfinite(arrays["goal"][0])), "a goal of clipping")
@@ -317,6 +318,27 @@ def _clips(parts: dict[str, bytes], number: int, units: int) -> Clips | None:
     _require(arrays["shares"].shape == (times, 2, units), "shares of clipping")
     _require(all(bool(np.isfinite(m).all()) for m in arrays.values()), "numbers of clipping that are not finite")
     return Clips(float(arrays.pop("goal")[0]), **arrays)
+
+
+def _descent(parts: dict[str, bytes], number: int, rows: int, units: int) -> Descent | None:
+    arrays = _all_or_none(parts, number, DESCENT_ARRAYS)
+    if not arrays:
+        return None
+    parents, counts, sides, shares = (arrays[n] for n in ("parents", "counts", "sides", "shares"))
+    _require(parents.shape == counts.shape == (rows,), "rows of a tree")
+    _require(bool((counts >= 0).all()) and counts.max(initial=0) <= 2 * units, "how often a row clips")
+    _require(sides.shape == shares.shape == (int(counts.sum(dtype=np.int64)),), "what rows clip")
+    _require(bool((sides >= 0).all()) and sides.max(initial=-1) < 2 * units, "a unit that a row clips")
+    _require(bool(((shares >= 0) & np.isfinite(shares)).all()), "shares of rows")
+    return Descent(**arrays)
+
+
+def _all_or_none(parts: dict[str, bytes], number: int, types: Mapping[str, str]) -> dict[str, NDArray[Any]]:
+    """Arrays of a tree that stand there together or not at all, named without what comes before "_"."""
+    found = {name: parts.pop(f"trees/{number}/{name}.npy", None) for name in types}
+    arrays = {n.split("_", 1)[1]: array(content, types[n]) for n, content in found.items() if content is not None}
+    _require(len(arrays) in (0, len(types)), f"tree {number} is clipped in part")
+    return arrays
 
 
 def _require(holds: bool, what: str) -> None:

@@ -20,10 +20,10 @@ from corgi_opt.errors import ProofError
 from corgi_opt.proof.arithmetic import Arithmetic, Array, Exact, Float64, keeps_denormals
 from corgi_opt.proof.bounds import Bounds, Indices
 from corgi_opt.proof.certificate import Certificate, Claim, PartTree
+from corgi_opt.proof.leaves import Leaves
 from corgi_opt.proof.network import Network
 from corgi_opt.proof.region import Region
 from corgi_opt.proof.statement import Objective, Statement
-from corgi_opt.proof.tree import Program, covers
 
 MOST_OPEN = 4096
 """Most atoms that get a bound of their own; a certificate that leaves more open needs trees for them."""
@@ -172,12 +172,11 @@ class Margins:
         atoms = self._same(terms[0], signs[0])
         if not len(atoms) and proof.signs not in ((1,), (-1,)):
             raise ProofError("a tree about a combination of parts that is no atom")
-        if not covers(proof.tree.phases):
-            raise ProofError(f"the leaves of the tree of parts {proof.parts} leave some sign pattern out")
+        proof.tree.require_whole()
         (objectives,) = self.objective.rows(terms, signs)
         shift = float(objectives.shift[0])
-        program = Program(self.bounds, proof.tree, self.bounds.network.features, objectives.rows, shift)
-        proven = float(objectives.lower(program.lower().min(keepdims=True), self.bounds.arithmetic)[0])
+        leaves = Leaves(self.bounds, proof.tree, self.bounds.network.features, objectives.rows, shift)
+        proven = float(objectives.lower(leaves.lower().min(keepdims=True), self.bounds.arithmetic)[0])
         self._own[atoms] = np.maximum(self._own[atoms], proven)
         if proof.signs == (1,):
             self.low[terms[0]] = np.maximum(self.low[terms[0]], proven)

@@ -17,7 +17,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from corgi_solvers import Backend, Problem, Solution, proves_infeasible, safe_bound
-from numpy.typing import NDArray
 from torch import Tensor
 
 from corgi_opt._deadline import Deadline
@@ -222,8 +221,7 @@ class _Tree:
         self.narrowing: Narrowing | None = None
         if clipped is not None:
             self.root = replace(self.root, phases=clipped.root.to(device))
-            # a certificate says how intervals were clipped at the root, and not in nodes
-            if narrows(clipped) and ledger is None:
+            if narrows(clipped):
                 self.narrowing = Narrowing(clipped, device)
                 self.root = self.narrowing.root(self.root)
 
@@ -280,8 +278,9 @@ class _Tree:
         nodes, bound, point, known = self._left(nodes, bound, point, known)
         if self.narrowing is not None and len(nodes):
             doubt = self.bounds.doubt(nodes, bound, point)
-            nodes, possible = self.narrowing.narrowed(nodes, bound.lam[self.program.inputs :], doubt)
-            nodes, known = nodes[possible], known[possible]
+            narrowed = self.narrowing.narrowed(nodes, bound.lam[self.program.inputs :], doubt)
+            nodes = narrowed.nodes if self.ledger is None else self.ledger.narrowed(nodes, narrowed)
+            nodes, known = nodes[narrowed.possible], known[narrowed.possible]
             nodes, bound, point, known = self._left(nodes, *self.bounds.relaxed(nodes), known)
         self._keep(nodes, bound, point, known, deadline)
 
@@ -300,7 +299,7 @@ class _Tree:
         for k in torch.nonzero(~(doubt > SETTLED).any(dim=0)).flatten().tolist():
             if self.met or self.reason:
                 break
-            unit = self._leaf(nodes.phases[:, k].cpu().numpy(), deadline)
+            unit = self._leaf(nodes[torch.tensor([k], device=value.device)], deadline)
             kept[k] = unit is not None
             units[:, k] = unit or 0
         likely = Likely(units.T, bound.lam[self.program.inputs :].gather(0, units).T)
@@ -330,8 +329,9 @@ class _Tree:
         if value < self.upper:
             self.upper, self.image = value, image[:, 0].cpu().numpy()
 
-    def _leaf(self, phases: NDArray[np.int8], deadline: Deadline) -> int | None:
-        """Closes a node by its linear program (None), or names an open unit to split it by."""
+    def _leaf(self, node: Nodes, deadline: Deadline) -> int | None:
+        """Closes a node (N=1) by its linear program (None), or names an open unit to split it by."""
+        phases = node.phases[:, 0].cpu().numpy()
         self.leaves += 1
         inputs, units = self.program.inputs, self.program.units
         for penalty in PENALTIES:
@@ -341,7 +341,7 @@ class _Tree:
             if proven > self.threshold:
                 self.closed = min(self.closed, proven)
                 if self.ledger is not None and solution.row_dual is not None:
-                    self.ledger.closed_by(phases, leaf_multipliers(self.program, phases, solution.row_dual))
+                    self.ledger.closed_by(node, leaf_multipliers(self.program, phases, solution.row_dual))
                 return None
             if solution.x is None:
                 ended = f"a leaf's linear program ended {solution.report.raw_status}"

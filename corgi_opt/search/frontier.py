@@ -34,6 +34,7 @@ class Frontier:
         self._value = torch.full((0,), torch.inf, device=device)  # infinite: an empty slot
         self._goal = torch.empty(0, dtype=torch.long, device=device)
         self._pace = torch.empty(0, device=device)
+        self._recorded = torch.empty(0, dtype=torch.long, device=device)
         self._units, self._lam = column(tries, torch.long), column(tries, torch.float32)
         self._phases = column(units, torch.int8)
         self._ends = column(0, torch.float32)  # as wide as that of the first nodes
@@ -53,6 +54,7 @@ class Frontier:
             self._grow(max(missing, len(self._value), 256))
         slots = torch.nonzero(self._value.isinf()).flatten()[: len(nodes)]
         self._value[slots], self._goal[slots], self._pace[slots] = value, nodes.goal, nodes.pace
+        self._recorded[slots] = nodes.recorded
         self._units[slots], self._lam[slots] = likely.units, likely.lam
         self._phases[slots], self._slopes[slots] = nodes.phases.T, nodes.slopes.T
         self._pulls[slots], self._mixes[slots], self._ends[slots] = nodes.pulls.T, nodes.mixes.T, ends.T
@@ -82,14 +84,26 @@ class Frontier:
         parts = (self._phases, self._slopes, self._pulls, self._mixes)
         phases, slopes, pulls, mixes = (part[slots].T.contiguous() for part in parts)
         ends = self._ends[slots].T.contiguous().unflatten(0, (2, -1)) if self._ends.shape[1] else None
-        return Nodes(phases, slopes, pulls, mixes, self._goal[slots], self._pace[slots], ends)
+        of_each = self._goal[slots], self._pace[slots], self._recorded[slots]
+        return Nodes(phases, slopes, pulls, mixes, *of_each, ends)
 
     def _grow(self, more: int) -> None:
         self._value = torch.cat([self._value, self._value.new_full((more,), torch.inf)])
-        for name in ("_goal", "_pace", "_units", "_lam", "_phases", "_slopes", "_pulls", "_mixes", "_ends"):
+        for name in (
+            "_goal",
+            "_pace",
+            "_recorded",
+            "_units",
+            "_lam",
+            "_phases",
+            "_slopes",
+            "_pulls",
+            "_mixes",
+            "_ends",
+        ):
             part: Tensor = getattr(self, name)
             setattr(self, name, torch.cat([part, part.new_empty(more, *part.shape[1:])]))
 
     @property
     def _slot_bytes(self) -> int:
-        return 13 * self._phases.shape[1] + 4 * self._ends.shape[1] + 12 * self._units.shape[1] + 16
+        return 13 * self._phases.shape[1] + 4 * self._ends.shape[1] + 12 * self._units.shape[1] + 24

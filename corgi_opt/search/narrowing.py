@@ -16,7 +16,7 @@ every unit, which cost more than it gained (docs/design-notes.md).
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -34,8 +34,23 @@ TRIED = 256
 SHARES = (0.05, 0.1)
 """The g that are tried."""
 
+GAIN = 1e-2
+"""A side of an interval moves by more than this share of the root's, or stays as it is: a certificate says which."""
+
 RUN = 128
 """Terms that are added up in float32."""
+
+
+@dataclass(frozen=True, eq=False)
+class Narrowed:
+    """Nodes whose intervals are narrower, and which of them (N,) are ``possible``, so that they may hold a
+    counterexample. ``units`` (T,) were tried; ``shares`` (2, T, N): g of every pre-activation and of every negated one,
+    -1 where it stays as it was."""
+
+    nodes: Nodes
+    possible: Tensor
+    units: Tensor
+    shares: Tensor
 
 
 class Narrowing:
@@ -61,24 +76,27 @@ class Narrowing:
         """A node (N=1) with intervals of its own, those of the program."""
         return replace(node, ends=self._ends)
 
-    def narrowed(self, nodes: Nodes, lam: Tensor, doubt: Tensor) -> tuple[Nodes, Tensor]:
-        """The nodes with narrower intervals, and which of them (N,) may hold a counterexample.
+    def narrowed(self, nodes: Nodes, lam: Tensor, doubt: Tensor) -> Narrowed:
+        """Narrows intervals by the nodes' own bounds at their multipliers.
 
         ``lam`` (U, N): the coefficients that reached the units; ``doubt`` (U, N): how much each weakens the bound.
         """
         assert nodes.ends is not None  # as of the root
         units = doubt.sum(dim=1).topk(min(TRIED, len(doubt))).indices
-        found = self._found(units, self._bounds.below_outputs(nodes.to(torch.float64)))
-        low, high = nodes.ends[:, units]
-        low, high = torch.maximum(low, found[0]), torch.minimum(high, -found[1])
+        found, shares = self._found(units, self._bounds.below_outputs(nodes.to(torch.float64)))
+        known = torch.stack([nodes.ends[0, units], -nodes.ends[1, units]])
+        better = found > known + GAIN
+        low, above = torch.where(better, found, known)
         # around zero and wide enough for float arithmetic, whatever the phase says
-        kept = torch.stack([low.clamp(max=-NARROW), high.clamp(min=NARROW)])
-        phases = ((low >= 0).to(torch.int8) - (high <= 0).to(torch.int8)) * (nodes.phases[units] == 0)
+        kept = torch.stack([low.clamp(max=-NARROW), (-above).clamp(min=NARROW)])
+        phases = ((low >= 0).to(torch.int8) - (above >= 0).to(torch.int8)) * (nodes.phases[units] == 0)
         fixed = nodes.fixed(units[:, None].expand(-1, len(nodes)), phases, lam[units])
-        return replace(fixed, ends=nodes.ends.index_copy(1, units, kept)), ~(low > high).any(dim=0)
+        narrower = replace(fixed, ends=nodes.ends.index_copy(1, units, kept))
+        return Narrowed(narrower, ~(low > -above).any(dim=0), units, torch.where(better, shares, -1.0))
 
-    def _found(self, units: Tensor, output: Below) -> Tensor:
-        """Lower bounds (2, T, N) in float32 of units (T,), and of their negatives, over counterexamples of N nodes."""
+    def _found(self, units: Tensor, output: Below) -> tuple[Tensor, Tensor]:
+        """Lower bounds (2, T, N) in float32 of units (T,), and of their negatives, over counterexamples of N nodes; the
+        g that give them."""
         lam, away = _in_runs(output.coefs.t()), output.constants - self._goal
         length, size = output.coefs.abs().sum(dim=0), output.constants.abs() + abs(self._goal)
         lacks = (length - away).clamp(min=1e-12)
@@ -86,7 +104,7 @@ class Narrowing:
 
         def part(start: int, count: int) -> Tensor:
             some = slice(start, start + count)
-            best = constants.new_full((), -torch.inf)
+            best, at = constants.new_full((), -torch.inf), constants.new_zeros(())
             for share in SHARES:
                 single = (share * 2 * sizes / lacks[some, None]).float()
                 g = single.double()
@@ -95,11 +113,13 @@ class Narrowing:
                 value = constants + g * away[some, None] + least
                 value -= self._rounding * (sizes + g * length[some, None]) + gamma(RUN, torch.float32) * least.abs()
                 value -= gamma(4) * (constants.abs() + g * size[some, None]) + self._lost
-                best = torch.maximum(best, value)
-            return torch.nan_to_num(best, nan=-torch.inf)
+                at = torch.where(value > best, g, at)
+                best = torch.fmax(best, value)
+            return torch.stack([torch.nan_to_num(best, nan=-torch.inf), at], dim=1)
 
         at_once = chunk_bytes(self._device) // max(1, rows.numel() * rows.element_size())
-        return _down(torch.cat(in_parts(len(away), at_once, part), dim=1).transpose(1, 2))
+        found, shares = torch.cat(in_parts(len(away), at_once, part), dim=2).transpose(2, 3).unbind(1)
+        return _down(found), shares.float()
 
 
 def narrows(clipped: Clipped) -> bool:

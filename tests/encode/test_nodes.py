@@ -16,7 +16,8 @@ def drawn_nodes(count: int, units: int = 5, own: bool = False) -> Nodes:
     slopes, pulls, mixes = (uniform(units, count) for _ in range(3))
     ends = torch.stack([-uniform(units, count), uniform(units, count)]) if own else None
     phases = torch.zeros(units, count, dtype=torch.int8)
-    return Nodes(phases, slopes, pulls, mixes, torch.arange(count), uniform(count), ends)
+    goal, recorded = torch.arange(count), torch.arange(count) + 7
+    return Nodes(phases, slopes, pulls, mixes, goal, uniform(count), recorded, ends)
 
 
 def test_fixed_phases_keep_mu():
@@ -39,6 +40,7 @@ def test_children_are_both_phases_of_a_unit():
     nodes = drawn_nodes(2, own=True)
     both = nodes.split(torch.tensor([1, 4]), torch.tensor([1.0, 1.0]))
     assert both.phases[[1, 4], [0, 1]].tolist() == [1, 1] and both.phases[[1, 4], [2, 3]].tolist() == [-1, -1]
+    assert both.recorded.tolist() == [7, 8, 7, 8]
     assert both.goal.tolist() == [0, 1, 0, 1] and int(both.phases.abs().sum()) == 4
     assert both.ends is not None and nodes.ends is not None
     assert both.ends[:, :, :2].equal(nodes.ends) and both.ends[:, :, 2:].equal(nodes.ends)

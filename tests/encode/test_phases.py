@@ -70,9 +70,8 @@ def random_nodes(z: Tensor, count: int, goals: int = 1) -> Nodes:
     like = z[:, torch.arange(count) % z.shape[1]]
     fixed = uniform() < torch.tensor([0.2, 0.5, 0.8, 1.0], dtype=torch.float64)[torch.arange(count) % 4]
     signs = (torch.where(like > 0, 1, -1) * fixed).to(torch.int8)
-    return Nodes(
-        signs, uniform(), uniform() ** 4, uniform(), torch.arange(count) % goals, torch.full((count,), FASTEST)
-    )
+    goal, pace, recorded = torch.arange(count) % goals, torch.full((count,), FASTEST), torch.full((count,), -1)
+    return Nodes(signs, uniform(), uniform() ** 4, uniform(), goal, pace, recorded)
 
 
 def least_allowed(nodes: Nodes, z: Tensor, values: Tensor) -> Tensor:

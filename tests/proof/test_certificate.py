@@ -51,7 +51,7 @@ def test_what_a_reader_would_not_take_is_not_written(tmp_path: Path, monkeypatch
     monkeypatch.setattr(archive_module, "MOST_BYTES", held)
     monkeypatch.setattr(certificate_module, "MOST_BYTES", held)
     Certificate.from_bytes(content)
-    with pytest.raises(CertificateError, match=r"trees of [\d,]+ leaves in all are more than a file holds"):
+    with pytest.raises(CertificateError, match=r"trees of [\d,]+ rows in all are more than a file holds"):
         case.certificate.save(tmp_path / "a.cert")
     assert not (tmp_path / "a.cert").exists()
     answer = co.verify(case.net, case.asked.x, eps=case.verdict.eps, k=case.asked.k, norm=case.verdict.asked.norm)

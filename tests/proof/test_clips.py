@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+import json
 import math
 import zipfile
 from dataclasses import replace
@@ -19,10 +20,12 @@ from torch import nn
 import corgi_opt as co
 from corgi_opt.answering.plain import plain_network
 from corgi_opt.encode.hull import hull_planes
+from corgi_opt.proof.archive import TEXT
 from corgi_opt.proof.certificate import MOST_CLIPS, Certificate
 from corgi_opt.proof.checker import check
+from corgi_opt.proof.leaves import Leaves
 from corgi_opt.proof.region import Norm
-from corgi_opt.proof.tree import Clips, Program, Tree
+from corgi_opt.proof.tree import Clips, Tree
 from corgi_opt.search import branch as branch_module
 from corgi_opt.search import clipping as clipping_module
 
@@ -52,21 +55,23 @@ def test_images_at_or_below_the_goal_are_within(case, norm, planes):
     rows, whole = pair_rows(bounds)
     objective = values[checked.features] @ whole.flatten()
     tree = tree_of(units, np.zeros((1, len(units)), dtype=np.int8), rng, x[0].numel(), planes)
-    whole_region = Program(bounds, tree, checked.features, rows)
+    whole_region = Leaves(bounds, tree, checked.features, rows)
     root, narrower = float(whole_region.lower()[0]), 0
     quantiles = [float(np.quantile(objective, share)) for share in (0.02, 0.3, 1.0)]
     for seed, goal in enumerate((*quantiles, root + 0.01 * (objective.min() - root))):
-        program = Program(bounds, replace(tree, clips=hints(len(units), goal, seed)), checked.features, rows)
+        program = Leaves(bounds, replace(tree, clips=hints(len(units), goal, seed)), checked.features, rows)
         assert not program.crossed or goal < objective.min()
         held = objective <= goal
         tolerance = 1e-12 * (1 + np.abs(z).max())
-        assert (z[held] >= program.low - tolerance).all() and (z[held] <= program.high + tolerance).all()
+        assert (z[held] >= program.program.low - tolerance).all() and (
+            z[held] <= program.program.high + tolerance
+        ).all()
         assert program.lower()[0] <= min(goal, objective.min() + 1e-12 * np.abs(objective).max())
-        narrower += int((program.low > whole_region.low).sum()) + program.crossed
+        narrower += int((program.program.low > whole_region.program.low).sum()) + program.crossed
     assert narrower > 0
     moved = replace(tree, clips=hints(len(units), goal + 7.0, seed))
-    shifted = Program(bounds, moved, checked.features, rows, shift=7.0)
-    np.testing.assert_allclose(shifted.low, program.low, atol=1e-9)
+    shifted = Leaves(bounds, moved, checked.features, rows, shift=7.0)
+    np.testing.assert_allclose(shifted.program.low, program.program.low, atol=1e-9)
     assert shifted.goal == pytest.approx(goal)
 
 
@@ -79,14 +84,14 @@ def test_where_intervals_cross_the_goal_is_proven_and_no_more():
     points = images("plain", "inf", 400)
     least = float((net.graph.values(points)[net.features].flatten(1).numpy() @ whole.flatten()).min())
     tree = tree_of(units, np.zeros((1, len(units)), dtype=np.int8), rng, x[0].numel(), False)
-    root = float(Program(bounds, replace(tree, slopes=tree.slopes * 0 + 1), checked.features, rows).lower()[0])
+    root = float(Leaves(bounds, replace(tree, slopes=tree.slopes * 0 + 1), checked.features, rows).lower()[0])
     crossed = 0
     for seed, goal in enumerate(np.linspace(root - 0.2, least + 0.5, 40)):
         clips = replace(
             hints(len(units), float(goal), seed, times=2), slopes=np.ones((2, len(units)), dtype=np.float32)
         )
         clips = replace(clips, shares=10.0 ** np.random.default_rng(seed).uniform(-2, 3, clips.shares.shape))
-        program = Program(bounds, replace(tree, clips=clips), checked.features, rows)
+        program = Leaves(bounds, replace(tree, clips=clips), checked.features, rows)
         assert program.lower()[0] <= min(goal, least)
         if program.crossed:
             assert goal < least and program.lower()[0] == goal
@@ -123,16 +128,21 @@ def clipped_verdict(build: type[nn.Module], seed: int, norm: Norm) -> co.Verdict
 @functools.cache
 def clipped_certificate() -> Certificate:
     """Made once, in a test that is ``weak``."""
-    verdict = clipped_verdict(Deep, 3, "inf")
+    verdict = clipped_verdict(Deep, 9, "inf")
     assert verdict is not None
+    assert any(narrowed(t.tree) for t in verdict.certificate.trees)
     return verdict.certificate
+
+
+def narrowed(tree: Tree) -> bool:
+    return tree.descent is not None and len(tree.descent.sides) > 0
 
 
 @pytest.mark.parametrize(
     ("norm", "seeds", "in_fractions"),
     mostly_slow(
-        [("inf", (3,), True), ("1", (7,), False), ("inf", (3, 5, 7), True), ("1", (3, 7), True)],
-        [("inf", (3,), True), ("1", (7,), False)],
+        [("inf", (9,), True), ("1", (7,), False), ("inf", (1, 3, 5, 9), True), ("1", (3, 7), True)],
+        [("inf", (9,), True), ("1", (7,), False)],
     ),
 )
 def test_a_clipped_tree_is_proven_in_floats_and_in_fractions(weak, norm, seeds, in_fractions, tmp_path):
@@ -147,6 +157,10 @@ def test_a_clipped_tree_is_proven_in_floats_and_in_fractions(weak, norm, seeds, 
         assert Certificate.load(path).to_bytes() == certificate.to_bytes() == path.read_bytes()
         model = seeded(Deep, seed)
         floats = co.check_certificate(path, model)
+        with zipfile.ZipFile(path) as file:
+            version = json.loads(file.read(TEXT))["version"]
+        rows = any(t.tree.descent is not None for t in certificate.trees)
+        assert version == (5 if rows else 4) and rows == (norm == "inf" and seed in (1, 9))
         goals = [t.tree.clips.goal for t in certificate.trees if t.tree.clips is not None]
         assert 0 < floats.margin == verdict.margin_lower <= max(goals)
         if in_fractions and not found:
@@ -158,7 +172,8 @@ def test_a_clipped_tree_is_proven_in_floats_and_in_fractions(weak, norm, seeds, 
 def test_a_larger_region_is_not_proven_by_clips_of_a_smaller_one(weak):
     """Nor is anything at an eps where a counterexample is known, whatever the goal is said to be."""
     certificate = clipped_certificate()
-    net = network(Deep, (1, 8, 8), 3)
+    net = network(Deep, (1, 8, 8), 9)
+    assert check(certificate, plain_network(net)).margin > 0
     for eps, goal in ((1.05, None), (2.0, None), (2.0, 1e3), (2.0, -1e3), (1.05, 1e-3)):
         region = replace(certificate.claim.region, eps=eps * certificate.claim.region.eps)
         trees = tuple(replace(t, tree=_with_goal(t.tree, goal)) for t in certificate.trees)
@@ -179,6 +194,17 @@ DAMAGE = {
     "no goal": ("clip_goal", lambda m: np.zeros(2)),
     "an endless goal": ("clip_goal", lambda m: np.array([math.inf])),
     "another type": ("clip_goal", lambda m: m.astype(np.float32)),
+    "rows in part": ("row_sides", None),
+    "rows without parents": ("row_parents", None),
+    "a parent too few": ("row_parents", lambda m: m[1:]),
+    "a count too few": ("row_counts", lambda m: m[1:]),
+    "less than nothing": ("row_counts", lambda m: np.where(m == m.max(), m + 1, m - 1)),
+    "more than there are": ("row_counts", lambda m: m + 1),
+    "a unit that is none": ("row_sides", lambda m: m + 10**6),
+    "a negative unit": ("row_sides", lambda m: m - 10**6),
+    "a negative share": ("row_shares", lambda m: -m - 1),
+    "an endless share": ("row_shares", lambda m: m + np.float32(np.inf)),
+    "a share too many": ("row_shares", lambda m: np.append(m, m[:1])),
 }
 
 

@@ -7,17 +7,19 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+from checked_trees import descent as rows_of
 from one_input import ONE, Drawn, draw
 from patience import mostly_slow
 
 from corgi_opt.errors import ProofError
 from corgi_opt.proof.arithmetic import Exact, Float64
 from corgi_opt.proof.bounds import Bounds, Claims
+from corgi_opt.proof.leaves import Leaves
 from corgi_opt.proof.network import Network, Node
 from corgi_opt.proof.operations import Combine, Conv, Input, Relu
 from corgi_opt.proof.region import Region
 from corgi_opt.proof.rows import Rows
-from corgi_opt.proof.tree import Program, Tree, covers
+from corgi_opt.proof.tree import Clips, Tree, covers
 
 
 def region_of(rng: np.random.Generator, decades: float) -> Region:
@@ -50,36 +52,38 @@ def objective_of(drawn: Drawn, bounds: Bounds) -> Rows:
     return Rows(coefs, np.zeros((1, 2), dtype=np.int64))
 
 
-def random_tree(rng: np.random.Generator, bounds: Bounds, leaves: int) -> Tree:
-    """A tree over random units, with hints that may be anything."""
+def random_tree(rng: np.random.Generator, bounds: Bounds, leaves: int, goal: float | None = None) -> Tree:
+    """A tree over random units, with hints that may be anything; clipped for a goal where there is one."""
     nodes = bounds.network.nodes
     units = [(at, f) for at, n in enumerate(nodes) if isinstance(n.op, Relu) for f in range(n.shape[0])]
     chosen = sorted(units[i] for i in rng.permutation(len(units))[: rng.integers(0, len(units) + 1)])
     count = len(chosen)
-    patterns = [np.zeros(count, dtype=np.int8)]
-    while len(patterns) < leaves and count:
-        pattern = patterns.pop(int(rng.integers(len(patterns))))
-        free = np.flatnonzero(pattern == 0)
-        if not len(free):
-            patterns.append(pattern)
-            break
-        for sign in (1, -1):
-            patterns.append(pattern.copy())
-            patterns[-1][free[0]] = sign
-    shape = (len(patterns), count)
+    phases, descent = rows_of(rng, np.sign(rng.normal(size=(2, count))), leaves - 1)
+    if goal is None:
+        phases = phases[descent.leaves]
+    shape = phases.shape
     slopes = rng.random(shape) if rng.random() < 0.7 else rng.normal(0, 3, shape)
     pushes = rng.normal(0, 1, shape) * 10.0 ** rng.uniform(-200, 200) * (rng.random(shape) < rng.choice([0, 0.3]))
     shares = rng.random((count, 1 + count)) if rng.random() < 0.5 else None
     return Tree(
         node=np.array([at for at, _ in chosen], dtype=np.int64),
         flat=np.array([f for _, f in chosen], dtype=np.int64),
-        phases=np.array(patterns, dtype=np.int8).reshape(shape),
+        phases=phases,
         slopes=slopes.astype(np.float32),
         mixes=rng.random(shape).astype(np.float32),
         pushes=pushes,
         inputs=np.zeros(1, dtype=np.int64),
         shares=None if shares is None else shares.astype(np.float32),
+        clips=None if goal is None else random_clips(rng, count, goal),
+        descent=None if goal is None else descent,
     )
+
+
+def random_clips(rng: np.random.Generator, count: int, goal: float) -> Clips:
+    times = int(rng.integers(1, 3))
+    slopes, mixes = (rng.random((times, count)).astype(np.float32) for _ in range(2))
+    shares = 10.0 ** rng.uniform(-4, 3, (times, 2, count))
+    return Clips(goal, slopes, mixes, np.where(rng.random(shares.shape) < 0.3, -1.0, shares))
 
 
 def least_where(drawn: Drawn, tree: Tree, leaf: int, points: list[Fraction]) -> Fraction | None:
@@ -118,11 +122,23 @@ def check_case(rng: np.random.Generator, decades: float) -> bool:
         return False
     tree = random_tree(rng, bounds, int(rng.integers(1, 7)))
     assert covers(tree.phases)
-    by_leaf = Program(bounds, tree, bounds.network.features, objective_of(drawn, bounds)).lower()
+    proven_below(drawn, tree, bounds, points)
+    if abs(exact) < 1e300:
+        goal = float(exact) + float(abs(exact)) * float(rng.choice([0.0, -0.01, 0.1, 1.0]))
+        proven_below(drawn, random_tree(rng, bounds, int(rng.integers(1, 7)), goal), bounds, points)
+    return bool(np.isfinite(found))
+
+
+def proven_below(drawn: Drawn, tree: Tree, bounds: Bounds, points: list[Fraction]) -> None:
+    """What is proven of each leaf is no more than its exact minimum, nor than the goal."""
+    tree.require_whole()
+    by_leaf = Leaves(bounds, tree, bounds.network.features, objective_of(drawn, bounds)).lower()
     for leaf, value in enumerate(by_leaf.tolist()):
+        if tree.descent is not None and not tree.descent.leaves[leaf]:
+            continue
         there = least_where(drawn, tree, leaf, points)
         assert there is None or is_below(value, there)
-    return bool(np.isfinite(found))
+        assert tree.clips is None or value <= tree.clips.goal
 
 
 DECADES = [(1.0, 0.99), (7.0, 0.99), (50.0, 0.9), (150.0, 0.2)]
@@ -179,7 +195,7 @@ def test_what_cancels_is_not_taken_for_nothing(in_a_tree):
             two = np.array([[1, 1], [1, -1], [-1, 1], [-1, -1]], dtype=np.int8)
             none = np.zeros((4, 2), dtype=np.float32)
             tree = Tree(np.array([2, 2]), np.array([0, 1]), two, none, none, np.zeros((4, 2)), np.zeros(1, int), None)
-            found = Program(bounds, tree, 2, objective_of(drawn, bounds)).lower()
+            found = Leaves(bounds, tree, 2, objective_of(drawn, bounds)).lower()
             assert is_below(float(found[0]), exact)
         else:
             assert is_below(float(bounds.bound(2, objective_of(drawn, bounds))[0]), exact)
@@ -238,7 +254,7 @@ def test_bounds_lose_little_to_rounding():
         tree = random_tree(rng, floats, 4)
         tree = replace(tree, pushes=np.zeros_like(tree.pushes))
         by_float, by_fraction = (
-            Program(b, tree, b.network.features, objective_of(drawn, b)).lower() for b in (floats, fractions)
+            Leaves(b, tree, b.network.features, objective_of(drawn, b)).lower() for b in (floats, fractions)
         )
         ordinary = np.abs(by_fraction) < 1e6
         # multipliers follow from coefficients, so they differ in the last digit; errors are rounded up by 2^-20 a few

@@ -1,4 +1,4 @@
-"""Trees: which leaves cover, rows and planes of their programs, bounds of leaves with hints that may be anything."""
+"""Trees: which leaves cover, and what a row may take over from another."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from checked_networks import built, crowned
-from checked_trees import CASES, images, open_units, pair_rows, tree_of
 
-from corgi_opt.proof.tree import Program, covers
+from corgi_opt.errors import ProofError
+from corgi_opt.proof.tree import Clips, Descent, Tree, covers
 
 
 def missed(phases: np.ndarray) -> bool:
@@ -63,59 +62,53 @@ def test_a_deep_tree_of_many_leaves_is_looked_through_in_time():
     assert covers(chain) and not covers(chain[:-1]) and not covers(np.delete(chain, 150, axis=0))
 
 
-@pytest.mark.parametrize("share", [1.0, 0.7])
-@pytest.mark.parametrize("norm", ["inf", "2", "1"])
-@pytest.mark.parametrize("case", CASES)
-def test_programs_say_what_the_network_does(case, norm, share):
-    """Rows give pre-activations within their slack, planes are above, and leaves below wherever their signs hold; also
-    where some open units are not in the tree."""
-    net, network, x = built(case)
-    bounds, rng = crowned(case, norm), np.random.default_rng(2)
-    every = open_units(bounds)
-    units = [u for u in every if rng.random() < share][:150]
-    points = images(case, norm, 60)
-    values = [v.numpy().reshape(len(points), -1) for v in net.graph.values(points).values()][: network.features + 1]
-    z = np.stack([values[network.nodes[at].inputs[0]][:, flat] for at, flat in units], axis=1)
-    phases = np.zeros((40, len(units)), dtype=np.int8)
-    for leaf in range(40):  # signs that some image has, of some units
-        chosen = rng.random(len(units)) < rng.choice([0.0, 0.1, 0.5, 1.0])
-        phases[leaf, chosen] = np.where(z[leaf, chosen] > 0, 1, -1)
-    rows, whole = pair_rows(bounds)
-    tree = tree_of(units, phases, rng, x[0].numel(), planes=True)
-    program = Program(bounds, tree, network.features, rows)
-    v = np.concatenate([values[0][:, program.image], np.maximum(z, 0)], axis=1)
-    said = v @ program.rows.T + program.constants
-    tolerance = 1e-12 * (1 + np.abs(z).max())
-    assert (np.abs(said - z) <= program.slack + tolerance).all()
-    if share == 1.0 and len(units) == len(every):
-        assert program.slack.max(initial=0.0) < 1e-10
-    assert program.planes is not None
-    assert (np.maximum(z, 0) <= v @ program.planes.T + program.shifts + tolerance).all()
-    objective = values[network.features] @ whole.flatten()
-    assert (np.abs(v @ program.objective[0] + program.offset[0] - objective) <= program.off_by[0] + tolerance).all()
-    for plain in (False, True):
-        there = replace(tree, shares=None) if plain else tree
-        found = Program(bounds, there, network.features, rows).lower()
-        holds = ((phases[:, None] == 0) | (phases[:, None] == np.where(z > 0, 1, -1)[None])).all(axis=2)
-        assert holds.any(axis=1).sum() >= 20
-        for leaf in range(40):
-            assert (found[leaf] <= objective[holds[leaf]] + 1e-12 * np.abs(objective).max()).all()
-    one = replace(tree, phases=phases[:1] * 0, slopes=tree.slopes[:1], mixes=tree.mixes[:1], pushes=tree.pushes[:1] * 0)
-    assert Program(bounds, one, network.features, rows).lower()[0] > -np.inf
+def split_once(parents: list[int], phases: list[list[int]]) -> Tree:
+    """Rows of a tree over two units, which clip nothing."""
+    rows, none = np.array(phases, dtype=np.int8), np.zeros((len(phases), 2), dtype=np.float32)
+    counts = np.zeros(len(rows), dtype=np.int32)
+    descent = Descent(np.array(parents, dtype=np.int32), counts, counts[:0], none[0, :0])
+    clips = Clips(0.0, none[:1], none[:1], np.full((1, 2, 2), -1.0))
+    return Tree(
+        np.array([2, 2]),
+        np.arange(2),
+        rows,
+        none,
+        none,
+        none.astype(np.float64),
+        np.zeros(1, int),
+        None,
+        clips,
+        descent,
+    )
 
 
-def test_shares_of_planes_beyond_one_are_cut():
-    """A share of more than everything, or less than nothing, would turn a plane around."""
-    net, network, x = built("plain")
-    bounds, rng = crowned("plain"), np.random.default_rng(4)
-    units = open_units(bounds)
-    rows, whole = pair_rows(bounds)
-    phases = np.zeros((1, len(units)), dtype=np.int8)
-    tree = tree_of(units, phases, rng, x[0].numel(), planes=True)
-    values = net.graph.values(images("plain", "inf", 200))[net.features].numpy().reshape(200, -1)
-    objective = (values @ whole.flatten()).min()
-    flat = replace(tree, shares=np.zeros_like(tree.shares))  # relu(z) <= u: no image has all units there at once
-    for planes in (tree, flat):
-        for mixes in (-50.0, 50.0):
-            wild = replace(planes, mixes=np.full_like(tree.mixes, mixes))
-            assert Program(bounds, wild, network.features, rows).lower()[0] <= objective
+def test_rows_that_others_take_over_from_are_no_leaves():
+    tree = split_once([-1, 0, 0, 2], [[0, 0], [1, 0], [-1, 0], [-1, 0]])
+    tree.require_whole()
+    assert tree.descent is not None
+    assert tree.descent.leaves.tolist() == [False, True, False, True]
+    assert tree.descent.depths().tolist() == [0, 1, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("parents", "phases", "why"),
+    [
+        ([-1, 0], [[0, 0], [1, 0]], "leave some sign pattern out"),  # the first is no leaf
+        ([-1, 0, 0, 2], [[0, 0], [1, 0], [-1, 0], [-1, 1]], "leave some sign pattern out"),
+        ([-1, 0, 1], [[0, 0], [1, 0], [-1, 0]], "other signs"),
+        ([-1, 0, 1], [[0, 0], [1, 0], [0, 0]], "other signs"),
+        ([0, 0, 0], [[0, 0], [1, 0], [-1, 0]], "or from a later one"),
+        ([2, 0, 0], [[0, 0], [1, 0], [-1, 0]], "or from a later one"),
+        ([-2, 0, 0], [[0, 0], [1, 0], [-1, 0]], "takes over from none"),
+    ],
+)
+def test_rows_that_take_over_what_does_not_hold_for_them_are_refused(parents, phases, why):
+    with pytest.raises(ProofError, match=why):
+        split_once(parents, phases).require_whole()
+
+
+def test_nothing_is_narrowed_without_a_goal():
+    tree = split_once([-1], [[0, 0]])
+    tree.require_whole()
+    with pytest.raises(ProofError, match="for no goal"):
+        replace(tree, clips=None).require_whole()

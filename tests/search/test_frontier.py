@@ -22,7 +22,9 @@ def random_open(count: int, seed: int = 0, units: int = UNITS, tries: int = TRIE
 
     phases = torch.randint(-1, 2, (units, count), generator=generator, dtype=torch.int8)
     goal = torch.randint(0, 3, (count,), generator=generator)
-    nodes = Nodes(phases, uniform(units, count), uniform(units, count), uniform(units, count), goal, uniform(count))
+    slopes, pulls, mixes = (uniform(units, count) for _ in range(3))
+    recorded = torch.randint(-1, 99, (count,), generator=generator)
+    nodes = Nodes(phases, slopes, pulls, mixes, goal, uniform(count), recorded)
     tried = torch.randint(0, max(units, 1), (count, tries), generator=generator)
     return nodes, uniform(count) - 0.5, Likely(tried, uniform(count, tries))
 
@@ -33,9 +35,8 @@ def rows(*several: tuple[Nodes, Tensor, Likely]) -> list[tuple[object, ...]]:
     for nodes, value, likely in several:
         maps = (nodes.phases.T, nodes.slopes.T, nodes.pulls.T, nodes.mixes.T, likely.units, likely.lam)
         for k in range(len(nodes)):
-            found.append(
-                (float(value[k]), int(nodes.goal[k]), float(nodes.pace[k]), *(tuple(m[k].tolist()) for m in maps))
-            )
+            single = float(value[k]), int(nodes.goal[k]), float(nodes.pace[k]), int(nodes.recorded[k])
+            found.append((*single, *(tuple(m[k].tolist()) for m in maps)))
     return sorted(found)
 
 

@@ -12,6 +12,7 @@ from corgi_solvers import Highs
 from drawn_programs import drawn, least
 
 from corgi_opt._deadline import Deadline
+from corgi_opt.encode.phases import PhaseBounds
 from corgi_opt.encode.triangle import triangle
 from corgi_opt.search import leaves as module
 from corgi_opt.search.decide import Branched
@@ -30,14 +31,16 @@ def tree_of(seed: int, short: float = 1e-4):
 @pytest.mark.parametrize("seed", range(4))
 def test_every_pattern_is_in_exactly_one_leaf(seed):
     program, tree = tree_of(seed)
-    assert tree.phases.shape == tree.pushes.shape == (len(tree.phases), program.units)
+    rows = tree.rows
+    assert rows.phases.shape == rows.pushes.shape == (len(rows.phases), program.units)
+    leaves = rows.phases[~np.isin(np.arange(len(rows.phases)), rows.parents)]
     for pattern in itertools.product((-1, 1), repeat=program.units):
-        holds = ((tree.phases == 0) | (tree.phases == np.array(pattern))).all(axis=1)
+        holds = ((leaves == 0) | (leaves == np.array(pattern))).all(axis=1)
         assert holds.sum() == 1
 
 
 def test_some_tree_has_several_leaves():
-    assert max(len(tree_of(seed)[1].phases) for seed in range(4)) > 1
+    assert max(len(tree_of(seed)[1].rows.phases) for seed in range(4)) > 1
 
 
 def test_a_tree_that_grows_too_large_is_forgotten(monkeypatch):
@@ -56,9 +59,10 @@ def test_what_a_linear_program_closed_is_worth_its_optimum(seed):
     first, second = np.split(solved.row_dual, 2)
     mu = -(first - program.upper * second)
     ledger = Ledger(program)
-    ledger.closed_by(np.zeros(program.units, dtype=np.int8), mu)
-    kept = ledger.leaves()
-    assert kept is not None
+    ledger.closed_by(PhaseBounds(program, None, torch.float32, torch.device("cpu")).root(), mu)
+    leaves = ledger.leaves()
+    assert leaves is not None
+    kept = leaves.rows
     assert kept.phases.tolist() == [[0] * program.units] and not kept.mixes.any() and not kept.slopes.any()
     lam = program.outputs.toarray()[0] + program.rows.toarray().T @ mu
     here = lam[program.inputs :]

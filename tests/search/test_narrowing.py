@@ -71,7 +71,8 @@ def test_no_counterexample_of_a_node_is_outside(seeds):
         program = drawn(seed, inputs=3, units=4)
         goal = least(program) + (0.02, 0.1, -0.05)[seed % 3]
         narrowing, nodes, bound = nodes_of(program, unclipped(program, goal), seed, splits=2)
-        after, possible = narrowing.narrowed(nodes, bound.lam[3:], everywhere(program, nodes))
+        narrowed = narrowing.narrowed(nodes, bound.lam[3:], everywhere(program, nodes))
+        after, possible = narrowed.nodes, narrowed.possible
         low, high = sides(after)
         for k in range(len(nodes)):
             inner, outer = exact_intervals(program, goal, nodes.phases[:, k].numpy())
@@ -105,7 +106,8 @@ def test_images_of_a_box_that_fall_below_the_goal_are_inside(case):
     for share in (0.01, 0.1, 0.5):
         goal = float(values.quantile(share))
         narrowing, nodes, bound = nodes_of(program, unclipped(program, goal), 0, splits=2)
-        after, possible = narrowing.narrowed(nodes, bound.lam[program.inputs :], everywhere(program, nodes))
+        narrowed = narrowing.narrowed(nodes, bound.lam[program.inputs :], everywhere(program, nodes))
+        after, possible = narrowed.nodes, narrowed.possible
         low, high = (torch.from_numpy(side) for side in sides(after))
         gained += float((torch.from_numpy(np.subtract(*sides(nodes)[::-1])) - (high - low)).sum())
         for k in range(len(nodes)):
@@ -125,7 +127,7 @@ def test_what_is_found_is_the_formula_less_what_rounds(seed):
     narrowing = Narrowing(unclipped(program, goal), CPU)
     bounds = PhaseBounds(program, None, torch.float64, CPU)
     units, output = bounds.below_units(bounds.root()), bounds.below_outputs(bounds.root())
-    found = narrowing._found(torch.arange(program.units), output)[:, :, 0].flatten().double()
+    found = narrowing._found(torch.arange(program.units), output)[0][:, :, 0].flatten().double()
     lacks = goal - float(output.constants[0]) - float(bounds.least(output.coefs)[0])
     shares = [(share * 2 * units.coefs.abs().sum(dim=0) / lacks).float().double() for share in SHARES]
     wanted = torch.stack([clipped_below(bounds, units, output, goal, g) for g in shares]).amax(dim=0)
@@ -149,7 +151,7 @@ def test_sums_that_float32_gets_wrong_are_not_believed():
     narrowing._rounding = 0.0  # that of single terms
     nothing = Below(torch.zeros(128, 1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64))
     exact = -math.fsum(a[:, 0].tolist())
-    assert bool((narrowing._found(torch.tensor([0]), nothing).double() <= exact).all())
+    assert bool((narrowing._found(torch.tensor([0]), nothing)[0].double() <= exact).all())
 
 
 def test_signs_and_crossings_are_read_off_what_is_found(monkeypatch):
@@ -158,25 +160,39 @@ def test_signs_and_crossings_are_read_off_what_is_found(monkeypatch):
     low, high = sides(nodes)
     found = torch.tensor([[-0.001, 0.0, -1.0, 0.05], [-1.0, -1.0, 0.001, -0.05]])[:, :, None]
 
-    def told(units: Tensor, _: Below) -> Tensor:
-        return found[:, units]
+    def told(units: Tensor, _: Below) -> tuple[Tensor, Tensor]:
+        return found[:, units], torch.ones_like(found)
 
     monkeypatch.setattr(narrowing, "_found", told)
-    after, possible = narrowing.narrowed(nodes, bound.lam[3:], everywhere(program, nodes))
-    assert after.phases[:, 0].tolist() == [0, 1, -1, 1] and bool(possible)  # the last: a point is no crossing
+    narrowed = narrowing.narrowed(nodes, bound.lam[3:], everywhere(program, nodes))
+    after = narrowed.nodes
+    assert after.phases[:, 0].tolist() == [0, 1, -1, 1] and bool(narrowed.possible)  # the last: a point is no crossing
     ends, tiny = sides(after), np.float32(NARROW)
     np.testing.assert_allclose(ends[0][:, 0], [-0.001, -tiny, low[2, 0], -tiny])
     np.testing.assert_allclose(ends[1][:, 0], [high[0, 0], high[1, 0], tiny, 0.05])
     found[1, 3] = -0.049
-    _, possible = narrowing.narrowed(nodes, bound.lam[3:], everywhere(program, nodes))
-    assert not bool(possible)
+    assert not bool(narrowing.narrowed(nodes, bound.lam[3:], everywhere(program, nodes)).possible)
+
+
+def test_a_side_that_hardly_moves_stays_and_is_not_said_to_move(monkeypatch):
+    program = drawn(0, inputs=3, units=2)
+    narrowing, nodes, bound = nodes_of(program, unclipped(program, 0.0), 0, splits=0)
+    low, high = sides(nodes)
+    moves = torch.tensor([[0.5, 1.5], [1.5, 0.5]]) * module.GAIN
+    found = (torch.tensor(np.stack([low, -high])) + moves[:, :, None]).float()
+    monkeypatch.setattr(narrowing, "_found", lambda units, _: (found[:, units], torch.full((2, len(units), 1), 0.25)))
+    narrowed = narrowing.narrowed(nodes, bound.lam[3:], everywhere(program, nodes))
+    after = sides(narrowed.nodes)
+    moved = torch.tensor([[False, True], [True, False]])
+    assert [(after[0] != low)[:, 0].tolist(), (after[1] != high)[:, 0].tolist()] == moved.tolist()
+    assert narrowed.shares[:, :, 0].equal(torch.where(moved[:, narrowed.units], 0.25, -1.0))
 
 
 def test_what_is_not_a_number_narrows_nothing():
     program = drawn(0, inputs=3, units=4)
     narrowing = Narrowing(unclipped(program, 0.0), CPU)
     output = Below(torch.full((3, 2), math.inf, dtype=torch.float64), torch.zeros(2, dtype=torch.float64))
-    assert bool((narrowing._found(torch.arange(4), output) == -math.inf).all())
+    assert bool((narrowing._found(torch.arange(4), output)[0] == -math.inf).all())
 
 
 def test_trees_that_narrow_are_smaller():
@@ -196,17 +212,19 @@ def test_trees_that_narrow_are_smaller():
     assert 0 < nodes[True] < 0.8 * nodes[False], nodes
 
 
-def test_a_tree_whose_leaves_are_kept_does_not_narrow():
-    """A certificate says how intervals were clipped before the tree, and not in it."""
-    program = drawn(1, inputs=6, units=12)
-    planes = hull_planes(program)
-    bounds = PhaseBounds(program, planes, torch.float64, CPU)
-    threshold = float(bounds.ascend(bounds.root(), 60)[1].value) + 0.1  # planes alone do not reach it
-    clipped = clip(program, planes, threshold, CPU, PATIENT)
+@pytest.mark.parametrize(("seed", "units"), [(4, 9), (7, 12)])
+def test_a_tree_whose_leaves_are_kept_is_the_same_tree(seed, units):
+    program = drawn(seed, inputs=6, units=units)
+    threshold = least(program) - 1e-3
+    clipped = clip(program, hull_planes(program, steps=1), threshold, CPU, PATIENT)
     about = clipped.program, clipped.planes, threshold, Highs(), CPU
     assert clipped.steps and clipped.goal == threshold + BEYOND
-    assert _Tree(*about, clipped=clipped).narrowing is not None
-    assert _Tree(*about, Ledger(*about[:2], clipped), clipped).narrowing is None
+    ledger = Ledger(*about[:2], clipped)
+    trees = [_Tree(*about, clipped=clipped), _Tree(*about, ledger, clipped)]
+    found = [tree.search(PATIENT, math.inf) for tree in trees]
+    assert all(tree.narrowing is not None for tree in trees)
+    assert found[0].nodes == found[1].nodes > 1 and found[0].lower == found[1].lower
+    assert found[1].tree is not None and len(found[1].tree.rows.phases) >= found[1].nodes
 
 
 def test_trees_in_balls_of_other_norms_do_not_narrow():
@@ -223,7 +241,7 @@ def test_only_so_many_units_are_tried(monkeypatch):
     narrowing, nodes, bound = nodes_of(program, unclipped(program, least(program) + 0.02), 0, splits=1)
     doubt = torch.zeros(4, len(nodes))
     doubt[2] = 1.0
-    after, _ = narrowing.narrowed(nodes, bound.lam[3:], doubt)
+    after = narrowing.narrowed(nodes, bound.lam[3:], doubt).nodes
     assert after.ends is not None and nodes.ends is not None
     moved = (after.ends != nodes.ends).any(dim=0).any(dim=1)
     assert moved.tolist() == [False, False, True, False]
