@@ -77,8 +77,8 @@ def descent(rng: np.random.Generator, like: np.ndarray, splits: int) -> tuple[np
     sides = [rng.permutation(2 * units)[:count] for count in counts.tolist()]
     shares = 10.0 ** rng.uniform(-4, 3, int(counts.sum()))
     every = np.concatenate([*sides, np.zeros(0, dtype=np.int64)])
-    above, counts, every = (a.astype(np.int32) for a in (np.array(parents), counts, every))
-    return np.stack(rows), Descent(above, counts, every, shares.astype(np.float32))
+    above, many, which = (a.astype(np.int32) for a in (np.array(parents), counts, every))
+    return np.stack(rows), Descent(above, many, which, shares.astype(np.float32))
 
 
 def images(case: str, norm: Norm, count: int) -> torch.Tensor:
