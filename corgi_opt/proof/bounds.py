@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from corgi_opt.errors import ProofError
 from corgi_opt.proof.arithmetic import UNIT, Arithmetic, Array, Numbers
+from corgi_opt.proof.memory import blocks
 from corgi_opt.proof.network import Network
 from corgi_opt.proof.operations import Combine, Curved, Input, Relu, Selection, Weighted
 from corgi_opt.proof.region import Region, add_minimum
@@ -33,6 +34,9 @@ from corgi_opt.proof.rows import Rows, Shape
 from corgi_opt.proof.tally import GENEROUS, Tally
 
 Indices = NDArray[np.int64]
+
+PHI_AT_ONCE = 30_000
+"""Coefficients whose phi is added at once, so that they stay in a processor's cache."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -290,16 +294,31 @@ def crown_slopes(low: Array, high: Array) -> tuple[Array, Array]:
 
 def add_phi(tally: Tally, lam: Numbers, mu: Numbers, low: Array, high: Array) -> None:
     """Adds ``phi = min of lam relu(z) - mu z over z in [low, high]``, which is at one of low, high and 0."""
-    of = tally.arithmetic.of
+    width, zeros = math.prod(lam.shape[1:]), tally.arithmetic.zeros
+    low, high = (np.broadcast_to(side, lam.shape) for side in (low, high))
+    value, size, error = zeros(len(lam)), zeros(len(lam)), np.zeros(len(lam))
+    for some in blocks(len(lam), width, PHI_AT_ONCE):
+        least = _phi(tally.arithmetic, lam[some], mu[some], low[some], high[some])
+        value[some] = least.reshape(len(least), width).sum(axis=1)
+        if tally.rounds:
+            size[some] = np.abs(least).reshape(len(least), width).sum(axis=1)
+            error[some] = _rounded(lam[some], mu[some], low[some], high[some]).reshape(len(least), width).sum(axis=1)
+    tally.add_sums(value, size, width)
+    if tally.rounds:
+        tally.may_be_off(4 * UNIT * GENEROUS * error)
+        tally.may_be_off(3 * tally.arithmetic.tiny * width)
+
+
+def _phi(arithmetic: Arithmetic, lam: Numbers, mu: Numbers, low: Array, high: Array) -> Numbers:
+    of = arithmetic.of
     at_low = lam * of(np.maximum(low, 0.0)) - mu * of(low)
     at_high = lam * of(np.maximum(high, 0.0)) - mu * of(high)
     least = np.minimum(at_low, at_high)
-    least = np.where((low < 0) & (high > 0), np.minimum(least, tally.arithmetic.zeros(1)), least)
-    tally.add(least)
-    if tally.rounds:
-        # where mu and lam agree on a unit that is on, or mu is zero on one that is off, nothing was rounded
-        exact = ((low >= 0) & (mu == lam)) | ((high <= 0) & (mu == 0))
-        size = np.where(exact, 0.0, (np.abs(lam) + np.abs(mu)) * np.maximum(np.abs(low), np.abs(high)))
-        width = math.prod(size.shape[1:])
-        tally.may_be_off(4 * UNIT * GENEROUS * size.reshape(len(size), width).sum(axis=1))
-        tally.may_be_off(3 * tally.arithmetic.tiny * width)
+    return np.asarray(np.where((low < 0) & (high > 0), np.minimum(least, arithmetic.zeros(1)), least))
+
+
+def _rounded(lam: Array, mu: Array, low: Array, high: Array) -> Array:
+    """The magnitudes that phi may have rounded."""
+    # where mu and lam agree on a unit that is on, or mu is zero on one that is off, nothing was rounded
+    exact = ((low >= 0) & (mu == lam)) | ((high <= 0) & (mu == 0))
+    return np.where(exact, 0.0, (np.abs(lam) + np.abs(mu)) * np.maximum(np.abs(low), np.abs(high)))

@@ -23,8 +23,8 @@ def require_room(size: int, what: str) -> None:
         raise ProofError(f"{what} would take {size / 2**20:,.0f} MiB; a check may take {MOST_BYTES / 2**20:,.0f} MiB")
 
 
-def blocks(rows: int, width: int) -> Iterator[slice]:
-    """Consecutive slices of so many rows, each of about ENTRIES_AT_ONCE entries at most, ``width`` in a row."""
-    size = max(1, ENTRIES_AT_ONCE // max(width, 1))
+def blocks(rows: int, width: int, at_once: int = ENTRIES_AT_ONCE) -> Iterator[slice]:
+    """Consecutive slices of so many rows, each of about ``at_once`` entries at most, ``width`` in a row."""
+    size = max(1, at_once // max(width, 1))
     for start in range(0, rows, size):
         yield slice(start, min(start + size, rows))

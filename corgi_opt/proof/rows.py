@@ -35,9 +35,12 @@ class Rows:
         (h, w), (height, width) = self.coefs.shape[2:], maps.shape[1:]
         (top, left), (bottom, right) = self.corners.min(axis=0), self.corners.max(axis=0)
         pads = (max(0, -top), max(0, bottom + h - height)), (max(0, -left), max(0, right + w - width))
-        windows = sliding_window_view(np.pad(maps, ((0, 0), *pads)), (h, w), axis=(1, 2))
-        y, x = self.corners[:, 0] + pads[0][0], self.corners[:, 1] + pads[1][0]
-        return np.moveaxis(windows[:, y, x], 0, 1)
+        windows = sliding_window_view(np.pad(maps, ((0, 0), *pads)), (h, w), axis=(1, 2)).transpose(1, 2, 0, 3, 4)
+        if top == bottom and left == right:  # one window for all rows
+            one: NDArray[Any] = np.ascontiguousarray(windows[top + pads[0][0], left + pads[1][0]])
+            return np.broadcast_to(one, (len(self), *one.shape))
+        many: NDArray[Any] = windows[self.corners[:, 0] + pads[0][0], self.corners[:, 1] + pads[1][0]]
+        return many
 
     def over(self, maps: NDArray[Any]) -> NDArray[Any]:
         """Maps (K, H, W) on the windows; those that are the same everywhere, (K, 1, 1), as they are, to broadcast."""

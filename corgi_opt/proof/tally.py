@@ -24,10 +24,15 @@ class Tally:
     def add(self, terms: Numbers) -> None:
         """Adds (R, ...) terms, each of which took a few relative roundings at most."""
         flat = terms.reshape(len(self.value), math.prod(terms.shape[1:]))
-        self.value = self.value + flat.sum(axis=1)
+        size = np.abs(flat).sum(axis=1) if self.rounds else self.size
+        self.add_sums(flat.sum(axis=1), size, flat.shape[1])
+
+    def add_sums(self, value: Numbers, size: Numbers, count: int) -> None:
+        """Adds what ``count`` such terms of each row sum up to, and their magnitudes, both (R,)."""
+        self.value = self.value + value
         if self.rounds:
-            self.size = self.size + np.abs(flat).sum(axis=1)
-            self.count += flat.shape[1]
+            self.size = self.size + size
+            self.count += count
 
     def may_be_off(self, by: Any) -> None:
         """Adds to the error, (R,) or one for all."""

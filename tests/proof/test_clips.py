@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from checked_networks import built, crowned
-from checked_trees import CASES, images, open_units, pair_rows, tree_of
+from checked_trees import CASES, descent, images, open_units, pair_rows, tree_of
 from nets import Deep, image, network, seeded
 from patience import mostly_slow
 from torch import nn
@@ -23,7 +23,9 @@ from corgi_opt.encode.hull import hull_planes
 from corgi_opt.proof.archive import TEXT
 from corgi_opt.proof.certificate import MOST_CLIPS, Certificate
 from corgi_opt.proof.checker import check
+from corgi_opt.proof.clips import Below, Ends, Narrowing, clipped
 from corgi_opt.proof.leaves import Leaves
+from corgi_opt.proof.program import Lines
 from corgi_opt.proof.region import Norm
 from corgi_opt.proof.tree import Clips, Tree
 from corgi_opt.search import branch as branch_module
@@ -91,12 +93,52 @@ def test_where_intervals_cross_the_goal_is_proven_and_no_more():
             hints(len(units), float(goal), seed, times=2), slopes=np.ones((2, len(units)), dtype=np.float32)
         )
         clips = replace(clips, shares=10.0 ** np.random.default_rng(seed).uniform(-2, 3, clips.shares.shape))
-        program = Leaves(bounds, replace(tree, clips=clips), checked.features, rows)
+        # leaves' own multipliers prove nothing here
+        pushed = replace(tree, clips=clips, pushes=tree.pushes + 100.0)
+        program = Leaves(bounds, pushed, checked.features, rows)
         assert program.lower()[0] <= min(goal, least)
         if program.crossed:
             assert goal < least and program.lower()[0] == goal
             crossed += 1
     assert crossed > 0
+
+
+def test_each_row_clips_what_it_says_and_no_other_does():
+    """Narrowed together with others, in any order, is narrowed alone; by the formula, entry by entry."""
+    net, checked, x = built("plain")
+    bounds, rng = crowned("plain"), np.random.default_rng(7)
+    units = open_units(bounds)
+    rows, whole = pair_rows(bounds)
+    values = net.graph.values(images("plain", "inf", 200))[net.features].flatten(1).numpy() @ whole.flatten()
+    phases, narrowed = descent(rng, rng.choice([-1, 1], (2, len(units))), 6)
+    none = np.zeros((1, len(units)), dtype=np.float32)
+    clips = Clips(float(values.min() - 1.0 * np.ptp(values)), none, none, np.full((1, 2, len(units)), -1.0))
+    tree = tree_of(units, phases, rng, x[0].numel(), planes=False)
+    leaves = Leaves(bounds, replace(tree, clips=clips, descent=narrowed), checked.features, rows)
+    program, narrowing = leaves.program, Narrowing(leaves.program, narrowed, leaves.goal)
+    lines = Lines(*(m[None] for m in program.crown), None, np.zeros((1, len(units))))
+    lam, tally = program.descend(program.functional(len(phases)), lines, program.low, program.high)
+    output, root = Below.of(program, lam, tally), Ends(program.low[None], program.high[None])
+    order = rng.permutation(len(phases))
+    together = narrowing.narrowed(order, output[order], root.repeated(len(order)))
+    moved = 0
+    for place, row in enumerate(order.tolist()):
+        alone = narrowing.narrowed(np.array([row]), output[row : row + 1], root)
+        first = int(narrowed.counts[:row].sum())
+        entries = slice(first, first + int(narrowed.counts[row]))
+        own = Below.units(program, narrowed.sides[entries].astype(np.int64))
+        low, high = program.low.copy(), program.high.copy()
+        found = clipped(program, own, output[:1], narrowed.shares[entries].astype(np.float64), leaves.goal)
+        for side, value in zip(narrowed.sides[entries].tolist(), found.tolist(), strict=True):
+            if side < len(units):
+                low[side] = max(low[side], value)
+            else:
+                high[side - len(units)] = min(high[side - len(units)], -value)
+        for ends in (alone[0:1], together[place : place + 1]):
+            np.testing.assert_allclose(ends.low[0], low, atol=1e-12)
+            np.testing.assert_allclose(ends.high[0], high, atol=1e-12)
+        moved += int((low > program.low).sum() + (high < program.high).sum())
+    assert moved > 50
 
 
 # --- certificates ----------------------------------------------------------------------------------------------------

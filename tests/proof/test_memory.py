@@ -133,7 +133,7 @@ def test_a_machine_without_memory_is_a_typed_error(monkeypatch):
 def test_a_certificate_of_more_trees_than_a_file_holds_is_not_written():
     one = PartTree((0,), (1.0,), tree(0))
     few = certificate(network(6), (one,) * 9_400)
-    with pytest.raises(CertificateError, match="9,400 trees of 9,400 leaves in all are more than a file holds"):
+    with pytest.raises(CertificateError, match="9,400 trees of 9,400 rows in all are more than a file holds"):
         few.to_bytes()
 
 
