@@ -54,6 +54,12 @@ CHEAP = 0.02
 FEWEST_SECONDS, SECONDS_SHARE = 0.5, 1 / 32
 """What an exact probe has at first, beside its CROWN pass: so many seconds, or this share of what is left."""
 
+GLANCE = 0.02
+"""Share of the time that CORGI has before other methods; where it does not suffice, it goes on when they have ended."""
+
+ROUGH = 1.03
+"""How near to its end CROWN's radius is taken where an exact search only goes on from there."""
+
 FAR = 1.25
 """Ratio of attack to CROWN radius from which an exact search starts in the middle: a probe too far up takes long."""
 
@@ -100,6 +106,7 @@ class RadiusSearch:
         self._corgi_pass = 0.0  # seconds of the longest
         self._linear = self.largest  # where the linearised network breaks
         self._certified: dict[str, Certified] = {}
+        self._so_far: dict[str, Certified] = {}  # of methods whose radius is on the way
         self._crossings: dict[str, Crossing] = {}
         self._ladders: dict[float, Ladder] = {}
 
@@ -107,17 +114,21 @@ class RadiusSearch:
         """The bracket of one method; ``deadline`` bounds the whole call.
 
         Weakest first, each from where the one before ended, and none that others only stand on takes more than its
-        share: the attack a quarter of the time (it goes on when some is left in the end), CORGI a tenth.
+        share: the attack a quarter of the time, CORGI a second or a fiftieth. Both go on when some is left in the end,
+        CORGI for a tenth of the time.
         """
         limit = deadline.left
+        glance = max(GLANCE * limit, min(CORGI_FIRST, CORGI_SHARE * limit))
         try:
             self.attack(deadline.within(ATTACK_SHARE * limit))
             self.certified("ibp", deadline.within(deadline.left / 2))  # next to nothing, but there in no time
             for name in weakest_first({"corgi", method, *_first(method)}):
                 beside = name == "corgi" and method != "corgi"
-                self.certified(name, deadline.within(CORGI_SHARE * limit) if beside else deadline)
+                self.certified(name, deadline.within(glance) if beside else deadline)
             if self._attack_cut and not deadline.over:
                 self.attack(deadline)
+            if self._certified["corgi"].cut:
+                self.certified("corgi", deadline.within(CORGI_SHARE * limit - glance))
         except KeyboardInterrupt as stop:
             raise Interrupted(self._bracket(method, replace(self._best, reason="interrupted"))) from stop
         self._check_order()
@@ -211,6 +222,17 @@ class RadiusSearch:
             low = max(low, self._step(method, crossing, deadline), key=lambda c: c.eps)
         return replace(low, reason=f"no certified eps above {low.eps:g} in {MOST_PROBES} probes")
 
+    def _roughly(self, method: str, deadline: Deadline) -> Certified:
+        """What a relaxation certifies within ``ROUGH`` of its end; its search goes on from there when asked to."""
+        crossing = self._crossing(method, self._upper())
+        with self._timed(method):
+            for _ in range(MOST_PROBES):
+                near = crossing.low.eps > 0 and crossing.high.eps <= ROUGH * crossing.low.eps
+                if near or crossing.closed or crossing.stopped or deadline.over:
+                    break
+                self._step(method, crossing, deadline)
+        return self._known_below(method)
+
     def _crossing(self, method: str, first: float) -> Crossing:
         """The search of a method, as far as it is; a new one begins at ``first``."""
         low = self._known_below(method).point
@@ -233,10 +255,13 @@ class RadiusSearch:
         start = time.monotonic()
         verdict = self._probe(method, at, share)
         if method == "corgi":
-            self._corgi_pass = max(self._corgi_pass, time.monotonic() - start)
+            taken = math.inf if share.over else time.monotonic() - start
+            self._corgi_pass = max(self._corgi_pass, taken)
         if verdict.status == "certified":
             crossing.tell(at, verdict.margin_lower)
-            return self._proven(at, verdict)
+            found = self._proven(at, verdict)
+            self._so_far[method] = max(found, self._so_far.get(method, found), key=lambda c: c.eps)
+            return found
         if share.over:
             crossing.forgo(at)
         else:
@@ -257,7 +282,7 @@ class RadiusSearch:
             low = max(low, self._step("crown", crown, deadline), key=lambda c: c.eps)
             cheap = not crown.forgone and time.monotonic() - start <= allowed
         if not cheap:
-            low = max(low, self.certified("crown", deadline), key=lambda c: c.eps)
+            low = max(low, self._roughly("crown", deadline), key=lambda c: c.eps)
         near = cheap or self._upper() <= FAR * low.eps
         closing = Closing(self.rtol, max(FEWEST_SECONDS, SECONDS_SHARE * deadline.left), near)
         for _ in range(MOST_PROBES):
@@ -274,7 +299,8 @@ class RadiusSearch:
             else:
                 closing.undecided(probe, f"undecided at eps={probe.eps:.6g}: {verdict.reason}", not share.over)
                 # a cheap radius bounds how far down a bisection may have to go; dearer ones where it does not arrive
-                for name in ("crown", "dual", "lp") if closing.stuck else ("crown",):
+                low = max(low, self._roughly("crown", deadline), key=lambda c: c.eps)
+                for name in ("crown", "dual", "lp") if closing.stuck else ():
                     low = max(low, self.certified(name, deadline), key=lambda c: c.eps)
         else:
             return replace(low, reason=f"not closed in {MOST_PROBES} probes")
@@ -318,7 +344,7 @@ class RadiusSearch:
     def _known_below(self, method: str) -> Certified:
         """What this method and those below it have certified already; eps 0 is certified by the image itself."""
         start = Certified(0.0, self.question.gap, "float64", "")
-        known = [c for m, c in self._certified.items() if m in up_to(method)]
+        known = [c for found in (self._certified, self._so_far) for m, c in found.items() if m in up_to(method)]
         best = max([start, *known], key=lambda c: c.eps)
         return Certified(best.eps, best.margin, best.proof, "")
 

@@ -18,7 +18,7 @@ from nets import Pooled, image, seeded
 
 import corgi_opt as co
 from corgi_opt._deadline import Deadline
-from corgi_opt.answering.radius_search import MOST_LADDERS, RadiusSearch
+from corgi_opt.answering.radius_search import MOST_LADDERS, ROUGH, RadiusSearch
 from corgi_opt.methods import TABLE, Method, up_to
 from corgi_opt.problem.question import Question
 
@@ -176,6 +176,31 @@ def test_corgi_has_a_tenth_of_the_time_and_says_so(ask, method, limit):
     assert 0 < r.corgi < 0.2
     assert "corgi >= " in repr(r) and "&gt;= " in r._repr_html_()
     assert r.lower >= 0.7 / (1 + RTOL)
+
+
+@pytest.mark.parametrize("method", ["crown", "lp", "bab", "auto"])
+def test_a_dear_corgi_goes_on_when_the_others_have_ended(ask, method):
+    """It has a fiftieth of the time before them. A tree that never ends leaves nothing for it, a cheap one does."""
+    world = deep()
+    world.tree = lambda eps: 0.5
+    ask(world, method, 600.0)
+    corgi, other = ([n for n, (name, *_) in enumerate(world.log) if name == which] for which in ("corgi", method))
+    assert min(corgi) < min(other) and max(corgi) > max(other)
+    busy = deep()
+    busy.tree = lambda eps: 1e9
+    r = ask(busy, "auto", 120.0)
+    assert r.stats["seconds_corgi"] <= 120.0 / 50 + 0.01 and r.corgi_cut_off and r.corgi > 0
+
+
+def test_an_exact_search_that_arrives_takes_crown_s_radius_roughly(ask, question):
+    world, fine = deep(), 1e-3
+    search = RadiusSearch(question, torch.device("cpu"), co.PgdOptions(), fine, None)  # type: ignore[arg-type]
+    world.tree = lambda eps: 0.5
+    r = ask(world, "auto", 120.0, search)
+    rough = world.certified("crown")
+    assert r.lower > 0.9 and rough >= 0.7 / ROUGH and "crown" not in search._certified
+    # its own radius goes on from there
+    assert ask(world, "crown", 120.0, search).lower >= max(rough, 0.7 / (1 + fine))
 
 
 def test_corgi_s_own_radius_has_all_the_time(ask):
