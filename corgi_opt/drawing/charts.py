@@ -6,17 +6,21 @@ What is proven is blue, what is broken a dashed purple line; every chart says in
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
+from corgi_opt.drawing.words import wrapped
 
 CERTIFIED, BROKEN, OPEN = "#4477aa", "#aa3377", "#999999"
 """Colours that stay apart for the colour-blind; in grey print the line's dashes tell it from the bars."""
 
 NARROW = 4.5
 """Inches below which a chart's words are smaller."""
+
+SHORT = 8.0
+"""Points that a bar is broad which is too short to be seen beside the lines at its ends."""
 
 WIDTH = 6.4
 """Of a chart, in inches, where nobody says how large it is."""
@@ -28,7 +32,7 @@ def draw_ladder(
     """One bar per method from zero to what it certifies, the first on top, and a dashed line at what is broken.
 
     Bounds that are not finite have no bar; ``broken`` likewise no line. ``what`` names the bars in the legend, ``at``
-    the line. Returns the Axes.
+    the line. Where all of them are zero, zero is all that the scale says. Returns the Axes.
     """
     ax = _axes(len(bounds)) if ax is None else ax
     drawn = [value if np.isfinite(value) else 0.0 for value in bounds.values()]
@@ -41,8 +45,11 @@ def draw_ladder(
         handles.append(ax.axvline(broken, color=BROKEN, linewidth=2, linestyle="--"))
         names.append(f"{at} {broken:.4g}")
     ax.invert_yaxis()
-    ax.set_xlim(0, 1.05 * high)
+    nothing = not any(drawn) and not 0 < broken < math.inf
+    ax.set_xlim(-0.02 * high if nothing else 0, 1.05 * high)  # room for a line at zero
     _finish(ax, title, xlabel, handles, names)
+    if nothing:
+        ax.set_xticks([0.0])
     return ax
 
 
@@ -64,8 +71,9 @@ def draw_intervals(bounds: Mapping[str, float], met: float, *, title: str, xlabe
     """One bar per method from the margin that it proves to the smallest that an image has, and a line at zero.
 
     A bar that is all to the right of zero is a certificate (blue), one that ends at or before zero is broken (purple),
-    one across zero is open (grey). A bound that is not finite has no bar, and its row says so; a margin that no image
-    has been met with (``met`` infinite) leaves bars that run out of the picture. Returns the Axes.
+    one across zero is open (grey). A bar too short to be seen is a broad stroke. A bound that is not finite has
+    no bar, and its row says so; a margin that no image has been met with (``met`` infinite) leaves bars that run out of
+    the picture. Returns the Axes.
     """
     ax = _axes(len(bounds)) if ax is None else ax
     ends = [0.0, *(v for v in (*bounds.values(), met) if np.isfinite(v))]
@@ -81,9 +89,14 @@ def draw_intervals(bounds: Mapping[str, float], met: float, *, title: str, xlabe
             continue
         colour = CERTIFIED if value > 0 else BROKEN if met <= 0 else OPEN
         ax.barh(row, right - value, left=value, height=0.5, color=colour, alpha=0.75)
+        if right - value < 0.02 * span:
+            middle, ends = (value + right) / 2, [row - 0.25, row + 0.25]
+            ax.plot([middle] * 2, ends, color=colour, alpha=0.75, linewidth=SHORT, solid_capstyle="butt")
         ax.plot([value, value], [row - 0.36, row + 0.36], color="black", linewidth=2.5, solid_capstyle="butt")
     zero = ax.axvline(0, color="black", linewidth=1.2, linestyle=":")
-    handles, names = [_bar(bounds.values(), met), _tick(), zero], ["margin", "proven bound", "0: the order changes"]
+    handles, names = [zero], ["0: the order changes"]
+    if any(np.isfinite(v) for v in bounds.values()):
+        handles, names = [_bar(bounds.values(), met), _tick(), zero], ["margin", "proven bound", *names]
     if np.isfinite(met):
         handles.append(ax.axvline(met, color=BROKEN, linewidth=2, linestyle="--"))
         names.append(f"an image has {met:.4g}")
@@ -171,7 +184,7 @@ def _finish(ax: Any, title: str, xlabel: str, handles: Sequence[Any], names: Seq
 
 
 def _wrapped(text: str, inches: float) -> str:
-    return textwrap.fill(text, max(16, round(11 * inches)), break_long_words=False)
+    return wrapped(text, inches, least=16)
 
 
 def bare(ax: Any) -> None:

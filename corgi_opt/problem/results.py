@@ -133,7 +133,8 @@ class Verdict(Plain):
             # an attack proves nothing: what is known from below are the bounds before it
             bounds[self.method if self.method not in ("attack", "corgi", "") else "all bounds"] = self.margin_lower
         title = f"{self.status}: {self.reason}"
-        xlabel = f"margin of the {self.asked.in_words} at eps={self.eps:g} ({self.asked.units})"
+        where = f"at eps={self.eps:g} ({self.asked.units})"
+        xlabel = f"margin of the {self.asked.in_words} {where}, in units of the CAM"
         return draw_intervals(bounds, self.margin_upper, title=title, xlabel=xlabel, ax=ax)
 
     def _repr_html_(self) -> str:

@@ -9,7 +9,7 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 
-from corgi_opt.drawing.charts import BROKEN, CERTIFIED, OPEN, draw_intervals, draw_ladder, draw_shares
+from corgi_opt.drawing.charts import BROKEN, CERTIFIED, OPEN, SHORT, draw_intervals, draw_ladder, draw_shares
 
 mpl.use("Agg")  # before pyplot: no display is needed
 from matplotlib import colors
@@ -82,6 +82,31 @@ def test_an_interval_reaches_from_the_bound_to_what_an_image_has(bound, met, col
     (tick,) = [line for line in ax.lines if list(line.get_xdata()) == [bound, bound] and line.get_linewidth() > 2]
     assert tick.get_color() == "black"  # seen where the bar itself is too short to be
     assert "0: the order changes" in legend(ax)
+
+
+@pytest.mark.parametrize(
+    ("bound", "met", "colour"), [(0.5, 0.5, CERTIFIED), (-3.01, -3.0, BROKEN), (-0.01, 0.01, OPEN)]
+)
+def test_a_bar_too_short_to_be_seen_is_a_broad_stroke(bound, met, colour):
+    """Of a margin that is known exactly, where both ends of the bar are at one place."""
+    ax = draw_intervals({"wide": bound - 5.0, "exact": bound}, met, **INTERVALS)
+    (stroke,) = (line for line in ax.lines if line.get_linewidth() == SHORT)
+    assert stroke.get_color() == colour and bound <= stroke.get_xdata()[0] <= met
+    assert list(stroke.get_ydata()) == [0.75, 1.25] and len(ax.patches) == 2
+
+
+def test_the_scale_of_nothing_is_zero():
+    """Radii that are all zero: no numbers of a scale that nothing stands on, and the line at zero is not the axis."""
+    for broken in (0.0, math.inf):
+        ax = draw_ladder({"corgi": 0.0, "bab": 0.0}, broken, **LADDER)
+        assert list(ax.get_xticks()) == [0.0] and ax.get_xlim()[0] < 0
+    ax = draw_ladder({"corgi": 0.0}, 2.0, **LADDER)
+    assert len(ax.get_xticks()) > 1 and ax.get_xlim()[0] == 0
+
+
+def test_where_nothing_is_proven_the_legend_names_no_bar():
+    ax = draw_intervals({"corgi": math.nan, "all bounds": -math.inf}, -29.8, **INTERVALS)
+    assert legend(ax) == ["0: the order changes", "an image has -29.8"]
 
 
 def test_a_bound_that_is_none_says_so():

@@ -201,6 +201,7 @@ def test_an_attack_has_no_bound_of_its_own():
 def test_a_tiny_certified_margin_looks_certified():
     verdict = replace(VERDICT, status="certified", margin_lower=1e-6, method="bab", reason="every pair keeps its order")
     ax = verdict.plot()
+    assert ax.get_xlabel().replace("\n", " ").endswith("in units of the CAM")
     assert rows(ax) == ["corgi: ≥ -0.75", "bab: ≥ 1e-06"] and ax.get_title().startswith("certified: ")
     assert [colors.to_hex(bar.get_facecolor()) for bar in ax.patches] == [OPEN, CERTIFIED]
     plt.close("all")
