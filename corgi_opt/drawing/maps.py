@@ -6,7 +6,6 @@ Whoever passes no figure gets one of pyplot's; a figure that is passed is drawn 
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from corgi_opt.drawing.panels import (
     show_image,
     show_overlay,
 )
+from corgi_opt.drawing.words import wrapped
 from corgi_opt.errors import InputError
 
 KINDS = ("#f7f7f7", "#ddaa33", "#004488")
@@ -36,6 +36,9 @@ PANEL = 2.5
 
 SMALL_SIDE = 1.5
 """Side of a panel, in inches, below which its words are smaller."""
+
+SMALLEST_SIGN = 3.0
+"""Points below which a sign would only darken its pixel."""
 
 NARROWEST = 1.45
 """Inches that a panel needs beside others; a narrower figure has more rows."""
@@ -72,9 +75,11 @@ def draw_counterexample(
     ``title`` of the whole; ``cam``: whose map it is. In the last panel a plus marks the pixels that came in, a cross
     those that were pushed out. The panels stand in one row where the figure is wide, else in two or three.
     """
+    from matplotlib.ticker import MaxNLocator
+
     figure = _new((5.6 * PANEL, PANEL + 1.2)) if figure is None else figure
     axes, side = _grid(figure, 5)
-    figure.suptitle(_wrapped(title, _width(figure)), fontsize=10)
+    figure.suptitle(wrapped(title, _width(figure)), fontsize=10)
     show_image(axes[0], before.image, scale, "image")
     show_change(axes[1], before.image, after.image, scale)
     show_image(axes[2], after.image, scale, "counterexample")
@@ -84,7 +89,10 @@ def draw_counterexample(
     drawn = map_panel(axes[4], after, scale, limits, "CAM of the counterexample")
     bars = [(axes[4], "right")] if len(axes) == 5 else [(axes[3], "bottom"), (axes[4], "bottom")]
     for ax, place in bars:  # below both where they stand in several rows: that leaves all panels the same size
-        figure.colorbar(drawn, ax=ax, location=place, shrink=0.9, label="CAM")
+        bar = figure.colorbar(drawn, ax=ax, location=place, shrink=0.9, label="CAM")
+        if side < SMALL_SIDE:
+            bar.set_ticks(MaxNLocator(nbins=3))
+            _shrink(bar, 8)
     _fit(axes, side)
     handles = _sets(axes[3], axes[4], before, after, side)
     if handles:
@@ -164,37 +172,50 @@ def plot_heat_map(
 
     figure = _new((5.4 * PANEL, 1.3 * PANEL + 0.9)) if figure is None else figure
     axes, side = _grid(figure, 4)
-    figure.suptitle(_wrapped(title, _width(figure)), fontsize=11)
+    figure.suptitle(wrapped(title, _width(figure)), fontsize=11)
     drawn = show_cam(axes[0], cam, (float(cam.min()), float(cam.max())), "CAM of the image")
-    place = {"location": "right" if side >= SMALL_SIDE else "bottom", "shrink": 0.8}
-    bars = [figure.colorbar(drawn, ax=axes[0], label="units of the CAM", **place)]
+    bars = [_beside(figure, axes[0], drawn, "units of the CAM", MaxNLocator(nbins=4), side)]
     for ax, width, name, unit in (
         (axes[1], interval, "proven interval, width", "units of the CAM"),
         (axes[2], ranks, "proven ranks, worst - best", "ranks"),
     ):
-        most = max(float(width.max()), 1e-300)
+        most = float(width.max()) or 1.0  # of what cannot move, all are dark
         drawn = ax.imshow(width, cmap="cividis", vmin=0, vmax=most, interpolation="nearest")
         bare(ax, name)
-        ticks = MaxNLocator(nbins=4, integer=ax is axes[2])
-        bars.append(figure.colorbar(drawn, ax=ax, label=unit, ticks=ticks, **place))
+        bars.append(_beside(figure, ax, drawn, unit, MaxNLocator(nbins=4, integer=ax is axes[2]), side))
     handles = _show_kinds(axes[3], inside, outside, side, "in the top-k set?")
     size = 9 if side >= SMALL_SIDE else 7
     axes[3].legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.03), frameon=False, fontsize=size)
     _fit(axes, side)
     for bar in bars:
         bar.formatter.set_powerlimits((-2, 4))
-        bar.ax.tick_params(labelsize=size)
-        for axis in (bar.ax.xaxis, bar.ax.yaxis):
-            axis.label.set_fontsize(size)
-            axis.get_offset_text().set_fontsize(size)
+        _shrink(bar, size)
     if side < SMALL_SIDE:
         for ax in axes:
             ax.set_anchor("N")  # those with a colour bar below and the one without stand side by side
     return figure
 
 
+def _beside(figure: Any, ax: Any, drawn: Any, label: str, ticks: Any, side: float) -> Any:
+    """The colour bar of a panel: to its right, or below it where panels are small."""
+    if side >= SMALL_SIDE:
+        return figure.colorbar(drawn, ax=ax, label=label, ticks=ticks, location="right", shrink=0.8)
+    bar = figure.colorbar(drawn, ax=ax, ticks=ticks, location="bottom", shrink=0.8)
+    bar.set_label(label, loc="left")  # a power of ten stands on the right
+    return bar
+
+
+def _shrink(bar: Any, size: float) -> None:
+    """The words of a colour bar, in letters of that size."""
+    bar.ax.tick_params(labelsize=size)
+    for axis in (bar.ax.xaxis, bar.ax.yaxis):
+        axis.label.set_fontsize(size)
+        axis.get_offset_text().set_fontsize(size)
+
+
 def _show_kinds(ax: Any, inside: Any, outside: Any, side: float, title: str) -> list[Any]:
-    """Which pixels are in, out and undecided; returns what a legend needs."""
+    """Which pixels are in, out and undecided, with a sign where that leaves their colour to be seen; returns what a
+    legend needs."""
     from matplotlib.colors import ListedColormap
     from matplotlib.patches import Patch
 
@@ -203,9 +224,9 @@ def _show_kinds(ax: Any, inside: Any, outside: Any, side: float, title: str) -> 
     ax.imshow(kinds, cmap=ListedColormap(KINDS), vmin=0, vmax=2, interpolation="nearest")
     bare(ax, title)
     y, x = np.nonzero(undecided)
-    ax.plot(
-        x, y, linestyle="", marker="$?$", color="black", markersize=share_of_pixel(kinds.shape, side, 0.5, 3.0, 9.0)
-    )
+    size = share_of_pixel(kinds.shape, side, 0.5, 0.0, 9.0)
+    if size >= SMALLEST_SIGN:
+        ax.plot(x, y, linestyle="", marker="$?$", color="black", markersize=size)
     names = ("certainly out", "undecided", "certainly in")
     counts = (int(outside.sum()), int(undecided.sum()), int(inside.sum()))
     return [
@@ -254,7 +275,7 @@ def _fit(axes: Any, side: float) -> None:
     size, letters = (10, 11) if side >= SMALL_SIDE else (8, 14)
     for ax in axes:
         for text, points in ((ax.title, size), (ax.xaxis.label, size - 1)):
-            text.set_text(_wrapped(text.get_text(), side, letters))
+            text.set_text(wrapped(text.get_text(), side, letters=letters))
             text.set_fontsize(points)
 
 
@@ -264,8 +285,3 @@ def _legend(figure: Any, spare: Any, handles: list[Any]) -> None:
         spare[0].legend(handles=handles, loc="center", frameon=False, fontsize=9)
     else:
         figure.legend(handles=handles, loc="outside lower right", ncols=len(handles), frameon=False)
-
-
-def _wrapped(text: str, inches: float, letters: float = 11) -> str:
-    """Lines that fit a width, of so many letters an inch."""
-    return textwrap.fill(text, max(10, round(letters * inches)), break_long_words=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import matplotlib as mpl
@@ -113,6 +114,44 @@ def test_a_heat_map_shows_each_pixels_kind_and_how_many_there_are():
     assert words == ["certainly out (4)", "undecided (6)", "certainly in (2)"]
 
 
+def heat_map_at(width: float, height: float, pixels: int) -> Any:
+    """A heat map of ``pixels`` squared on which nothing moves, half of it undecided."""
+    still, none = np.zeros((pixels, pixels)), np.zeros((pixels, pixels), dtype=bool)
+    outside = none.copy()
+    outside[::2] = True
+    figure = plt.figure(figsize=(width, height), layout="constrained")
+    return plot_heat_map(RNG.normal(size=still.shape), still, still, none, outside, title="a title", figure=figure)
+
+
+def test_what_cannot_move_is_dark_and_its_scale_begins_at_zero():
+    figure = heat_map_at(13.0, 4.0, 3)
+    figure.canvas.draw()
+    for ax in figure.axes[1:3]:
+        painted = ax.images[0]
+        assert painted.get_clim() == (0.0, 1.0)
+        assert painted.norm(painted.get_array()).max() == 0.0
+
+
+@pytest.mark.parametrize(("width", "pixels", "marked"), [(13.0, 24, True), (3.3, 8, True), (3.3, 24, False)])
+def test_question_marks_are_left_out_where_they_would_hide_their_pixels(width, pixels, marked):
+    lines = heat_map_at(width, 5.2, pixels).axes[3].lines
+    assert bool(lines) == marked
+    for line in lines:
+        assert 3.0 <= line.get_markersize() <= 0.5 * 72 * width / pixels
+
+
+def test_a_power_of_ten_does_not_meet_the_label_of_its_scale():
+    pixels = RNG.random((3, 3))
+    figure = plt.figure(figsize=(3.3, 5.2), layout="constrained")
+    plot_heat_map(pixels, 1e-11 * pixels, pixels, pixels > 0.5, pixels <= 0.5, title="a title", figure=figure)
+    figure.canvas.draw()
+    bars = [ax for ax in figure.axes[4:] if ax.xaxis.get_offset_text().get_text()]
+    assert bars
+    for ax in bars:
+        label, power = (t.get_window_extent() for t in (ax.xaxis.label, ax.xaxis.get_offset_text()))
+        assert not label.overlaps(power)
+
+
 def drawn_at(width: float, height: float, pixels: int, top: list[int]) -> Any:
     """A counterexample on a map of ``pixels`` squared, in a figure of this size."""
     images, cams = RNG.random((2, 3, 24, 24)), RNG.normal(size=(2, pixels, pixels))
@@ -147,6 +186,16 @@ def test_panels_and_words_fit_figures_of_every_width(width, height, pixels):
             assert figure.bbox.x0 - 1 <= box.x0 and box.x1 <= figure.bbox.x1 + 1, text.get_text()
     handles = [*figure.legends, *(ax.get_legend() for ax in figure.axes if ax.get_legend())]
     assert [t.get_text() for t in handles[0].get_texts()] == ["top-3 set", "came in", "pushed out"]
+
+
+@pytest.mark.parametrize("height", [5.6, 6.5])
+def test_numbers_of_a_narrow_scale_do_not_meet(height):
+    figure = drawn_at(3.3, height, 8, [0, 5])
+    figure.canvas.draw()
+    for ax in figure.axes[6:]:
+        boxes = [t.get_window_extent() for t in ax.get_xticklabels() if t.get_text()]
+        assert len(boxes) <= 5 and ax.xaxis.label.get_fontsize() == 8
+        assert all(not a.overlaps(b) for a, b in pairwise(boxes))
 
 
 def test_signs_stay_legible_where_pixels_are_small():
