@@ -153,13 +153,14 @@ class Comparison(Plain):
 
     def _repr_html_(self) -> str:
         one = len(self.questions) == 1
-        about = _about(self.questions[0]) if one else f"{len(self.questions)} questions"
+        first = self.questions[0]
+        about = f"{_briefly(first)}, {_where(first)}" if one else f"{len(self.questions)} questions, {_where(first)}"
         own: tuple[str, ...] = ("certified eps", "falsified eps", "ratio", "over CORGI")
-        if self.questions[0].eps is not None:
+        if first.eps is not None:
             own = ("status", "margin, proven", "margin, met")
-        columns = ("method" if one else "question, method", *own, "proof", "seconds", "reason")
+        columns = (*(() if one else ("question",)), "method", *own, "proof", "seconds", "reason")
         rows = [
-            (name if one else f"image {q.image}, {_about(q)}, {name}", *_cells(q, name, a))
+            (*(() if one else (f"image {q.image}, {_briefly(q)}",)), name, *_cells(q, name, a))
             for q in self.questions
             for name, a in q.answers.items()
         ]
@@ -172,11 +173,14 @@ def _axes(question: Compared) -> dict[str, Any]:
     return {"image": question.image, "property": values.pop("name"), **values, "eps": question.eps}
 
 
-def _about(question: Compared) -> str:
-    """The question in one line, with its norm and box."""
-    where = ", ".join(f"{name} {value}" for name, value in question.asked.where.items())
-    eps = "" if question.eps is None else f"eps={question.eps:g}, "
-    return f"{eps}{question.asked.short}, {where}"
+def _briefly(question: Compared) -> str:
+    """The question in one line."""
+    return question.asked.short if question.eps is None else f"eps={question.eps:g}, {question.asked.short}"
+
+
+def _where(question: Compared) -> str:
+    """Norm and box, which all questions of a comparison have in common."""
+    return ", ".join(f"{name} {value}" for name, value in question.asked.where.items())
 
 
 def _cells(question: Compared, method: str, answer: Answer) -> list[object]:
@@ -203,21 +207,26 @@ def _ladder(comparison: Comparison, ax: Any) -> Any:
     bounds, units = {name: q.lower(name) for name in q.answers}, q.asked.units
     title = f"{q.asked.in_words}, by method"
     if q.eps is not None:
-        return draw_intervals(bounds, q.attack, title=title, xlabel=f"margin at eps={q.eps:g} ({units})", ax=ax)
+        xlabel = f"margin at eps={q.eps:g} ({units}), in units of the CAM"
+        return draw_intervals(bounds, q.attack, title=title, xlabel=xlabel, ax=ax)
     return draw_ladder(
         bounds, q.attack, title=title, xlabel=f"eps ({units})", what="certified eps", at="counterexample at", ax=ax
     )
 
 
 def _shares(comparison: Comparison, ax: Any) -> Any:
-    """Every bound as a share of what the attack leaves; of margins, where the attack leaves any."""
+    """Every bound as a share of what the attack leaves, where it leaves any: a margin above 0, a finite eps."""
     questions = comparison.questions
     methods = weakest_first(name for q in questions for name in q.answers)
     radii = questions[0].eps is None
     what = "certified eps / falsified eps" if radii else "margin proven / margin met"
+    title, shown = f"tightness by method: {len(questions)} questions", sum(0 < q.attack < math.inf for q in questions)
+    if shown < len(questions):
+        others = "have no counterexample at an eps above 0" if radii else "are broken or were not answered"
+        title += f", {shown} of them shown (the others {others})"
     return draw_shares(
         {m: [_share(q, m) for q in questions if m in q.answers] for m in methods},
-        title=f"tightness by method: {len(questions)} questions",
+        title=title,
         xlabel=f"{what} (L-{questions[0].asked.norm}, no unit)",
         limit="1: the exact value",
         ax=ax,
@@ -225,7 +234,7 @@ def _shares(comparison: Comparison, ax: Any) -> Any:
 
 
 def _share(q: Compared, method: str) -> float:
-    return q.lower(method) / q.attack if q.attack > 0 else math.nan
+    return q.lower(method) / q.attack if 0 < q.attack < math.inf else math.nan
 
 
 def _sides(answer: Answer) -> tuple[float, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
 
@@ -37,7 +38,8 @@ def html_table(title: str, rows: Mapping[str, object]) -> str:
 
 
 def html_grid(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A table with a line of headings; the first cell of each row is one, too."""
+    """A table with a line of headings; the first cell of each row is one, too. Where there is no room for it, it
+    scrolls."""
     head = "".join(f'<th style="text-align:left">{html.escape(name)}</th>' for name in columns)
     body = "".join(
         f"<tr><th>{html.escape(_said(first))}</th>"
@@ -46,7 +48,8 @@ def html_grid(title: str, columns: Sequence[str], rows: Iterable[Sequence[object
         for first, *rest in rows
     )
     caption = f"<caption><b>{html.escape(title)}</b></caption>"
-    return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    table = f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return f'<div style="overflow-x:auto">{table}</div>'
 
 
 def seconds_in_words(seconds: float) -> str:
@@ -55,4 +58,7 @@ def seconds_in_words(seconds: float) -> str:
 
 
 def _said(value: object) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else "" if value is None else str(value)
+    """A cell; a number that there is none of (0 / 0) is a dash."""
+    if isinstance(value, float):
+        return "-" if math.isnan(value) else f"{value:.6g}"
+    return "" if value is None else str(value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from dataclasses import replace
 
 import matplotlib as mpl
 import numpy as np
@@ -215,7 +216,27 @@ def test_a_ladder_of_margins_says_its_numbers_beside_the_names(network):
     assert labels == [f"{m}: ≥ {c.only.lower(m):.4g}" for m in ("corgi", "bab")]
     assert [bar.get_x() for bar in ax.patches] == [c.only.lower(m) for m in ("corgi", "bab")]
     assert [c.only.attack] * 2 in [list(line.get_xdata()) for line in ax.lines]
-    assert "margin at eps" in ax.get_xlabel()
+    assert "margin at eps" in ax.get_xlabel() and ax.get_xlabel().endswith("in units of the CAM")
+
+
+def test_what_has_no_share_is_no_share_of_zero(network):
+    """A question without a counterexample is certified as far as anybody looked, and not loose."""
+    c = co.compare(network, image(1, 8, 8), k=2, methods=["corgi"], rtol=0.1)
+    answer = replace(c.only.answers["corgi"], upper=math.inf, counterexample=None)
+    other = replace(c.only, image=1, answers={"corgi": answer})
+    ax = co.Comparison((c.only, other), c.rtol).plot()
+    (dots,) = (line for line in ax.lines if line.get_marker() == ".")
+    assert list(dots.get_xdata()) == [pytest.approx(c.only.lower("corgi") / c.only.attack)]
+    assert "2 questions, 1 of them shown" in ax.get_title().replace("\n", " ")
+    plt.close("all")
+
+
+def test_broken_questions_have_no_share_of_their_margin_and_the_title_says_so(network):
+    c = co.compare(network, image(1, 8, 8), k=2, eps=[0.5, 0.6], methods=["corgi"])
+    assert all(q.attack < 0 for q in c.questions)
+    title = c.plot().get_title().replace("\n", " ")
+    assert "2 questions, 0 of them shown (the others are broken or were not answered)" in title
+    plt.close("all")
 
 
 def test_several_questions_are_drawn_as_shares_of_the_attack(network):
@@ -252,6 +273,14 @@ def test_times_below_a_hundredth_are_said_to_be_shared(network):
     page = short._repr_html_()
     assert ">0.12<" in page and "shared with the method before" in page and "2e-05" not in page
     assert (added_in_words(None), added_briefly(2e-5), added_briefly(1.5)) == ("-", "shared", "1.50")
+
+
+def test_of_several_questions_each_has_a_cell_and_each_method_another(network):
+    c = co.compare(network, image(1, 8, 8), k=[1, 2], methods=["corgi", "crown"], rtol=0.1)
+    page = c._repr_html_()
+    for words in ("methods compared: 2 questions, norm L-inf, clip [0, 1]", "<th>image 0, k=1, class ", ">crown<"):
+        assert words in page
+    assert page.count("clip") == 1
 
 
 def test_a_comparison_shows_question_proof_time_and_reason(network):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from corgi_opt.drawing.tables import html_grid, html_table, print_table, seconds_in_words
@@ -37,6 +39,12 @@ def test_a_grid_has_a_line_of_headings_and_a_heading_a_row():
     found = html_grid("title", ("method", "eps", "why"), [("corgi", 1 / 3, "<i>"), ("lp", 2.0, None)])
     assert found.count("<tr>") == 3 and "<th>corgi</th>" in found and ">0.333333<" in found
     assert "&lt;i&gt;" in found and "<i>" not in found
+
+
+def test_a_grid_scrolls_by_itself_and_what_is_no_number_is_a_dash():
+    found = html_grid("title", ("method", "over CORGI"), [("corgi", math.nan), ("lp", math.inf)])
+    assert found.startswith('<div style="overflow-x:auto"><table>') and found.endswith("</table></div>")
+    assert ">-<" in found and "nan" not in found and ">inf<" in found
 
 
 @pytest.mark.parametrize(("seconds", "said"), [(2e-5, "below 0.01"), (0.006, "0.01"), (1.234, "1.23"), (123.4, "123")])
