@@ -50,10 +50,11 @@ def plot_counterexample(
     the pixels that came in, a cross those that were pushed out. Raises InputError for a bad image, class or clip.
     """
     scene = Scene.of(net, x, class_idx=class_idx, norm="inf", clip=clip)
+    norm = "" if witness.original is None else f" (L-{witness.original.norm})"
     return draw_counterexample(
         shown(scene.x, scene.cam, k),
         shown(witness.image, witness.cam, k),
-        title=f"{witness.what_changed}, at distance {witness.distance:.4g}",
+        title=f"{witness.what_changed}, at distance {witness.distance:.4g}{norm}",
         cam=f"CAM of class {scene.class_in_words}",
         scale=scale_of(scene.clip, scene.x, witness.image),
         map_panel=as_it_is,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib as mpl
@@ -86,6 +87,16 @@ def test_titles_and_legend_are_inside_the_figure(asked):
         if box.width > 0:
             assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1
             assert figure.bbox.y0 <= box.y0 and box.y1 <= figure.bbox.y1
+
+
+@pytest.mark.parametrize("norm", ["inf", "2"])
+def test_the_distance_of_a_counterexample_is_said_with_its_norm(asked, norm):
+    net, x, _ = asked
+    witness = co.attack(net, x, eps=3.0, k=K, norm=norm)
+    assert witness is not None
+    assert plot_counterexample(net, x, K, witness).get_suptitle().endswith(f"(L-{norm})")
+    bare = replace(witness, original=None)
+    assert plot_counterexample(net, x, K, bare).get_suptitle().endswith(f"{witness.distance:.4g}")
 
 
 def test_without_a_clip_box_both_images_share_one_grey_scale(asked):

@@ -88,7 +88,7 @@ class HeatMap(Plain):
             (self.worst - self.best).numpy(),
             self.inside.numpy(),
             self.outside.numpy(),
-            title=f"{self.asked.in_words} at eps={self.eps:g}, by {self.method}",
+            title=f"{self.asked.in_words} at eps={self.eps:g} (L-{self.asked.norm}), by {self.method}",
             figure=figure,
         )
 

@@ -81,6 +81,7 @@ def test_the_picture_shows_what_is_in_out_and_undecided():
     net = co.from_torch(seeded(Pooled), x)
     found = co.heat_map(net, x, eps=0.01, k=3, method="corgi")
     figure = found.plot()
+    assert f"(L-{found.asked.norm})" in figure.get_suptitle()
     kinds = figure.axes[3].images[0].get_array()
     assert ((kinds == 2) == found.inside.numpy()).all() and ((kinds == 0) == found.outside.numpy()).all()
     assert (figure.axes[1].images[0].get_array() == (found.upper - found.lower).numpy()).all()
