@@ -53,7 +53,8 @@ def certified_fraction(frame: Any) -> Any:
             ends = np.sort(_nearest_broken(one).groupby(one["about"]).first())
             panels.broken(ax, *_above(ends, right), f"not broken{words}", drawstyle="steps-post", **style)
         images = part["image_sha256"].nunique()
-        ax.set(xlim=(0, right or 1), ylim=(0, 1.02), xlabel=EPS, ylabel=f"share of questions ({images} images)")
+        counted = "1 image" if images == 1 else f"{images} images"
+        ax.set(xlim=(0, right or 1), ylim=(0, 1.02), xlabel=EPS, ylabel=f"share of questions ({counted})")
 
     return drawn("Share of questions certified at eps, or not known to be broken", settings(radii, "asked"), draw)
 
@@ -83,6 +84,7 @@ def tightness(frame: Any) -> Any:
             lowest = min(lowest, float(nearest.min()))
         ax.axhline(0, color="black", linewidth=0.8)
         ax.set_ylim(max(float(ax.get_ylim()[0]), min(-1.0, 3 * lowest)), 1.05)
+        panels.tick_where_one(ax, part["eps"])
         ax.set(xlabel=EPS, ylabel="margin / margin at the image, median")
 
     return drawn("Proven margin at eps, as a share of the margin at the image", settings(shares, "asked"), draw)
@@ -99,8 +101,6 @@ def ratio_histogram(frame: Any) -> Any:
     parts = settings(radii)
 
     def draw(ax: Any, part: Any) -> None:
-        from matplotlib.ticker import ScalarFormatter
-
         edges = np.geomspace(1.0, max(2.0, float(part["ratio"].max()) * 1.02), 31)
         for curve in curves(part, radii):
             values = curve.frame["ratio"].clip(lower=1.0)
@@ -112,8 +112,7 @@ def ratio_histogram(frame: Any) -> Any:
         ax.set_xscale("log")
         ax.set(xlabel="falsified eps / certified eps", ylabel="number of questions")
         panels.whole_numbers(ax.yaxis)
-        for which in (ax.xaxis.set_major_formatter, ax.xaxis.set_minor_formatter):
-            which(ScalarFormatter())
+        panels.plain_ticks(ax.xaxis, edges[-1] / edges[0])
 
     return drawn("How far apart the certified and the falsified eps are (all k)", parts, draw)
 

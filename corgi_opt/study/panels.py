@@ -24,8 +24,8 @@ from corgi_opt.study.store import property_of
 PANEL = (5.0, 3.6)
 """Width and height of a panel, in inches."""
 
-ACROSS = 3
-"""The most panels side by side."""
+ACROSS = 2
+"""The most panels side by side: of more, nobody could read the words in print."""
 
 MOST_MARKERS = 12
 """The most markers along one line."""
@@ -41,6 +41,13 @@ FILLS = ("full", "none", "left", "bottom")
 """How networks differ where there are several, one after the other."""
 
 NORMS = {"inf": "L-inf", "2": "L2", "1": "L1"}
+
+STEPS = (
+    (3.0, (1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0)),
+    (20.0, (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)),
+    (1000.0, (1.0, 2.0, 5.0)),
+)
+"""Ticks within a power of ten, for values that are less than so many times each other."""
 
 SETTING = ("norm", "clip_words", "keep_class")
 """What every panel holds one of, beside what a figure asks for."""
@@ -99,7 +106,12 @@ def settings(frame: Any, *more: str) -> list[tuple[str, Any]]:
     columns = [*SETTING, *more]
     found = list(frame.groupby(columns, dropna=False))
     found.sort(key=lambda item: (list(NORMS).index(item[0][0]), *map(str, item[0][1:3]), *_size(item[1])))
-    return [(_words(dict(zip(columns, key, strict=True))), part) for key, part in found]
+    return [(_words(dict(zip(columns, key, strict=True))) + _alone(part), part) for key, part in found]
+
+
+def _alone(part: Any) -> str:
+    """Of a panel of a single question, which has no median and no share, that it is one."""
+    return " (one question)" if part["about"].nunique() == 1 else ""
 
 
 def _size(part: Any) -> tuple[float, float]:
@@ -162,9 +174,10 @@ def drawn(title: str, panels: Sequence[tuple[str, Any]], draw: Callable[[Any, An
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    across = 2 if len(panels) == 4 else min(ACROSS, len(panels))
+    across = min(ACROSS, len(panels))
     down = math.ceil(len(panels) / across)
     figure = Figure(figsize=(PANEL[0] * across, PANEL[1] * down), layout="constrained")
+    figure.get_layout_engine().set(h_pad=0.1)  # type: ignore[union-attr,call-arg]
     FigureCanvasAgg(figure)  # which can say how large a legend is
     axes = figure.subplots(down, across, squeeze=False).flatten()
     for ax, (words, answers) in zip(axes, panels, strict=False):
@@ -208,20 +221,29 @@ def whole_numbers(axis: Any) -> None:
     axis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
 
 
+def tick_where_one(ax: Any, x: Any) -> None:
+    """A single tick where all values stand at one x: there is no scale around it."""
+    if len(found := sorted(set(x))) == 1:
+        ax.set_xticks(found)
+
+
 def log_where_positive(ax: Any) -> None:
     """A logarithmic y axis, where every value can stand on one. Its ticks are plain numbers."""
     values = np.concatenate([np.asarray(one.get_ydata(), dtype=float) for one in ax.lines])
     values = values[np.isfinite(values)]
     if len(values) and (values > 0).all():
         ax.set_yscale("log")
-        if values.max() < 20 * values.min():
-            _plain_ticks(ax.yaxis)
+        plain_ticks(ax.yaxis, float(values.max() / values.min()))
 
 
-def _plain_ticks(axis: Any) -> None:
-    """Within one or two powers of ten: 0.02, 0.03 ... and not 2 x 10^-2 beside a lonely 10^-2."""
+def plain_ticks(axis: Any, span: float) -> None:
+    """On a logarithmic axis whose largest value is ``span`` times its smallest, up to three powers of ten: 0.02, 0.03
+    ... and not 2 x 10^-2 beside a lonely 10^-2."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    axis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
+    fine = [steps for most, steps in STEPS if span < most]
+    if not fine:
+        return
+    axis.set_major_locator(LogLocator(subs=fine[0]))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
     axis.set_minor_formatter(NullFormatter())

@@ -47,10 +47,10 @@ def _counterexamples(store: Store, done: Any) -> Iterator[tuple[str, str, Any]]:
     chosen = nearest.groupby(["network", "norm"]).head(NEAREST).head(MOST_COUNTEREXAMPLES)
     for place, row in enumerate(chosen.to_dict("records"), start=1):
         maps = store.arrays(row["key"])
-        k = 0 if np.isnan(row["k"]) else int(row["k"])
+        k, within = (0 if np.isnan(row[name]) else int(row[name]) for name in ("k", "within"))
         before, after = (
-            Shown(maps[image][0], maps[cam], _brightest(maps[cam], k))
-            for image, cam in (("image", "cam"), (WITNESS, "witness_cam"))
+            Shown(maps[image][0], maps[cam], _brightest(maps[cam], size))
+            for image, cam, size in (("image", "cam", k), (WITNESS, "witness_cam", within))
         )
         title = (
             f"{row['network']}, {row['image']}: {row['asked']} breaks at {NORMS[row['norm']]} eps {row['upper']:.4g}"

@@ -23,7 +23,7 @@ from corgi_opt.study.store import Store, now
 
 DPI = 150
 
-WIDE = 8.0
+WIDE = 7.5
 """Inches from which a figure has a row of the page to itself."""
 
 MOST_LISTED = 50
@@ -93,7 +93,8 @@ def _saved(drawn: Iterable[tuple[str, str, Any]], folder: Path) -> tuple[list[di
         files += [png, pdf]
         wide = "wide" if figure.get_figwidth() > WIDE else ""
         data = base64.b64encode(png.read_bytes()).decode()
-        shown.append({"name": name, "caption": caption, "data": data, "wide": wide})
+        inches = f"{figure.get_figwidth():.1f}in"
+        shown.append({"name": name, "caption": caption, "data": data, "wide": wide, "inches": inches})
     return shown, files
 
 

@@ -237,6 +237,22 @@ def test_ties_and_cells_without_an_answer_are_in_no_figure():
     assert names == ["certified_fraction", "ratio_histogram", "radius_by_k", "radius_by_gap", "cactus"]
 
 
+def test_a_figure_of_one_question_says_so():
+    one = table()[lambda t: (t["k"] == 1) & (t["image_sha256"] == "i0")]
+    for name in ("certified_fraction", "ratio_histogram"):
+        assert list(panels_of(name, one)) == [f"{'k=1, ' * (name[0] == 'c')}L-inf, clip [0, 1] (one question)"]
+    (ax,) = FIGURES["certified_fraction"][0](one).axes
+    assert ax.get_ylabel() == "share of questions (1 image)"
+    (ax,) = FIGURES["tightness"][0](one.assign(kind="margin", eps=0.01, gap=1.0, upper=0.5)).axes
+    assert list(ax.get_xticks()) == [0.01]
+
+
+def test_ratios_have_numbers_between_one_and_two():
+    (ax,) = FIGURES["ratio_histogram"][0](table(upper=0.03, lower=0.02)).axes
+    ax.figure.canvas.draw()
+    assert {"1", "1.2", "1.6", "2"} <= {text.get_text() for text in ax.get_xticklabels()}
+
+
 @pytest.mark.parametrize("name", ["radius_by_k", "cactus"])
 def test_what_is_counted_has_whole_ticks(name):
     """k = 1.25 is nothing."""

@@ -7,7 +7,18 @@ import math
 import pandas as pd
 import pytest
 
-from corgi_opt.study.panels import FILLS, LINES, box, curves, drawn, log_where_positive, networks, prepared, settings
+from corgi_opt.study.panels import (
+    FILLS,
+    LINES,
+    box,
+    curves,
+    drawn,
+    log_where_positive,
+    networks,
+    prepared,
+    settings,
+    tick_where_one,
+)
 
 
 def table(**changes: object) -> pd.DataFrame:
@@ -34,11 +45,12 @@ def table(**changes: object) -> pd.DataFrame:
 def test_a_panel_holds_one_norm_box_and_property_and_its_title_says_which():
     frame = prepared(pd.concat([table(), table(k=15.0, within=15.0), table(norm="2"), table(clip_low=math.nan)]))
     assert [title for title, _ in settings(frame, "asked")] == [
-        "k=3, L-inf, clip [0, 1]",
-        "k=15, L-inf, clip [0, 1]",
-        "k=3, L-inf, no clip box",
-        "k=3, L2, clip [0, 1]",
+        "k=3, L-inf, clip [0, 1] (one question)",
+        "k=15, L-inf, clip [0, 1] (one question)",
+        "k=3, L-inf, no clip box (one question)",
+        "k=3, L2, clip [0, 1] (one question)",
     ]
+    assert next(title for title, _ in settings(frame)) == "L-inf, clip [0, 1]"  # k=3 and k=15
     assert [len(part) for _, part in settings(frame)] == [2, 1, 1]
     assert "[0.5, 2]" in box("[[0.0, 0.5], [1.0, 2.0]]", 0.0, 2.0) and box(None, 0.0, 1.0) == "[0, 1]"
 
@@ -83,7 +95,23 @@ def test_a_logarithmic_axis_of_little_range_has_plain_ticks_and_nothing_that_is_
         ax.plot(range(len(values)), values)
         log_where_positive(ax)
 
-    figure = drawn("title", [("near", [0.02, 0.03]), ("zero", [0.0, 1.0]), ("far", [1e-6, 1.0])], draw)
+    values = [("near", [0.02, 0.03]), ("zero", [0.0, 1.0]), ("far", [1e-6, 1.0]), ("between", [0.002, 0.055])]
+    figure = drawn("title", values, draw)
     figure.canvas.draw()
-    assert [ax.get_yscale() for ax in figure.axes] == ["log", "linear", "log"]
-    assert {"0.02", "0.03"} <= {text.get_text() for text in figure.axes[0].get_yticklabels()}
+    assert [ax.get_yscale() for ax in figure.axes] == ["log", "linear", "log", "log"]
+    said = [[text.get_text() for text in ax.get_yticklabels(which="both")] for ax in figure.axes]
+    assert {"0.02", "0.03"} <= set(said[0]) and {"0.005", "0.01", "0.05"} <= set(said[3])
+    assert not any("times" in text for text in said[0] + said[3])  # 6 x 10^-3
+
+
+def test_panels_of_several_rows_meet_no_words_of_each_other():
+    figure = drawn("title", [("a", None)] * 5, lambda ax, _: ax.set(xlabel="x") and ax.plot([1], label="m"))
+    figure.canvas.draw()
+    assert len({round(ax.get_position().x0, 2) for ax in figure.axes}) == 2
+    upper, lower = figure.axes[0], figure.axes[2]
+    assert upper.xaxis.label.get_window_extent().y0 > lower.title.get_window_extent().y1 + 5
+
+
+def test_one_x_has_one_tick():
+    figure = drawn("title", [("a", [0.01, 0.01]), ("b", [0.01, 0.02])], lambda ax, x: tick_where_one(ax, x))
+    assert list(figure.axes[0].get_xticks()) == [0.01] and len(figure.axes[1].get_xticks()) > 1

@@ -68,6 +68,15 @@ def test_a_counterexample_is_the_one_of_the_store(folder):
     np.testing.assert_allclose(shown[4], maps["witness_cam"])
 
 
+def test_of_a_relaxed_set_the_larger_one_is_outlined_at_the_counterexample(folder, tmp_path):
+    """k=2 within 4: the two brightest of the image, then the four among which they were to stay."""
+    with Store.reading(folder) as store, Store.writing(tmp_path) as relaxed:
+        (row,) = (row for row in store.rows() if row.kind == "radius" and row.image == "i[0]")
+        relaxed.put(replace(row, within=4), store.arrays(row.key))
+        ((_, _, figure),) = all_pictures(relaxed, relaxed.to_frame())
+    assert "top 2, then top 4" in [text.get_text() for text in figure.legends[0].get_texts()]
+
+
 def test_a_store_of_before_has_no_pictures(folder, tmp_path):
     with Store.reading(folder) as store, Store.writing(tmp_path) as bare:
         for row in store.rows():

@@ -113,6 +113,16 @@ def test_the_page_needs_nothing_else_and_shows_every_figure(folder):
     assert f"{made.rows} cells" in text and "1 crashed" in text and "1 of them about tied images" in text
 
 
+def test_figures_have_the_size_that_they_were_drawn_in_and_tables_their_headings(folder):
+    """A page that is printed repeats the line of headings; one that is wide blows nothing up."""
+    text = write_report(folder).page.read_text()
+    sizes = [float(size) for size in re.findall(r'style="max-width: ([0-9.]+)in"', text)]
+    assert len(sizes) == len(FIGURES) and all(4 < size < 16 for size in sizes)
+    assert text.count("<thead>") == text.count("</thead>") == 2
+    print_rules = text.split("@media print")[1].split("</style>")[0]
+    assert "overflow: visible" in print_rules  # what would scroll would be cut off
+
+
 def test_the_page_says_how_its_numbers_came_about(folder):
     text = write_report(folder).page.read_text()
     rows = dict(re.findall(r"<tr><th>(.*?)</th><td>(.*?)</td></tr>", text))
