@@ -47,7 +47,7 @@ STEPS = (
     (20.0, (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)),
     (1000.0, (1.0, 2.0, 5.0)),
 )
-"""Ticks within a power of ten, for values that are less than so many times each other."""
+"""Ticks within a power of ten, on an axis whose upper end is less than so many times its lower."""
 
 SETTING = ("norm", "clip_words", "keep_class")
 """What every panel holds one of, beside what a figure asks for."""
@@ -162,7 +162,9 @@ def line(ax: Any, x: Any, y: Any, curve: Curve, **more: Any) -> None:
 
 def broken(ax: Any, x: Any, y: Any, label: str, **more: Any) -> None:
     """What is not certified but broken: purple throughout, broad and pale below the curves, so that one that reaches it
-    is seen; a single point shows as a dash."""
+    is seen; a single point shows as a dash. Where nothing is known to be broken, nothing is drawn."""
+    if not np.isfinite(np.asarray(y, dtype=float)).any():
+        return
     marker = {"marker": "_", "markersize": 14, "markeredgewidth": 3} if len(x) == 1 else {}
     style = {"linestyle": "--", "linewidth": 4, "alpha": 0.4, "zorder": 1.5, "solid_capstyle": "butt"}
     ax.plot(x, y, color=BROKEN, label=label, **{**style, "dash_capstyle": "butt", **marker, **more})
@@ -233,15 +235,16 @@ def log_where_positive(ax: Any) -> None:
     values = values[np.isfinite(values)]
     if len(values) and (values > 0).all():
         ax.set_yscale("log")
-        plain_ticks(ax.yaxis, float(values.max() / values.min()))
+        plain_ticks(ax.yaxis)
 
 
-def plain_ticks(axis: Any, span: float) -> None:
-    """On a logarithmic axis whose largest value is ``span`` times its smallest, up to three powers of ten: 0.02, 0.03
-    ... and not 2 x 10^-2 beside a lonely 10^-2."""
+def plain_ticks(axis: Any) -> None:
+    """On a logarithmic axis that shows up to three powers of ten: 0.02, 0.03 ... and not 2 x 10^-2 beside a lonely
+    10^-2."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    fine = [steps for most, steps in STEPS if span < most]
+    low, high = axis.get_view_interval()
+    fine = [steps for most, steps in STEPS if high < most * low]
     if not fine:
         return
     axis.set_major_locator(LogLocator(subs=fine[0]))

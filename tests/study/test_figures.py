@@ -247,6 +247,19 @@ def test_a_figure_of_one_question_says_so():
     assert list(ax.get_xticks()) == [0.01]
 
 
+@pytest.mark.parametrize("name", ["radius_by_k", "radius_by_gap"])
+def test_what_nobody_broke_is_not_in_the_legend(name):
+    assert "falsified" in drawn(name, table())
+    assert "falsified" not in drawn(name, table(upper=math.nan, status="open"))
+
+
+def test_gaps_within_a_power_of_ten_have_plain_numbers():
+    (ax,) = FIGURES["radius_by_gap"][0](table()).axes
+    ax.figure.canvas.draw()
+    said = [text.get_text() for axis in (ax.xaxis, ax.yaxis) for text in axis.get_ticklabels(which="both")]
+    assert {"0.02", "0.05"} <= set(said) and not any("10^" in text for text in said)
+
+
 def test_ratios_have_numbers_between_one_and_two():
     (ax,) = FIGURES["ratio_histogram"][0](table(upper=0.03, lower=0.02)).axes
     ax.figure.canvas.draw()
