@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Sequence
 from typing import Any
 
 import pytest
@@ -16,3 +16,8 @@ def mostly_slow(cases: Iterable[Any], always: Container[Any]) -> list[Any]:
         return pytest.param(*values, marks=[] if case in always else [pytest.mark.slow])
 
     return [param(case) for case in cases]
+
+
+def diagonal(*axes: Sequence[Any]) -> list[tuple[Any, ...]]:
+    """Few of all combinations: as many as the longest axis has values, and every value of every axis is in one."""
+    return [tuple(axis[at % len(axis)] for axis in axes) for at in range(max(map(len, axes)))]
