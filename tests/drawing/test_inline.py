@@ -36,7 +36,7 @@ def test_a_picture_is_a_png_of_its_size():
 def test_a_picture_is_small_whatever_it_shows():
     address = inline_png(noise, (5.4, 1.55))
     assert len(png(address)) <= MOST_BYTES and address is not None and len(address) < 60_000
-    assert inline_png(noise, (60.0, 60.0)) is None  # no resolution is small enough
+    assert inline_png(noise, (30.0, 8.0)) is None  # no resolution is small enough
 
 
 @pytest.mark.parametrize("error", [ValueError("no"), MemoryError(), RuntimeError("layout")])
