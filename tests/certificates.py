@@ -26,7 +26,11 @@ class Case:
     net: co.CamNetwork
     network: Network
     verdict: co.Verdict
-    stable: bool | None
+
+    @functools.cached_property
+    def stable(self) -> bool | None:
+        """By enumeration."""
+        return self.asked.answer().stable
 
     @property
     def certificate(self) -> Certificate:
@@ -52,7 +56,7 @@ def cases() -> tuple[Case, ...]:
         asked = replace(question, keep_class=False)
         net = asked.network
         verdict = co.verify(net, asked.x, method="bab", proof="checked", **asked.arguments)
-        found.append(Case(asked, net, plain_network(net), verdict, asked.answer().stable))
+        found.append(Case(asked, net, plain_network(net), verdict))
     return tuple(found)
 
 

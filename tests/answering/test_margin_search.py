@@ -50,9 +50,10 @@ def test_exact_margins_are_those_of_enumeration(norm, method):
 
 COUNTED = [("inf", "milp", 24), ("inf", "auto", 24), ("1", "milp", 24), ("1", "auto", 24)]
 FEWER = [("inf", "auto", 12), ("1", "milp", 14)]
+OFTEN = [("inf", "auto", 8)]
 
 
-@pytest.mark.parametrize(("norm", "method", "count"), mostly_slow([*FEWER, *COUNTED], FEWER))
+@pytest.mark.parametrize(("norm", "method", "count"), mostly_slow([*OFTEN, *FEWER, *COUNTED], OFTEN))
 def test_margins_of_rivals_that_are_counted_and_classes_that_are_kept_are_those_of_enumeration(norm, method, count):
     counted = kept = 0
     for question in (q for q in known_questions(count, 13, (norm,)) if q.keep_class or (q.within or 0) > q.k):

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from certificates import of_kind, with_claim
+from patience import mostly_slow
 
 import corgi_opt as co
 from corgi_opt.errors import CertificateError, ProofError
@@ -21,8 +22,9 @@ from corgi_opt.proof.checker import check
 from corgi_opt.proof.statement import TopPixels
 
 
-def test_files_come_back_as_they_were(tmp_path: Path):
-    for case in [*of_kind("certified")[:12], *of_kind("falsified")[:6]]:
+@pytest.mark.parametrize(("certified", "falsified"), mostly_slow([(4, 2), (12, 6)], [(4, 2)]))
+def test_files_come_back_as_they_were(certified, falsified, tmp_path: Path):
+    for case in [*of_kind("certified")[:certified], *of_kind("falsified")[:falsified]]:
         path = tmp_path / "a.cert"
         case.certificate.save(path)
         assert path.read_bytes() == case.certificate.to_bytes()
@@ -59,10 +61,11 @@ def test_what_a_reader_would_not_take_is_not_written(tmp_path: Path, monkeypatch
         answer.prove()
 
 
-def test_a_statement_is_what_it_is_said_to_be(tmp_path: Path):
+@pytest.mark.parametrize(("certified", "falsified"), mostly_slow([(2, 1), (6, 3)], [(2, 1)]))
+def test_a_statement_is_what_it_is_said_to_be(certified, falsified, tmp_path: Path):
     """The checker proves a statement; that it is what the property says here, ``co.check_certificate`` sees."""
     path = tmp_path / "a.cert"
-    for case in [*of_kind("certified")[:6], *of_kind("falsified")[:3]]:
+    for case in [*of_kind("certified")[:certified], *of_kind("falsified")[:falsified]]:
         claim, asked = case.certificate.claim, case.verdict.asked
         assert claim.said == {**asked.property.to_dict(), "class_idx": asked.class_idx}
         k = case.asked.k
