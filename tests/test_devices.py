@@ -19,6 +19,7 @@ from corgi_solvers import Cvxpy, Highs
 from encoding import PATIENT, scipy_milp
 from encoding import exact_setting as setting
 from nets import Deep, Everything, Plain, Pooled, Residual, Small, image, seeded
+from patience import mostly_slow
 from small_questions import SmallQuestion, known_questions
 from stand_in import DEVICE, OnDevice, StandIn
 from torch import Tensor
@@ -42,6 +43,7 @@ from corgi_opt.search.narrowing import Narrowing
 from corgi_opt.search.premises import premises
 
 CPU = torch.device("cpu")
+NORMS = ("inf", "2", "1")
 
 NETWORKS: dict[str, Callable[[], tuple[co.CamNetwork, Tensor]]] = {
     "pooled": lambda: built(Pooled, (1, 8, 8), 1),
@@ -210,7 +212,15 @@ def require_alike(found: Any, known: Any) -> None:
     assert found.corgi_margin == pytest.approx(known.corgi_margin, rel=1e-6, abs=1e-9)
 
 
-@pytest.mark.parametrize("question", QUESTIONS)
+OFTEN = (
+    *(f"{method} of small" for method in ("corgi", "dual", "lp", "milp", "bab")),
+    *("dual of pooled", "bab of residual", "a counterexample of the tree's", "within", "bab in L2", "milp in L1"),
+    *("bab where pixels share no input", "bab where a pool has planes", "keeping the class", "a checked proof"),
+)
+"""One of each kind."""
+
+
+@pytest.mark.parametrize("question", mostly_slow(QUESTIONS, OFTEN))
 def test_verify(question, device):
     name, asked = QUESTIONS[question]
     net, x = network(name)
@@ -220,7 +230,10 @@ def test_verify(question, device):
     require_alike(found, known)
 
 
-@pytest.mark.parametrize(("name", "k", "method"), [("small", 2, "dual"), ("small", 2, "milp"), ("apart", 3, "auto")])
+RADII = mostly_slow([("small", 2, "dual"), ("small", 2, "milp"), ("apart", 3, "auto")], [("small", 2, "milp")])
+
+
+@pytest.mark.parametrize(("name", "k", "method"), RADII)
 def test_radius(name, k, method, device):
     net, x = network(name)
     known = co.radius(net, x, k=k, method=method, rtol=0.02, device="cpu")
@@ -270,12 +283,30 @@ def test_heat_map(method, device):
         assert found.lower.device.type == "cpu"
 
 
+BOUNDED = [
+    *(
+        (name, m, norm)
+        for name in ("everything", "deep", "overlapping pool")
+        for m in ("ibp", "crown")
+        for norm in NORMS
+    ),
+    *(("small", "dual", norm) for norm in NORMS),
+]
+
+
 @pytest.mark.parametrize(
-    ("name", "method"),
-    [*((name, m) for name in ("everything", "deep", "overlapping pool") for m in ("ibp", "crown")), ("small", "dual")],
+    ("name", "method", "norm"),
+    mostly_slow(
+        BOUNDED,
+        [
+            ("everything", "ibp", "inf"),
+            ("overlapping pool", "crown", "1"),
+            ("deep", "crown", "2"),
+            ("small", "dual", "2"),
+        ],
+    ),
 )
-@pytest.mark.parametrize("norm", ["inf", "2", "1"])
-def test_bounds(norm, name, method, device):
+def test_bounds(name, method, norm, device):
     net, x = network(name)
     share = {"inf": 1, "2": 3, "1": 8}[norm] * (20 if name == "small" else 1)
     balls = [co.Ball(x, eps * share, norm) for eps in (0.002, 0.004)]
@@ -340,7 +371,7 @@ def small_questions() -> list[SmallQuestion]:
     return list(known_questions(58, norms=("inf", "1")))
 
 
-@pytest.mark.parametrize("at", [28, 38, 57])
+@pytest.mark.parametrize("at", mostly_slow([28, 38, 57], [38]))
 def test_what_only_a_milp_answers(at, device):
     """Rivals are counted, classes are kept."""
     question = small_questions()[at]
@@ -469,7 +500,10 @@ def test_nodes_narrow_their_intervals(device):
 
 @pytest.mark.parametrize(
     ("case", "norm", "planes"),
-    [("residual", "inf", True), ("pooled", "inf", False), ("residual", "1", False), ("pooled", "2", False)],
+    mostly_slow(
+        [("residual", "inf", True), ("pooled", "inf", False), ("residual", "1", False), ("pooled", "2", False)],
+        [("residual", "inf", True), ("pooled", "2", False)],
+    ),
 )
 def test_leaves_that_a_linear_program_leaves_open(case, norm, planes, device, monkeypatch):
     """Every node counts as settled, none is ascended and no image falls: linear programs close them, or say what to
