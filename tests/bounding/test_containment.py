@@ -65,7 +65,11 @@ def test_a_million_images_are_checked():
 
 
 ASKED = [*itertools.product(CASES, NORMS)]
-ALWAYS = [(case, NORMS[number % len(NORMS)]) for number, case in enumerate(CASES)]
+ALIKE = ("plain", "overlapping pool")
+"""There are others like them."""
+
+ALWAYS = [(case, NORMS[number % len(NORMS)]) for number, case in enumerate(CASES) if case not in ALIKE]
+CLOSE = [*itertools.product(["plain", "deep", "overlapping pool"], NORMS)]
 
 
 @pytest.mark.parametrize(("case", "norm"), mostly_slow(ASKED, ALWAYS))
@@ -81,8 +85,7 @@ def test_no_image_leaves_any_bound(case, norm):
     assert counted >= len(CLIPS) * share
 
 
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("case", ["plain", "deep", "overlapping pool"])
+@pytest.mark.parametrize(("case", "norm"), mostly_slow(CLOSE, CLOSE[::4]))
 def test_the_images_come_close_to_the_bounds(case, norm):
     """Where a network is almost linear CROWN is almost exact: images that miss the border would prove nothing."""
     _, shape, _ = CASES[case]

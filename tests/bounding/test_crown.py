@@ -12,6 +12,7 @@ import torch
 from asking import cam_bounds
 from nets import Deep, Everything, Plain, Pooled, Residual, image, seeded
 from oracles import points_in
+from patience import mostly_slow
 from relaxing import regions
 from torch import nn
 
@@ -32,6 +33,8 @@ CASES: dict[str, tuple[Callable[[int], nn.Module], tuple[int, ...]]] = {
     "everything": (functools.partial(seeded, Everything), (3, 10, 9)),
 }
 QUESTIONS = [("inf", 0.003), ("inf", 0.03), ("inf", 0.1), ("2", 0.3), ("1", 0.5)]
+ASKED = [(case, *question) for case in CASES for question in QUESTIONS]
+OFTEN = mostly_slow(ASKED, ASKED[::4])
 
 INTERVALS_MATTER = ("everything",)
 """Networks in which something other than the sign of a stable neuron is read from its interval: a second pool takes
@@ -77,8 +80,7 @@ def unscreened(graph, name, interval, matter, bound):
     return refine(graph, name, interval, matter.expand_as(interval.lower), bound)
 
 
-@pytest.mark.parametrize(("norm", "eps"), QUESTIONS)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("case", "norm", "eps"), OFTEN)
 def test_neurons_that_are_left_out_do_not_matter(case, norm, eps):
     net, region = network(case), regions(ball_of(case, norm, eps))
     screened = crown_pass(net.graph, region)
@@ -94,8 +96,7 @@ def test_neurons_that_are_left_out_do_not_matter(case, norm, eps):
     assert_equal(cams(net, screened), cams(net, full))
 
 
-@pytest.mark.parametrize(("norm", "eps"), QUESTIONS)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("case", "norm", "eps"), OFTEN)
 def test_far_neurons_do_not_matter(case, norm, eps):
     """Bounds of a few CAM pixels need only the neurons in those pixels' receptive fields."""
     net = network(case)
@@ -135,9 +136,10 @@ def test_pixels_in_a_corner_leave_work_out():
     assert 0 < rows[1] < 0.25 * rows[0]
 
 
-@pytest.mark.parametrize(("norm", "eps"), QUESTIONS[2:])
-@pytest.mark.parametrize("factor", [1.02, 2.0])
-@pytest.mark.parametrize("case", CASES)
+LARGER = [(case, *question, factor) for case in CASES for factor in (1.02, 2.0) for question in QUESTIONS[2:]]
+
+
+@pytest.mark.parametrize(("case", "norm", "eps", "factor"), mostly_slow(LARGER, LARGER[::5]))
 def test_what_holds_over_a_larger_region_is_kept(case, norm, eps, factor):
     """Nothing that is known is lost: neurons that a larger region has settled stay settled, bounds stay inside."""
     net, ball = network(case), ball_of(case, norm, eps)
@@ -171,8 +173,10 @@ def batch_of_balls(case: str, norm: Norm, eps: float) -> list[co.Ball]:
     return [*balls, replace(balls[1], eps=0.0), replace(balls[1], eps=2 * eps)]
 
 
-@pytest.mark.parametrize(("norm", "eps"), [("inf", 0.05), ("2", 0.3), ("1", 0.5)])
-@pytest.mark.parametrize("case", CASES)
+BATCHES = [(case, *ball) for case in CASES for ball in (("inf", 0.05), ("2", 0.3), ("1", 0.5))]
+
+
+@pytest.mark.parametrize(("case", "norm", "eps"), mostly_slow(BATCHES, BATCHES[::4]))
 def test_a_batch_of_regions_equals_the_single_ones(case, norm, eps):
     net, balls = network(case), batch_of_balls(case, norm, eps)
     together = crown_pass(net.graph, regions(*balls))
@@ -185,8 +189,10 @@ def test_a_batch_of_regions_equals_the_single_ones(case, norm, eps):
         assert_equal(Interval(*(side[one] for side in pixels)), cams(net, alone))
 
 
-@pytest.mark.parametrize("norm", ["inf", "2", "1"])
-@pytest.mark.parametrize("case", CASES)
+POINTS = [(case, norm) for case in CASES for norm in ("inf", "2", "1")]
+
+
+@pytest.mark.parametrize(("case", "norm"), mostly_slow(POINTS, POINTS[::4]))
 def test_a_region_of_one_image_has_that_images_values(case, norm):
     """Intervals of no width, up to rounding: nothing in a pass may divide by it or find that no candidate wins."""
     net, ball = network(case), ball_of(case, norm, 0.0)
@@ -254,8 +260,7 @@ def test_256_digits_in_one_batch_on_cuda():
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize(("norm", "eps"), [("inf", 0.05), ("2", 0.3), ("1", 0.5)])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("case", "norm", "eps"), mostly_slow(BATCHES, BATCHES[::4]))
 def test_a_batch_on_cuda_equals_the_cpu(case, norm, eps):
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")

@@ -43,9 +43,10 @@ def setting(
     return net, co.Ball(image(*shape, seed=100 + seed), eps, clip=clip)
 
 
-@pytest.mark.parametrize(("model", "kwargs", "shape"), CASES)
-@pytest.mark.parametrize("eps", mostly_slow([0.003, 0.1], [0.1]))
-@pytest.mark.parametrize("method", ["ibp", "crown"])
+ASKED = [(*case, eps, method) for case in CASES for eps in (0.1, 0.003) for method in ("ibp", "crown")]
+
+
+@pytest.mark.parametrize(("model", "kwargs", "shape", "eps", "method"), mostly_slow(ASKED, ASKED[::5]))
 def test_every_node_is_contained(model, kwargs, shape, eps, method):
     for seed in range(2):
         net, ball = setting(model, kwargs, shape, seed, eps)
@@ -57,7 +58,7 @@ def test_every_node_is_contained(model, kwargs, shape, eps, method):
             assert bool((values[name] <= bound.upper + 1e-9).all()), name
 
 
-@pytest.mark.parametrize(("model", "kwargs", "shape"), CASES)
+@pytest.mark.parametrize(("model", "kwargs", "shape"), mostly_slow(CASES, CASES[::2]))
 def test_crown_is_inside_interval_arithmetic(model, kwargs, shape):
     net, ball = setting(model, kwargs, shape, 0, 0.05)
     ibp, crown = (co.bounds(net, ball, method=m) for m in ("ibp", "crown"))
@@ -66,8 +67,10 @@ def test_crown_is_inside_interval_arithmetic(model, kwargs, shape):
         assert bool((crown[name].upper <= ibp[name].upper + 1e-12).all())
 
 
-@pytest.mark.parametrize(("model", "kwargs", "shape"), CASES)
-@pytest.mark.parametrize("clip", [None, (0.0, 1.0)])
+CLIPPED = [(*case, clip) for case in CASES for clip in (None, (0.0, 1.0))]
+
+
+@pytest.mark.parametrize(("model", "kwargs", "shape", "clip"), mostly_slow(CLIPPED, CLIPPED[::5]))
 def test_cam_bounds_contain_sampled_cams(model, kwargs, shape, clip):
     for seed, eps in ((0, 0.01), (1, 0.2)):
         net, ball = setting(model, kwargs, shape, seed, eps, clip)
@@ -80,7 +83,7 @@ def test_cam_bounds_contain_sampled_cams(model, kwargs, shape, clip):
         assert bool((corgi.lower >= ibp.lower - 1e-9).all())
 
 
-@pytest.mark.parametrize(("model", "kwargs", "shape"), CASES)
+@pytest.mark.parametrize(("model", "kwargs", "shape"), mostly_slow(CASES, CASES[1::3]))
 def test_pair_bounds_contain_and_beat_single_pixels(model, kwargs, shape):
     net, ball = setting(model, kwargs, shape, 0, 0.05)
     known = relaxed(net, ball)
