@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import itertools
 
 import numpy as np
 import pytest
 import torch
 from corgi_solvers import Highs, Status
 from encoding import CASES, CUT_CASES, Setting, scipy_lp, scipy_milp
+from patience import diagonal, mostly_slow
 from relaxing import pairs
 
 from corgi_opt.encode.big_m import big_m
@@ -86,7 +88,7 @@ def test_the_triangle_is_the_hull_of_each_unit(case):
         assert (lp.col_lower[n + unit], lp.col_upper[n + unit]) == (0.0, u)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", mostly_slow(CASES, CASES.keys() - {"deep"}))
 def test_optima_are_in_order_and_attained(case):
     at = setting(case)
     program = at.program()
@@ -123,7 +125,7 @@ def test_scipy_agrees(case):
     assert Highs().solve(mip).objective == pytest.approx(scipy_milp(mip), abs=1e-5)
 
 
-@pytest.mark.parametrize("case", ["plain", "residual", "pooled"])
+@pytest.mark.parametrize("case", mostly_slow(["plain", "residual", "pooled"], ["residual"]))
 def test_other_outputs_do_not_move_the_optimum_of_the_first(case):
     """They bring units of their own, but say nothing about the first."""
     at = setting(case)
@@ -151,8 +153,10 @@ def test_eps_zero_gives_the_value_at_the_image(case):
         assert value == pytest.approx(at.pair_at(at.ball.center)[0], abs=1e-9)
 
 
-@pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("clip", [None, (0.0, 1.0)])
+TINY = [range(4), [None, (0.0, 1.0)]]
+
+
+@pytest.mark.parametrize(("seed", "clip"), mostly_slow(itertools.product(*TINY), diagonal(*TINY)[:2]))
 def test_the_milp_is_brute_force(seed, clip):
     at, expected = Setting.tiny(seed, 0.3, clip=clip)
     program = at.program()
@@ -164,7 +168,7 @@ def test_the_milp_is_brute_force(seed, clip):
 # --- direct planes of pooling windows ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("index", range(len(CUT_CASES)))
+@pytest.mark.parametrize("index", mostly_slow(range(len(CUT_CASES)), [0, 2, 3]))
 def test_cuts_put_the_lp_between_crown_and_the_milp(index):
     at, bare = cut_setting(index, True), cut_setting(index, False)
     with_cuts, without = at.program(), bare.program()

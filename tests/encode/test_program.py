@@ -11,6 +11,7 @@ import pytest
 import torch
 from corgi_solvers import Highs, Problem, Status
 from encoding import CASES, CUT_CASES, PATIENT, Setting
+from patience import mostly_slow
 from scipy import sparse
 
 from corgi_opt._deadline import Deadline
@@ -159,7 +160,7 @@ def test_clearing_tiny_coefficients_only_relaxes():
     assert rows.nnz == 5  # the caller's are as they were
 
 
-@pytest.mark.parametrize("case", ["pooled", "deep"])
+@pytest.mark.parametrize("case", mostly_slow(["pooled", "deep"], ["pooled"]))
 def test_what_is_cleared_is_made_up_for(case, monkeypatch):
     """With a coarse threshold: fewer coefficients, yet images satisfy every row, and optima only fall."""
     at = setting(case)
@@ -282,8 +283,12 @@ def test_errors_bound_what_tolerances_do_to_outputs(case):
     assert (worst > 0.02 * errors).all()  # and not out of all proportion
 
 
-@pytest.mark.parametrize(("norm", "times"), [("inf", 1.0), ("1", 6.0)])
-@pytest.mark.parametrize("case", ["plain", "residual", "pooled", "everything"])
+MINIMA = [
+    (case, *ball) for case in ("plain", "residual", "pooled", "everything") for ball in (("inf", 1.0), ("1", 6.0))
+]
+
+
+@pytest.mark.parametrize(("case", "norm", "times"), mostly_slow(MINIMA, [MINIMA[0], MINIMA[3], MINIMA[4], MINIMA[7]]))
 def test_errors_bound_what_tolerances_do_to_a_minimum(case, norm, times):
     """The exact minimum, and the one over rows and bounds that are each relaxed by a tolerance."""
     at, tolerance = setting(case, norm=norm, eps=CASES[case][3] * times), 1e-4

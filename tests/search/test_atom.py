@@ -14,6 +14,7 @@ from asking import ask, atom_of
 from corgi_solvers import Highs, Report, Solution, Status
 from encoding import PATIENT, Setting
 from nets import Pooled, image, seeded
+from patience import mostly_slow
 
 import corgi_opt as co
 from corgi_opt._deadline import Deadline
@@ -79,7 +80,9 @@ def test_pixels_are_those_of_the_network_and_made_once():
             assert got == pytest.approx(float(values[pixel]), abs=1e-9)
 
 
-@pytest.mark.parametrize("pair", APART + TOGETHER)
+@pytest.mark.parametrize(
+    "pair", mostly_slow([(pair,) for pair in APART + TOGETHER], [(pair,) for pair in (APART + TOGETHER)[::3]])
+)
 def test_an_exact_solve_decides_the_sign(pair):
     question, at = setting()
     assert apart(pair) == (pair in APART)
@@ -121,7 +124,9 @@ def test_an_lp_of_pixels_apart_bounds_from_below(pair):
         assert not answer.lower > 0
 
 
-@pytest.mark.parametrize("pair", [(56, 16), (56, 24), (56, 48), (8, 48)])
+@pytest.mark.parametrize(
+    "pair", [(56, 24), *(pytest.param(p, marks=pytest.mark.slow) for p in ((56, 16), (56, 48), (8, 48)))]
+)
 def test_an_l1_ball_is_shared_by_pixels_that_are_apart(pair):
     """Each on its own could spend the whole budget: the sum of the two minima is too low."""
     _, at = setting("1", 0.5)

@@ -16,6 +16,7 @@ from corgi_solvers import Cvxpy, Highs, Problem, Report, Solution, SolverError, 
 from encoding import CASES, PATIENT, Setting, scipy_lp, scipy_milp, traced
 from encoding import exact_setting as setting
 from nets import Pooled, image, seeded
+from patience import mostly_slow
 
 import corgi_opt as co
 from corgi_opt._deadline import Deadline
@@ -73,10 +74,15 @@ def require_right(case: str, norm: str, below: float, above: float) -> list[Sear
     return [holds, broken]
 
 
+BY_PLANES = [("residual", "inf", "planes"), ("deep", "inf", "planes"), ("pooled", "1", "planes")]
+
+
 @pytest.mark.parametrize(
     ("case", "norm", "first"),
-    [(*program, "never planes") for program in MILPS]
-    + [("residual", "inf", "planes"), ("deep", "inf", "planes"), ("pooled", "1", "planes")],
+    mostly_slow(
+        [*((*program, "never planes") for program in MILPS), *BY_PLANES],
+        [*((*program, "never planes") for program in MILPS[1::3]), BY_PLANES[0], BY_PLANES[2]],
+    ),
 )
 def test_both_sides_of_the_minimum(case, norm, first, monkeypatch):
     monkeypatch.setattr(branch_module, "FIRST_NODES", FIRST_NODES[first])
@@ -184,9 +190,18 @@ class Looks(Deadline):
         return self.looks < 0
 
 
-@pytest.mark.parametrize("first", ["planes", "never planes"])
-@pytest.mark.parametrize(("away", "holds"), [(-1e-4, True), (1e-4, False)])
-@pytest.mark.parametrize("case", ["pooled", "deep"])
+CUT_OFF = [
+    (case, *threshold, first)
+    for case in ("pooled", "deep")
+    for threshold in ((-1e-4, True), (1e-4, False))
+    for first in ("planes", "never planes")
+]
+
+
+@pytest.mark.parametrize(
+    ("case", "away", "holds", "first"),
+    mostly_slow(CUT_OFF, [("pooled", -1e-4, True, "planes"), ("deep", -1e-4, True, "never planes"), CUT_OFF[3]]),
+)
 def test_a_search_that_is_cut_off_goes_on_where_it_was(case, away, holds, first, monkeypatch):
     """It bounds no node twice, and each run says what it bounded."""
     monkeypatch.setattr(branch_module, "FIRST_NODES", FIRST_NODES[first])
