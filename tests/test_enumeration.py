@@ -16,6 +16,7 @@ from enumeration import Answer, exact_margin, exact_margin_keep_class, exact_wit
 from linear_regions import Affine, Ball, regions
 from nets import Pooled, Residual, Small, Tiny, bias_of, hooked_cam, image, seeded
 from oracles import PlainMilp, brute_force_margin, conv_matrix, plain_milp_margin
+from patience import diagonal, mostly_slow
 from scipy.optimize import linprog, minimize
 from small_questions import SmallQuestion, questions
 from torch import Tensor, nn
@@ -140,7 +141,7 @@ def test_regions_cover_the_ball_and_are_right_there(kwargs, norm):
 # --- answers against sampling and descent ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("index", range(90))
+@pytest.mark.parametrize("index", mostly_slow(range(90), range(0, 90, 4)))
 def test_an_answer_is_attained_and_no_image_is_below(index):
     q, answer = some_questions()[index]
     assert answer.lower <= answer.upper <= answer.lower + 1e-9
@@ -242,7 +243,7 @@ def test_an_l2_ball_cut_by_the_box_agrees_with_slsqp(seed):
     assert cut.lower > plain.lower + 1e-3
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", mostly_slow(range(3), [1]))
 def test_l1_agrees_with_another_linear_program_on_every_region(seed):
     """Variables d and a >= |d|, no pruning at all."""
     model, x = seeded(Small, seed), image(1, 3, 4, seed=seed).double()
@@ -282,9 +283,10 @@ class FewInputs(nn.Module):
         return self.head(torch.relu(self.second(torch.relu(self.first(x)))).mean((2, 3)))
 
 
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize(("inputs", "tolerance"), [(1, 1e-4), (2, 0.04)])
-@pytest.mark.parametrize("seed", range(2))
+FEW = [(seed, *inputs, norm) for seed in range(2) for inputs in ((1, 1e-4), (2, 0.04)) for norm in NORMS]
+
+
+@pytest.mark.parametrize(("seed", "inputs", "tolerance", "norm"), mostly_slow(FEW, FEW[::5]))
 def test_few_inputs_agree_with_a_grid(seed, inputs, tolerance, norm):
     model, x = seeded(FewInputs, seed), image(1, 1, inputs, seed=seed).double()
     eps = 0.5
@@ -315,8 +317,10 @@ def test_few_inputs_agree_with_a_grid(seed, inputs, tolerance, norm):
 # --- other oracles --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("clip", [None, (0.0, 1.0)])
-@pytest.mark.parametrize("seed", [5, 9, 14, 24])
+BRUTE = [[5, 9, 14, 24], [None, (0.0, 1.0)]]
+
+
+@pytest.mark.parametrize(("seed", "clip"), mostly_slow(itertools.product(*BRUTE), diagonal(*BRUTE)[:2]))
 def test_brute_force_agrees(seed, clip):
     model, x = seeded(Tiny, seed), image(1, 3, 4, seed=seed).double()
     for eps in (0.02, 0.1):

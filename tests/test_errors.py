@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from nets import Plain, image, seeded
+from patience import mostly_slow
 from torch import Tensor, nn
 
 import corgi_opt as co
@@ -80,7 +81,7 @@ def test_bad_image(net, call, x, words):
         call(net, x)
 
 
-@pytest.mark.parametrize("name", ["verify", "attack", "radius"])
+@pytest.mark.parametrize("name", mostly_slow(["verify", "attack", "radius"], ["attack"]))
 def test_of_several_images_a_bad_one_is_refused_like_one(net, name):
     x = image(1, 6, 6).repeat(2, 1, 1, 1)
     assert len(CALLS[name](net, x)) == len(co.compare(net, x, k=K, methods=["corgi"]).questions) == 2
@@ -469,7 +470,7 @@ NUMBERS: dict[str, Callable[[Any], Any]] = {
 WHOLE: dict[str, Callable[[Any], Any]] = {"numpy": np.int64, "tensors": torch.tensor, "arrays": np.array}
 
 
-@pytest.mark.parametrize("kind", NUMBERS)
+@pytest.mark.parametrize("kind", mostly_slow(NUMBERS, ["numpy"]))
 def test_numpy_images_and_numbers_without_axes_are_taken_everywhere(net, kind, tmp_path):
     """The answers are those for tensors and Python's numbers."""
     number, whole, tensor = NUMBERS[kind], WHOLE[kind], image(1, 6, 6, seed=3)

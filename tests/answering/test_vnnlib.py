@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from fuzz_nets import random_case
 from missing import hidden
 from nets import Deep, Everything, Plain, Pooled, Residual, image, seeded
 from onnx.reference import ReferenceEvaluator
+from patience import diagonal, mostly_slow
 from torch import Tensor, nn
 from vnnlib_files import F32, F64, OPERATORS, cut, expected, images, queries, run, same_values, well_formed
 
@@ -76,7 +78,13 @@ MODELS: dict[str, Any] = {
     "everything": (lambda: seeded(Everything, 1), (3, 20, 22)),
     "digits": (digits.digits_model, (1, 8, 8)),
 }
-every_model = pytest.mark.parametrize("name", MODELS)
+every_model = pytest.mark.parametrize(
+    ("name", "dtype"),
+    mostly_slow(
+        product(MODELS, (F64, F32)),
+        [("pooled, overhanging", F64), ("border", F32), ("everything", F32), ("digits", F64)],
+    ),
+)
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +105,6 @@ def network(built: Any, name: str) -> Any:
 
 
 @every_model
-@pytest.mark.parametrize("dtype", [F64, F32], ids=["float64", "float32"])
 def test_the_network_computes_what_the_model_does(built, tmp_path, name, dtype):
     net, x = network(built, name)
     c = int(net.logits(x).argmax())
@@ -118,7 +125,6 @@ def test_the_network_computes_what_the_model_does(built, tmp_path, name, dtype):
 
 
 @every_model
-@pytest.mark.parametrize("dtype", [F64, F32], ids=["float64", "float32"])
 def test_a_pair_is_its_cone_alone(built, tmp_path, name, dtype):
     """Every kind of pair: neighbours and far apart, in the middle and at the border."""
     net, x = network(built, name)
@@ -181,7 +187,14 @@ def test_a_cone_away_from_the_border_has_no_padding(tmp_path):
     assert all(a.ints == [0] * 4 for n in convs for a in n.attribute if a.name == "pads")
 
 
-@pytest.mark.parametrize("seeds", [range(15), pytest.param(range(1000, 1200), marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "seeds",
+    [
+        range(6),
+        pytest.param(range(6, 15), marks=pytest.mark.slow),
+        pytest.param(range(1000, 1200), marks=pytest.mark.slow),
+    ],
+)
 def test_random_networks(tmp_path, seeds):
     """Of every operation that the reader knows: what is written computes what the model does, whole and of a pair."""
     written = refused = 0
@@ -232,7 +245,7 @@ def test_the_papers_network(gtsrb, tmp_path):
 
 
 @pytest.mark.zoo
-@pytest.mark.parametrize("name", ["plain", "strided", "resnet8"])
+@pytest.mark.parametrize("name", mostly_slow(["plain", "strided", "resnet8"], ["strided"]))
 def test_trained_networks(zoo, tmp_path, name):
     x = zoo.image(0)
     net = co.from_torch(zoo.model(name), x)
@@ -253,9 +266,10 @@ def nearest(number: Fraction, kind: Any) -> Fraction:
     return Fraction(float(kind(float(number))))
 
 
-@pytest.mark.parametrize("dtype", [F64, F32], ids=["float64", "float32"])
-@pytest.mark.parametrize("clip", [(0.0, 1.0), (-0.1, 1.1), None])
-@pytest.mark.parametrize("eps", [0.0, 1e-9, 0.1, 0.3])
+BOXES = [[F64, F32], [(0.0, 1.0), (-0.1, 1.1), None], [0.0, 1e-9, 0.1, 0.3]]
+
+
+@pytest.mark.parametrize(("dtype", "clip", "eps"), mostly_slow(product(*BOXES), diagonal(*BOXES)))
 def test_the_box_is_the_smallest_that_holds_the_region(tmp_path, dtype, clip, eps):
     """In exact arithmetic: the region of real numbers, the text of the file, and what a reader makes of that."""
     x = image(2, 3, 4, seed=5).double() * (1 - 1e-3)
@@ -302,10 +316,13 @@ QUESTIONS = {
 }
 
 
-@pytest.mark.parametrize("model", [Plain, OneLogit])
-@pytest.mark.parametrize("asked", QUESTIONS.values(), ids=QUESTIONS)
-def test_the_condition_is_that_the_property_fails(tmp_path, asked, model):
+ASKED = [[*QUESTIONS], [OneLogit, Plain]]
+
+
+@pytest.mark.parametrize(("question", "model"), mostly_slow(product(*ASKED), diagonal(*ASKED)))
+def test_the_condition_is_that_the_property_fails(tmp_path, question, model):
     """Held against the definitions, at images of a wide box: some fail and some do not."""
+    asked = QUESTIONS[question]
     x = image(1, 4, 4, seed=2)
     model = seeded(model, 2)
     with torch.no_grad():  # classes near each other, so that some images change them

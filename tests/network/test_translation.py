@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from nets import image, seeded
 from oracles import points_in
+from patience import mostly_slow
 from torch import Tensor, nn
 
 import corgi_opt as co
@@ -139,7 +140,7 @@ KINDS = (Dense, Shuffled, UShaped, Mobile, OptionA, ChannelsLast, Maxout)
 MOVES_ONLY_CHANNELS = {Dense, Shuffled, OptionA}
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", mostly_slow(KINDS, [Dense, UShaped, Maxout]))
 def test_what_is_read_is_bounded_decided_and_proven(kind, tmp_path):
     model, x = seeded(kind).eval(), image(1, 6, 6)
     net = co.from_torch(model, x)
@@ -156,8 +157,10 @@ def test_what_is_read_is_bounded_decided_and_proven(kind, tmp_path):
     assert co.check_certificate(tmp_path / "a.cert", seeded(kind).eval()).margin > 0
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("norm", ["inf", "2"])
+BOUNDED = [(kind, norm) for kind in KINDS for norm in ("inf", "2")]
+
+
+@pytest.mark.parametrize(("kind", "norm"), mostly_slow(BOUNDED, BOUNDED[::3]))
 def test_every_node_is_within_its_bounds(kind, norm):
     x = image(1, 6, 6, seed=1).double()
     net = co.from_torch(seeded(kind).eval(), x.float())
