@@ -159,7 +159,7 @@ def outside(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Any]:
 
 
 ALIKE = (
-    *("default dtype float16", "device context", "no_grad", "enable_grad", "deterministic"),
+    *("default dtype float16", "device context", "no_grad", "enable_grad", "deterministic", "autocast"),
     *("coarse products", "numpy raises", "anomaly detection", "flushed denormals", "a dispatch mode"),
 )
 """States that are like another one here, or rare; what each of them is inside is asked of the guard itself."""

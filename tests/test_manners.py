@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import sys
@@ -14,6 +15,7 @@ import torch
 from clock import Clock
 from corgi_solvers import Capabilities, Highs, Report, Solution, Status
 from nets import Pooled, image, seeded
+from patience import mostly_slow
 
 import corgi_opt as co
 from corgi_opt import _deadline as deadline
@@ -92,7 +94,7 @@ def test_a_stopped_verify_leaves_its_verdict(setting, monkeypatch):
     assert verdict.margin_lower <= 0 < verdict.margin_upper
 
 
-@pytest.mark.parametrize("patience", [0, 3])
+@pytest.mark.parametrize("patience", mostly_slow([0, 3], [3]))
 def test_a_stopped_radius_leaves_its_bracket(setting, monkeypatch, patience):
     net, x, _ = setting
     whole = co.radius(net, x, rtol=1e-4, **QUESTION)
@@ -153,8 +155,12 @@ def deep():
     return co.from_torch(seeded(Deep, 0), x), x
 
 
-@pytest.mark.parametrize("method", ["corgi", "crown", "dual", "bab"])
-@pytest.mark.parametrize("looks", [2, 10, 30])
+EVERY_LOOK = itertools.product(("corgi", "crown", "dual", "bab"), (2, 10, 30))
+
+
+@pytest.mark.parametrize(
+    ("method", "looks"), mostly_slow(EVERY_LOOK, [("corgi", 2), ("crown", 10), ("dual", 30), ("bab", 10)])
+)
 def test_bounds_keep_a_time_limit(deep, method, looks, monkeypatch):
     """Time is over at some look at the clock, early in tens of seconds of work; few looks later all is said."""
     net, x = deep

@@ -22,7 +22,10 @@ def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "corgi_opt", *arguments]
 
 
-@pytest.mark.parametrize("arguments", [CERTIFIED, (*CERTIFIED, "--json"), ("--help",)])
+@pytest.mark.parametrize(
+    "arguments",
+    [(*CERTIFIED, "--json"), *(pytest.param(a, marks=pytest.mark.slow) for a in (CERTIFIED, ("--help",)))],
+)
 def test_a_pipe_that_nobody_reads_is_no_verdict_and_no_traceback(arguments):
     reading, writing = os.pipe()
     os.close(reading)

@@ -42,7 +42,10 @@ CALLS: dict[str, Callable[[co.CamNetwork, nn.Module, torch.Tensor], object]] = {
 }
 
 
-ALIKE = ("lock", "generator", "to half", "float16", "pruned", "spectral", "tuple", "dataclass")
+ALIKE = (
+    *("lock", "generator", "to half", "float16", "float64", "pruned", "spectral", "tuple", "dataclass"),
+    *("relu on", "by a hook", "bound anew", "counts", "plain tensors", "open file"),
+)
 """Words of models that are like another one here."""
 
 

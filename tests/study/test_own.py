@@ -21,6 +21,7 @@ from studies import answers, start, study_command, write_plan
 
 import corgi_opt as co
 from corgi_opt import methods
+from corgi_opt.cli.main import main
 from corgi_opt.network.builders import BUILDERS
 from corgi_opt.problem.properties import PROPERTIES
 from corgi_opt.study import Plan, Store, own, run, worker, write_report
@@ -233,15 +234,20 @@ def test_its_rows_are_what_the_functions_give(studied, tables):
     assert {part.role for cell in cells.values() for part in cell.own} == {"property", "method", "solver", "layer"}
 
 
-def test_it_goes_on_and_is_reported_by_its_plan(studied, tables, monkeypatch):
+def test_it_goes_on_and_is_reported_by_its_plan(studied, tables, monkeypatch, capsys):
     folder = studied.with_suffix("")
     before = answers(folder)
     monkeypatch.setattr("corgi_opt.study.engine._client", None)  # nothing is left to do, so no worker starts
     assert run(Plan.load(studied), folder, progress=False).states == {"done": 3}
     pd.testing.assert_frame_equal(answers(folder), before)
-    for words, said in (("status", "3 cells: 3 done, 0 to do"), ("report", "report.html: 3 cells")):
-        command = subprocess.run(study_command(words, studied), capture_output=True, text=True, timeout=120)
-        assert command.returncode == 0 and said in command.stdout, command.stderr
+    monkeypatch.setattr(sys, "argv", ["corgi-opt", "study", "status", str(studied)])
+    with pytest.raises(SystemExit, match="0"):
+        main()
+    assert "3 cells: 3 done, 0 to do" in capsys.readouterr().out
+    command = subprocess.run(study_command("report", studied), capture_output=True, text=True, timeout=120)
+    assert command.returncode == 0 and "report.html: 3 cells" in command.stdout, (
+        command.stderr
+    )  # it knew nothing before
     page = (folder / "report.html").read_text()
     assert "InTop(pixel=53, rank=2)" in page and "drawn by a figure of one&#39;s own" in page
 
