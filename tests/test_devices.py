@@ -245,9 +245,12 @@ def test_radius(name, k, method, device):
     assert certificate.claim.region.eps == found.lower
 
 
-def test_compare(device):
+COMPARED = [["corgi", "dual", "bab"], ["corgi", "dual", "lp", "bab"]]
+
+
+@pytest.mark.parametrize("methods", mostly_slow(COMPARED, COMPARED[:1]))
+def test_compare(methods, device):
     net, x = network("small")
-    methods = ["corgi", "dual", "lp", "bab"]
     known = co.compare(net, x, k=2, methods=methods, device="cpu")
     margins = co.compare(net, x, k=2, eps=0.069, methods=methods, device="cpu").only
     with other_device(device) as there:

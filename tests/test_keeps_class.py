@@ -77,7 +77,7 @@ def check_against(answer: Answer, verdict: co.Verdict, label: str, *, exact: boo
         assert verdict.status == ("certified" if answer.stable else "falsified"), (label, verdict)
 
 
-@pytest.mark.parametrize("seed", mostly_slow(range(22), [0, 1]))
+@pytest.mark.parametrize("seed", mostly_slow(range(22), [1]))
 def test_exact_answers_are_those_of_enumeration(seed):
     """22 x EACH networks, each by branch and bound, and by a MILP where its region is a polytope."""
     for case in cases(seed):

@@ -209,7 +209,9 @@ def require_the_same(q: SmallQuestion, stable: bool | None, method: str) -> str:
     return verdict.status
 
 
-@pytest.mark.parametrize("units", UNITS)
+@pytest.mark.parametrize(
+    "units", [pytest.param(u, marks=[] if at % 2 == 0 else pytest.mark.slow) for at, u in enumerate(UNITS)]
+)
 def test_answers_do_not_depend_on_units(units):
     decided = 0
     for q in questions(6, seed=31, norms=("inf", "1")):

@@ -36,7 +36,13 @@ def alone(net: Any) -> list[tuple[Any, ...]]:
     ]
 
 
-@pytest.mark.parametrize("batch", [X, [X[at : at + 1] for at in range(3)]], ids=["tensor", "list"])
+@pytest.mark.parametrize(
+    "batch",
+    [
+        pytest.param(X, id="tensor", marks=pytest.mark.slow),
+        pytest.param([X[at : at + 1] for at in range(3)], id="list"),
+    ],
+)
 def test_every_image_has_the_answer_that_it_has_alone(net, batch, alone):
     found = co.verify(net, batch, eps=0.004, k=2)
     assert [of_verdict(v) for v in found] == [of_verdict(v) for v, _, _ in alone]

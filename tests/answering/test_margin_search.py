@@ -67,7 +67,7 @@ def test_margins_of_rivals_that_are_counted_and_classes_that_are_kept_are_those_
     assert counted >= count // 6 and kept >= count // 6
 
 
-@pytest.mark.parametrize("method", ["milp", "bab"])
+@pytest.mark.parametrize("method", mostly_slow(["milp", "bab"], ["bab"]))
 def test_exact_margins_are_those_of_the_textbook_milp_below_zero_too(method):
     x, model = image(1, 8, 8), seeded(Pooled)
     net = co.from_torch(model, x)

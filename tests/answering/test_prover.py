@@ -55,10 +55,10 @@ class Liar:
 CHANGES = ("negated", "shuffled", "NaN", "empty", "huge", "stale", "raises")
 
 
-QUARTER = [(change, 4) for change in ("negated", "NaN", "raises")]
+SOME = [(change, 6) for change in ("negated", "NaN", "raises")]
 
 
-@pytest.mark.parametrize(("change", "step"), mostly_slow([*QUARTER, *((c, 1) for c in CHANGES)], QUARTER))
+@pytest.mark.parametrize(("change", "step"), mostly_slow([*SOME, *((c, 1) for c in CHANGES)], SOME))
 def test_a_solver_that_lies_proves_nothing(change, step, monkeypatch):
     # the cases are kept for other tests, and are made before anything is changed
     unstable = [case for case in cases() if case.stable is False and case.asked.norm != "2"][::step]

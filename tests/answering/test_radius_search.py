@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import pairwise, product
+from typing import Any
 
 import pytest
 import torch
 from corgi_solvers import Highs
 from nets import Plain, Pooled, image, seeded
+from patience import diagonal, mostly_slow
 from torch import nn
 
 import corgi_opt as co
@@ -19,8 +21,10 @@ def pooled():
     return co.from_torch(seeded(Pooled, 1), x), x
 
 
-@pytest.mark.parametrize("method", ["ibp", "corgi", "crown", "lp", "milp"])
-@pytest.mark.parametrize("rtol", [0.05, 0.005])
+ASKED: list[list[Any]] = [["ibp", "corgi", "crown", "lp", "milp"], [0.05, 0.005]]
+
+
+@pytest.mark.parametrize(("method", "rtol"), mostly_slow(product(*ASKED), diagonal(*ASKED)))
 def test_lower_is_certified_and_the_limit_is_resolved(pooled, method, rtol):
     net, x = pooled
     r = co.radius(net, x, k=2, class_idx=0, method=method, rtol=rtol)

@@ -15,6 +15,7 @@ import asking
 import pytest
 import torch
 from nets import Pooled, image, seeded
+from patience import mostly_slow
 
 import corgi_opt as co
 from corgi_opt._deadline import Deadline
@@ -286,10 +287,11 @@ TREES: dict[str, Callable[[float], float]] = {
 }
 
 
-@pytest.mark.parametrize("limit", [8.0, 30.0, 60.0, 120.0, 600.0])
-@pytest.mark.parametrize("tree", TREES)
-@pytest.mark.parametrize("costs", COSTS)
-@pytest.mark.parametrize("attack", [0.1, 5.0, 1e9])
+LIMITS, ATTACKS = (8.0, 30.0, 60.0, 120.0, 600.0), (0.1, 5.0, 1e9)
+WORLDS = [*itertools.product(COSTS, TREES, LIMITS, ATTACKS)]
+
+
+@pytest.mark.parametrize(("costs", "tree", "limit", "attack"), mostly_slow(WORLDS, WORLDS[::7]))
 def test_no_method_says_less_than_a_weaker_one_in_the_same_time(ask, costs, tree, limit, attack):
     """Down to rtol, the resolution of every radius. Intervals and CROWN: of the very same time; others: of half of it,
     as radii that are only stood on come after CORGI's share and after a few trees.

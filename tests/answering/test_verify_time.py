@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 from nets import Pooled, image, seeded
+from patience import mostly_slow
 
 import corgi_opt as co
 from corgi_opt.bounding.dual import Interval
@@ -43,7 +44,10 @@ class Slow:
             monkeypatch.setattr(sys.modules[name], "time", clock)
 
 
-@pytest.mark.parametrize("method", ["ibp", "crown", "dual", "lp", "milp", "bab", "auto"])
+METHODS = ["ibp", "crown", "dual", "lp", "milp", "bab", "auto"]
+
+
+@pytest.mark.parametrize("method", mostly_slow(METHODS, METHODS[::3]))
 def test_nothing_waits_long_for_corgi(method, gap, monkeypatch):
     """A second at first; then, when the answer is there, its tenth of the time: the answer is the same."""
     net, x, eps = gap

@@ -204,8 +204,10 @@ def test_a_region_of_one_image_has_that_images_values(case, norm):
     assert_equal(cams(net, known), Interval(at_center, at_center))
 
 
-@pytest.mark.parametrize("method", ["ibp", "crown", "dual"])
-@pytest.mark.parametrize("norm", ["inf", "2", "1"])
+PUBLIC = [(method, norm) for method in ("ibp", "crown", "dual") for norm in ("inf", "2", "1")]
+
+
+@pytest.mark.parametrize(("method", "norm"), mostly_slow(PUBLIC, PUBLIC[::4]))
 def test_public_bounds_of_a_batch_equal_the_single_ones(method, norm):
     case = "pooled"
     net, balls = network(case), batch_of_balls(case, norm, 0.1)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from nets import Deep, Everything, Pooled, Residual, image, seeded
 from oracles import points_in
+from patience import mostly_slow
 from relaxing import relaxed
 
 import corgi_opt as co
@@ -30,8 +31,10 @@ def test_phi_is_the_minimum_over_the_interval():
     assert float((sampled - exact).max()) < 1e-2
 
 
-@pytest.mark.parametrize(("model", "kwargs", "shape"), CASES)
-@pytest.mark.parametrize("seed", range(3))
+ASKED = [(*case, seed) for case in CASES for seed in range(3)]
+
+
+@pytest.mark.parametrize(("model", "kwargs", "shape", "seed"), mostly_slow(ASKED, ASKED[::4]))
 def test_any_multipliers_give_a_lower_bound(model, kwargs, shape, seed):
     net = co.from_torch(seeded(model, seed, **kwargs), image(*shape))
     ball = co.Ball(image(*shape, seed=seed + 10), 0.05)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from itertools import product
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from generating import NETS, ball, generators
 from nets import Plain, network
+from patience import diagonal, mostly_slow
 from relaxing import regions
 from torch import Tensor
 
@@ -20,6 +23,7 @@ from corgi_opt.bounding.generators import Generators, exact_in_float32
 from corgi_opt.bounding.relaxation import ReluLines
 from corgi_opt.network.graph import LayerGraph, Node
 from corgi_opt.network.ops import Combine, Conv2d, Input, ReLU
+from corgi_opt.problem.region import Norm
 
 
 @pytest.fixture(scope="module", params=NETS)
@@ -46,9 +50,13 @@ def both_ways(relaxed: Relaxed, found: Generators, name: str) -> tuple[Tensor, T
     return relaxed.bound(name, rows), *found.below(name, flat, signs)
 
 
-@pytest.mark.parametrize("clip", [(0.0, 1.0), None])
-@pytest.mark.parametrize(("norm", "eps"), [("inf", 0.05), ("2", 0.3), ("1", 1.0)])
-def test_they_are_the_backward_passes_bounds(norm, eps, clip, net):
+EPS: dict[Norm, float] = {"inf": 0.05, "2": 0.3, "1": 1.0}
+BALLS: list[list[Any]] = [[*EPS], [(0.0, 1.0), None]]
+
+
+@pytest.mark.parametrize(("norm", "clip"), mostly_slow(product(*BALLS), diagonal(*BALLS)))
+def test_they_are_the_backward_passes_bounds(norm, clip, net):
+    eps = EPS[norm]
     relaxed = by_lines(crown_pass(net.graph, regions(ball(net, eps, norm, clip))))
     exact, single = generators(relaxed, torch.float64), generators(relaxed, torch.float32)
     for name in net.graph.preactivations:

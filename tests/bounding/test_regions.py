@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from nets import image
+from patience import mostly_slow
 from scipy.optimize import linprog
 
 import corgi_opt as co
@@ -114,9 +115,10 @@ def feasible(norm: str, low: np.ndarray, high: np.ndarray, eps: float, seed: int
     return np.clip(eps * d / np.maximum(size, 1e-300), low, high)
 
 
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("size", [1, 2, 7])
+MINIMA = [(norm, kind, size) for norm in NORMS for kind in KINDS for size in (1, 2, 7)]
+
+
+@pytest.mark.parametrize(("norm", "kind", "size"), mostly_slow(MINIMA, MINIMA[::4]))
 def test_least_is_the_minimum_and_never_above_it(norm, kind, size):
     lam, low, high, eps = cases(kind, size, seed=KINDS.index(kind))
     move = least(norm, lam, low, high, eps)

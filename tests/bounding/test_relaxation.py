@@ -243,8 +243,10 @@ def test_bounds_hold_beside_constant_candidates(seed):
 # --- planes in a backward pass -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("pool", APART)
-@pytest.mark.parametrize("seed", range(2))
+COMPOSED = [(pool, seed) for pool in APART for seed in range(2)]
+
+
+@pytest.mark.parametrize(("pool", "seed"), mostly_slow(COMPOSED, COMPOSED[::3]))
 def test_composed_planes_equal_the_walk_down_the_tree(pool, seed):
     """Where windows share no maximum of a column, CROWN through one plane a window is CROWN through the tree."""
     net = network(POOLS.index(pool), seed)
@@ -266,8 +268,10 @@ def test_composed_planes_are_not_much_looser_than_the_tree(index, seed):
         assert mean_width(planes) <= 1.25 * mean_width(tree)
 
 
-@pytest.mark.parametrize(("index", "seed"), cases(0, 1))
-@pytest.mark.parametrize("eps", [0.1, 0.3])
+DIRECT = [(*case, eps) for case in cases(0, 1) for eps in (0.1, 0.3)]
+
+
+@pytest.mark.parametrize(("index", "seed", "eps"), mostly_slow(DIRECT, DIRECT[::5]))
 def test_bounds_hold_where_direct_planes_are_used(index, seed, eps):
     net = network(index, seed)
     name, _ = only_pool(net)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import inspect
 import math
+from itertools import product
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from nets import Everything, Plain, Residual, bias_of, conv_of, image, seeded
+from patience import diagonal, mostly_slow
 from torch import nn
 
 import corgi_opt as co
@@ -107,8 +110,10 @@ def test_deep_networks_are_held_against_torch_step_by_step(monkeypatch):
         co.from_torch(model, X)
 
 
-@pytest.mark.parametrize("build", [Plain, Residual, Everything])
-@pytest.mark.parametrize("value", [0.0, 0.5, 1.0, 255.0])
+FLAT: list[list[Any]] = [[Plain, Residual, Everything], [0.0, 0.5, 1.0, 255.0]]
+
+
+@pytest.mark.parametrize(("build", "value"), mostly_slow(product(*FLAT), diagonal(*FLAT)))
 def test_flat_examples_are_no_reason_to_refuse(build, value):
     shape = {Plain: (1, 6, 6), Residual: (1, 7, 5), Everything: (3, 20, 22)}[build]
     net = co.from_torch(seeded(build), torch.full((1, *shape), value))

@@ -44,7 +44,7 @@ CALLS: dict[str, Callable[[co.CamNetwork, nn.Module, torch.Tensor], object]] = {
 
 ALIKE = (
     *("lock", "generator", "to half", "float16", "float64", "pruned", "spectral", "tuple", "dataclass"),
-    *("relu on", "by a hook", "bound anew", "counts", "plain tensors", "open file"),
+    *("relu on", "by a hook", "bound anew", "counts", "plain tensors", "open file", "casts", "holds itself"),
 )
 """Words of models that are like another one here."""
 

@@ -26,6 +26,7 @@ from corgi_solvers import (
     highs_run,
 )
 from ending import ended
+from patience import mostly_slow
 from solver_problems import INF, knapsack, linear_minimum, problem_of, small_mip
 
 # ---------------------------------------------------------------------------------------------- linear programs
@@ -137,9 +138,10 @@ def test_limit_counts_from_each_run(monkeypatch: pytest.MonkeyPatch) -> None:
 # ------------------------------------------------------------------------------------------------------- deciding
 
 
-def test_decide_at_never_claims_the_wrong_side() -> None:
+@pytest.mark.parametrize("count", mostly_slow([15, 60], [15]))
+def test_decide_at_never_claims_the_wrong_side(count: int) -> None:
     rng = np.random.default_rng(3)
-    for _ in range(60):
+    for _ in range(count):
         p, minimum = small_mip(rng)
         if not math.isfinite(minimum):
             continue

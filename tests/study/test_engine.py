@@ -257,13 +257,14 @@ GUARD = 'if __name__ == "__main__":'
 
 
 @pytest.mark.parametrize(
-    "unguarded",
+    ("unguarded", "advised"),
     [
-        pytest.param(STARTS, id="at the top"),
-        pytest.param(f"def main():\n    {STARTS}\n\nmain()", id="in a function", marks=pytest.mark.slow),
+        pytest.param(STARTS, False, id="at the top"),
+        pytest.param(STARTS, True, id="at the top, and then as advised", marks=pytest.mark.slow),
+        pytest.param(f"def main():\n    {STARTS}\n\nmain()", True, id="in a function", marks=pytest.mark.slow),
     ],
 )
-def test_a_script_without_a_main_guard_is_told_of_it_and_works_with_it(tmp_path, unguarded):
+def test_a_script_without_a_main_guard_is_told_of_it_and_works_with_it(tmp_path, unguarded, advised):
     def ran(code: str) -> subprocess.CompletedProcess[str]:
         (tmp_path / "script.py").write_text(SCRIPT + code)
         command = [sys.executable, "script.py"]
@@ -274,6 +275,8 @@ def test_a_script_without_a_main_guard_is_told_of_it_and_works_with_it(tmp_path,
     last = refused.stderr.strip().splitlines()[-1]
     assert last.startswith("corgi_opt.errors.StudyError: the processes of the study do not start")
     assert f"`{GUARD}`" in last
+    if not advised:  # a study more, which costs most of the time
+        return
     *before, start = unguarded.splitlines()
     kept = ran("\n".join([*before, GUARD, f"    {start}"]))  # as the message says
     assert kept.stdout == "1 cells: 1 done, 0 to do\n", kept.stderr

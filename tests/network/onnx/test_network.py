@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from nets import Everything, Plain, Pooled, Residual, Small, image, seeded
 from onnx import helper
 from onnx_models import exported, node, proto, run, weights
+from patience import diagonal, mostly_slow
 from torch import nn
 
 import corgi_opt as co
@@ -49,8 +51,10 @@ NETS = {
 }
 
 
-@pytest.mark.parametrize("name", sorted(NETS))
-@pytest.mark.parametrize("opset", [11, 17, 20])
+EXPORTED: list[list[Any]] = [sorted(NETS), [11, 17, 20]]
+
+
+@pytest.mark.parametrize(("name", "opset"), mostly_slow(itertools.product(*EXPORTED), diagonal(*EXPORTED)))
 def test_an_exported_network_is_the_network(name, opset):
     build, shape = NETS[name]
     maker: Any = build
