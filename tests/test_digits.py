@@ -26,7 +26,7 @@ def digit(index: int) -> torch.Tensor:
 QUESTIONS = [*product((1, 3, 5), range(20))]
 
 
-@pytest.mark.parametrize(("k", "index"), mostly_slow(QUESTIONS, QUESTIONS[::19]))
+@pytest.mark.parametrize(("k", "index"), mostly_slow(QUESTIONS, QUESTIONS[7::19]))
 def test_the_ordering_holds(net, k, index):
     x = digit(index)
     try:

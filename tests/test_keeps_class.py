@@ -91,7 +91,9 @@ def test_some_classes_are_kept_and_some_are_not():
     assert min(stable.count(True), stable.count(False)) >= 5
 
 
-@pytest.mark.parametrize("method", ["ibp", "corgi", "crown", "dual", "lp", "auto"])
+@pytest.mark.parametrize(
+    "method", mostly_slow(["ibp", "corgi", "crown", "dual", "lp", "auto"], ["corgi", "dual", "auto"])
+)
 def test_no_method_says_more_than_is_true(method):
     for case in cases(0):
         check_against(case.answer(), verdict_of(case, method), case.label, exact=method == "auto")
