@@ -28,7 +28,7 @@ def on_the_grid(net: co.CamNetwork, x: float, eps: float, k: int, class_idx: int
     return float((cams[:, inside].amin(dim=1) - cams[:, ~inside].amax(dim=1)).min())
 
 
-@pytest.mark.parametrize(("seeds", "ks"), mostly_slow([(range(1), (2,)), (range(6), (1, 2))], [(range(1), (2,))]))
+@pytest.mark.parametrize(("seeds", "ks"), mostly_slow([(range(1), (1,)), (range(6), (1, 2))], [(range(1), (1,))]))
 def test_margins_of_one_input_are_those_of_a_grid(seeds, ks):
     """Never above, and close to it where the region is small."""
     near = 0

@@ -317,7 +317,7 @@ def test_few_inputs_agree_with_a_grid(seed, inputs, tolerance, norm):
 # --- other oracles --------------------------------------------------------------------------------------------
 
 
-BRUTE = [[5, 9, 14, 24], [None, (0.0, 1.0)]]
+BRUTE: list[list[Any]] = [[5, 9, 14, 24], [None, (0.0, 1.0)]]
 
 
 @pytest.mark.parametrize(("seed", "clip"), mostly_slow(itertools.product(*BRUTE), diagonal(*BRUTE)[:2]))

@@ -104,7 +104,7 @@ class Fake:
         return Solution(self.status, 1e6, bound, point, duals[self.change], report)
 
 
-FAKES = [[*Status], ["negated", "shuffled", "NaN", "empty", "stale"]]
+FAKES: list[list[Any]] = [[*Status], ["negated", "shuffled", "NaN", "empty", "stale"]]
 
 
 @pytest.mark.parametrize(("status", "change"), mostly_slow(product(*FAKES), diagonal(*FAKES)))

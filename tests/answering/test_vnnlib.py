@@ -266,7 +266,7 @@ def nearest(number: Fraction, kind: Any) -> Fraction:
     return Fraction(float(kind(float(number))))
 
 
-BOXES = [[F64, F32], [(0.0, 1.0), (-0.1, 1.1), None], [0.0, 1e-9, 0.1, 0.3]]
+BOXES: list[list[Any]] = [[F64, F32], [(0.0, 1.0), (-0.1, 1.1), None], [0.0, 1e-9, 0.1, 0.3]]
 
 
 @pytest.mark.parametrize(("dtype", "clip", "eps"), mostly_slow(product(*BOXES), diagonal(*BOXES)))
@@ -306,7 +306,7 @@ def ranks_fail(cam: Tensor, top: list[int], rank: int) -> bool:
     return any(int((cam >= cam[i]).sum()) - 1 >= rank for i in top)
 
 
-QUESTIONS = {
+QUESTIONS: dict[str, dict[str, Any]] = {
     "top 2": {"k": 2},
     "top 2 within 4": {"k": 2, "within": 4},
     "not the last": {"k": 1, "within": 15},
@@ -316,7 +316,7 @@ QUESTIONS = {
 }
 
 
-ASKED = [[*QUESTIONS], [OneLogit, Plain]]
+ASKED: list[list[Any]] = [[*QUESTIONS], [OneLogit, Plain]]
 
 
 @pytest.mark.parametrize(("question", "model"), mostly_slow(product(*ASKED), diagonal(*ASKED)))

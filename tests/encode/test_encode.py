@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -153,7 +154,7 @@ def test_eps_zero_gives_the_value_at_the_image(case):
         assert value == pytest.approx(at.pair_at(at.ball.center)[0], abs=1e-9)
 
 
-TINY = [range(4), [None, (0.0, 1.0)]]
+TINY: list[list[Any]] = [[*range(4)], [None, (0.0, 1.0)]]
 
 
 @pytest.mark.parametrize(("seed", "clip"), mostly_slow(itertools.product(*TINY), diagonal(*TINY)[:2]))
