@@ -29,7 +29,7 @@ from corgi_opt.problem.clip import Clip
 from corgi_opt.problem.properties import Property
 from corgi_opt.problem.question import Question
 from corgi_opt.problem.region import Norm
-from corgi_opt.problem.results import Verdict
+from corgi_opt.problem.results import SECONDS, Verdict
 from corgi_opt.problem.scene import Scene
 from corgi_opt.search.attack import drive_down, rank_targets
 
@@ -57,7 +57,12 @@ class MarginSearch:
         goal = (Value if question.groups.every else Halved)(rtol * question.gap)
         self._ladder = Ladder(question, eps, device, report=report, goal=goal)
         self._solver, self._attacked = solver, False
-        self.seconds: dict[str, float] = {}
+        self._stats: dict[str, float] = {}
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """What each method added, and the attack, by name."""
+        return {name.removeprefix(SECONDS): spent for name, spent in self._stats.items()}
 
     def run(self, method: str, deadline: Deadline) -> Verdict:
         """The bound of one method, or what is known when time is over."""
@@ -66,7 +71,7 @@ class MarginSearch:
             with suppress(NumericalError):  # which the bounds will say
                 self._attack(deadline.within(ATTACK_SHARE * deadline.left))
             corgi = CORGI_SHARE * deadline.left if math.isnan(ladder.corgi) else 0.0
-            with timed(self.seconds, method):
+            with timed(self._stats, method):
                 verdict = climb(ladder, TABLE[method], None, self._solver, deadline, corgi)
         except KeyboardInterrupt as stop:
             raise Interrupted(settle(ladder, method, "interrupted")) from stop
@@ -85,7 +90,7 @@ class MarginSearch:
         if self._attacked or ball.eps == 0:
             return
         self._attacked = True
-        with timed(self.seconds, "attack"):
+        with timed(self._stats, "attack"):
             targets = rank_targets(question, self._ladder.device)
             for target in targets.each(DRIVEN):
                 if deadline.over:

@@ -108,6 +108,8 @@ def test_margins_at_fixed_eps_are_as_sharp_as_their_method(network):
     x = image(1, 8, 8)
     eps = co.radius(network, x, k=2).lower
     c = co.compare(network, x, k=2, eps=[0.5 * eps, 1.5 * eps], methods=["bab", "corgi", "crown"], rtol=0.001)
+    assert all(set(q.seconds) == {"attack", "corgi", "crown", "bab"} for q in c.questions)
+    assert (c.to_frame()["seconds"] >= 0).all()  # nan is not
     assert [q.eps for q in c.questions] == [0.5 * eps, 1.5 * eps]
     for q, status in zip(c.questions, ("certified", "falsified"), strict=True):
         assert list(q.answers) == ["corgi", "crown", "bab"]

@@ -116,7 +116,7 @@ def test_each_row_clips_what_it_says_and_no_other_does():
     tree = tree_of(units, phases, rng, x[0].numel(), planes=False)
     leaves = Leaves(bounds, replace(tree, clips=clips, descent=narrowed), checked.features, rows)
     program, narrowing = leaves.program, Narrowing(leaves.program, narrowed, leaves.goal)
-    lines = Lines(*(m[None] for m in program.crown), None, np.zeros((1, len(units))))
+    lines = Lines(program.crown[0][None], program.crown[1][None], None, np.zeros((1, len(units))))
     lam, tally = program.descend(program.functional(len(phases)), lines, program.low, program.high)
     output, root = Below.of(program, lam, tally), Ends(program.low[None], program.high[None])
     order = rng.permutation(len(phases))
