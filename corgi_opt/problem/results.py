@@ -161,10 +161,10 @@ class Radius(Plain):
     """A two-sided bracket: stable at every eps <= ``lower`` (proven), broken at ``upper`` (by ``counterexample``).
 
     ``upper`` is infinity when no counterexample was found. ``corgi``: the paper's certified radius on the same
-    question; it has at most a tenth of the time limit, most of it when others have ended, and where that was not enough,
-    ``corgi`` is what it had certified by then (``corgi_cut_off``, also in ``stats``). ``attack``: the smallest eps PGD alone broke. ``reason`` says how the
-    search ended; a radius of 0 for a tied image says so there. ``original``: the image asked about, for pictures; None
-    in what was read from JSON that lacks it.
+    question; it has at most a tenth of the time limit, most of it when others have ended, and where that was not
+    enough, ``corgi`` is what it had certified by then (``corgi_cut_off``, also in ``stats``). ``attack``: the smallest
+    eps PGD alone broke. ``reason`` says how the search ended; a radius of 0 for a tied image says so there.
+    ``original``: the image asked about, for pictures; None in what was read from JSON that lacks it.
 
     A radius is a bracket and no number: ``if radius`` raises TypeError.
     """
