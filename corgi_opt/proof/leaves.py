@@ -61,13 +61,11 @@ class Leaves:
                 yield np.arange(count)[some], root.repeated(some.stop - some.start)
             return
         depth = descent.depths()
-        widest = int(np.bincount(depth).max())
-        program.keep(0, 4 * widest * program.units * 8)
+        widths = np.bincount(depth)
+        program.keep(0, 4 * int(widths.max()) * program.units * 8)
         ends, place = root, np.zeros(len(depth), dtype=np.int64)
-        for level in range(int(depth.max()) + 1):
-            rows = np.flatnonzero(depth == level)
-            parents = descent.parents[rows]
-            ends = root.repeated(len(rows)) if level == 0 else ends[place[parents]]
+        for level, rows in enumerate(np.split(np.argsort(depth, kind="stable"), np.cumsum(widths)[:-1])):
+            ends = root.repeated(len(rows)) if level == 0 else ends[place[descent.parents[rows]]]
             yield rows, ends
             place[rows] = np.arange(len(rows))
 

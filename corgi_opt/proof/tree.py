@@ -96,6 +96,8 @@ class Tree:
             said = leaves[parents[below]]
             if ((said != 0) & (said != leaves[below])).any():
                 raise ProofError("a row of a tree takes over from one of other signs")
+            if self.descent.depths().max() > leaves.shape[1] + 1:  # each that others come from is split once more
+                raise ProofError("a tree is deeper than it has units")
             leaves = leaves[self.descent.leaves]
         if not covers(leaves):
             raise ProofError("the leaves of a tree leave some sign pattern out")

@@ -107,6 +107,16 @@ def test_rows_that_take_over_what_does_not_hold_for_them_are_refused(parents, ph
         split_once(parents, phases).require_whole()
 
 
+def test_a_chain_of_rows_that_split_nothing_is_refused():
+    for depth, refused in ((4, False), (5, True)):
+        tree = split_once(list(range(-1, depth - 1)), [[0, 0]] * depth)
+        if refused:
+            with pytest.raises(ProofError, match="deeper than it has units"):
+                tree.require_whole()
+        else:
+            tree.require_whole()
+
+
 def test_nothing_is_narrowed_without_a_goal():
     tree = split_once([-1], [[0, 0]])
     tree.require_whole()

@@ -212,7 +212,7 @@ def test_trees_that_narrow_are_smaller():
     assert 0 < nodes[True] < 0.8 * nodes[False], nodes
 
 
-@pytest.mark.parametrize(("seed", "units"), [(4, 9), (7, 12)])
+@pytest.mark.parametrize(("seed", "units"), [(4, 9), pytest.param(7, 12, marks=pytest.mark.slow)])
 def test_a_tree_whose_leaves_are_kept_is_the_same_tree(seed, units):
     program = drawn(seed, inputs=6, units=units)
     threshold = least(program) - 1e-3
