@@ -32,6 +32,7 @@ from corgi_opt.proof.operations import Combine, Curved, Input, Relu, Selection, 
 from corgi_opt.proof.region import Region, add_minimum
 from corgi_opt.proof.rows import Rows, Shape
 from corgi_opt.proof.tally import GENEROUS, Tally
+from corgi_opt.proof.threads import MOST, at_once
 
 Indices = NDArray[np.int64]
 
@@ -198,18 +199,19 @@ class Bounds:
 
     # --- backwards -------------------------------------------------------------------------------------------
 
-    @np.errstate(all="ignore")
     def bound(self, node: int, rows: Rows) -> Array:
         """Proven lower bounds (R,), in floats, of functionals of ``node``, by D at CROWN's multipliers."""
-        size, values = max(1, self.arithmetic.at_once // self.largest(node, rows)), [np.zeros(0)]
-        for start in range(0, len(rows), size):
-            part = rows.part(start, size)
-            tally = Tally(self.arithmetic, len(part))
-            at_image = self.descend(node, part, tally, self._relax)
+        size = max(1, self.arithmetic.at_once // (MOST * self.largest(node, rows)))
+
+        def part(start: int) -> Array:
+            some = rows.part(start, size)
+            tally = Tally(self.arithmetic, len(some))
+            at_image = self.descend(node, some, tally, self._relax)
             if at_image is not None:
                 self._add_minimum(at_image, tally)
-            values.append(tally.lower)
-        return np.concatenate(values)
+            return tally.lower
+
+        return np.concatenate([np.zeros(0), *at_once(part, range(0, len(rows), size))])
 
     def descend(self, node: int, rows: Rows, tally: Tally, at_relu: AtRelu) -> Rows | None:
         """Functionals of ``node`` at the image (None: they read no input); constants and errors go to the tally."""

@@ -16,6 +16,7 @@ from corgi_opt.proof.bounds import Bounds, Indices, crown_slopes
 from corgi_opt.proof.clips import Below, Ends, Narrowing, clip
 from corgi_opt.proof.program import Lines, Program
 from corgi_opt.proof.rows import Rows
+from corgi_opt.proof.threads import at_once
 from corgi_opt.proof.tree import Tree
 
 
@@ -44,9 +45,10 @@ class Leaves:
         tree, found = self.tree, np.full(len(self.tree.phases), np.inf)
         if not self.crossed:
             for rows, ends in self._levels():
-                for some in self.program.parts(len(rows)):
-                    found[rows[some]], narrower = self._bounded(rows[some], ends[some])
-                    ends.low[some], ends.high[some] = narrower.low, narrower.high
+                parts = list(self.program.parts(len(rows)))
+                bounded = at_once(self._bounded, [(rows[some], ends[some]) for some in parts])
+                for some, (bound, narrower) in zip(parts, bounded, strict=True):
+                    found[rows[some]], ends.low[some], ends.high[some] = bound, narrower.low, narrower.high
         if tree.descent is not None:
             found[~tree.descent.leaves] = np.inf
         return np.asarray(np.minimum(found, self.goal))
@@ -69,9 +71,9 @@ class Leaves:
             yield rows, ends
             place[rows] = np.arange(len(rows))
 
-    def _bounded(self, rows: Indices, ends: Ends) -> tuple[Array, Ends]:
-        """Bounds (R,) of the functional in some rows, and their intervals."""
-        program = self.program
+    def _bounded(self, part: tuple[Indices, Ends]) -> tuple[Array, Ends]:
+        """Bounds (R,) of the functional in some rows that take over intervals, and what these become."""
+        program, (rows, ends) = self.program, part
         ends = ends.under(self.tree.phases[rows])
         lines, functional = self._lines(rows, ends), program.functional(len(rows))
         lam, tally = program.descend(functional, lines, ends.low, ends.high)

@@ -224,8 +224,10 @@ def test_a_ladder_of_margins_says_its_numbers_beside_the_names(network):
 def test_what_has_no_share_is_no_share_of_zero(network):
     """A question without a counterexample is certified as far as anybody looked, and not loose."""
     c = co.compare(network, image(1, 8, 8), k=2, methods=["corgi"], rtol=0.1)
-    answer = replace(c.only.answers["corgi"], upper=math.inf, counterexample=None)
-    other = replace(c.only, image=1, answers={"corgi": answer})
+    radius = c.only.answers["corgi"]
+    assert isinstance(radius, co.Radius)
+    unbroken = replace(radius, upper=math.inf, counterexample=None)
+    other = replace(c.only, image=1, answers={"corgi": unbroken})
     ax = co.Comparison((c.only, other), c.rtol).plot()
     (dots,) = (line for line in ax.lines if line.get_marker() == ".")
     assert list(dots.get_xdata()) == [pytest.approx(c.only.lower("corgi") / c.only.attack)]

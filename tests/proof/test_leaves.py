@@ -99,7 +99,7 @@ def test_images_at_or_below_the_goal_are_within_what_rows_narrow(case, norm):
             if narrowed.leaves[row] and there.any():
                 assert found[row] <= objective[there].min() + 1e-12 * np.abs(objective).max()
         for some, ends in leaves._levels():
-            _, after = leaves._bounded(some, ends)
+            _, after = leaves._bounded((some, ends))
             ends.low[:], ends.high[:] = after.low, after.high  # as who bounds leaves does
             for row, low, high in zip(some, after.low, after.high, strict=True):
                 there = ((phases[row] == 0) | (phases[row] == np.where(z > 0, 1, -1))).all(axis=1) & (objective <= goal)
