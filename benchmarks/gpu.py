@@ -125,8 +125,9 @@ def pair(zoo: Zoo, image: int, eps: float, device: torch.device) -> Program:
     question = Question.ask(scene, co.TopK(5))
     ladder = Ladder(question, eps, device)
     ladder.bound("crown", NEVER)
-    relaxed = replace(ladder.margins.relaxed.only(0), planes={})
-    parts = PartExpressions(question, Expressions(net.graph, relaxed))
+    relaxed = ladder.margins.relaxed
+    assert relaxed is not None  # CROWN was asked for
+    parts = PartExpressions(question, Expressions(net.graph, replace(relaxed.only(0), planes={})))
     (terms,) = parts.atoms([ladder.undecided[0]], NEVER)
     return compile_program(parts.expressions, ladder.ball, [terms], NEVER)
 
