@@ -154,6 +154,7 @@ def test_a_cluster_that_was_there_before_gives_the_same_answers(studied, tmp_pat
     pd.testing.assert_frame_equal(answers(tmp_path / "out"), answers(folder / "plan"))
 
 
+@pytest.mark.slow
 def test_failed_cells_are_tried_again_when_asked(studied, tmp_path):
     folder, path, _ = studied
     with Store.reading(folder / "plan") as store, Store.writing(tmp_path) as copy:
