@@ -8,7 +8,7 @@ and says so), so that it suits a card that is lent for minutes. ``--device cpu``
 
 * passes: CROWN intervals of all CAM pixels of the paper's network, float32, 256 images at once, images/s; auto_LiRPA at
   its best batch on the same card, where it is installed (peer_autolirpa.py).
-* radius: the CROWN radius of resnet8, image 0, k=5. The second of two runs: the first loads the card's libraries.
+* radius: the CROWN radius of resnet8, image 0, k=5; attack and CORGI's share beside it. The second of two runs: the first loads the card's libraries.
 * trees: nodes/s of branch and bound on open pairs of resnet8, on the device and on two CPU threads.
 * brackets: falsified / certified of the zoo's networks, k=5, 20 s an image.
 
@@ -115,7 +115,8 @@ def radius(zoo: Zoo, device: torch.device, deadline: Deadline) -> None:
     for run in ("first", "second"):
         start = time.perf_counter()
         found = co.radius(net, zoo.image(0), k=5, method="crown", device=device, time_limit=max(1.0, deadline.left))
-        print(f"radius: {found.lower:.4e} in {time.perf_counter() - start:.2f} s, {run} run", flush=True)
+        spent, crown = time.perf_counter() - start, found.stats["seconds_crown"]
+        print(f"radius: {found.lower:.4e} in {spent:.2f} s, of them CROWN's {crown:.2f}, {run} run", flush=True)
 
 
 def pair(zoo: Zoo, image: int, eps: float, device: torch.device) -> Program:
