@@ -8,7 +8,8 @@ and says so), so that it suits a card that is lent for minutes. ``--device cpu``
 
 * passes: CROWN intervals of all CAM pixels of the paper's network, float32, 256 images at once, images/s; auto_LiRPA at
   its best batch on the same card, where it is installed (peer_autolirpa.py).
-* radius: the CROWN radius of resnet8, image 0, k=5; attack and CORGI's share beside it. The second of two runs: the first loads the card's libraries.
+* radius: the CROWN radius of resnet8, image 0, k=5; attack and CORGI's share beside it. The second of two runs: the
+  first loads the card's libraries.
 * trees: nodes/s of branch and bound on open pairs of resnet8, on the device and on two CPU threads.
 * brackets: falsified / certified of the zoo's networks, k=5, 20 s an image.
 
