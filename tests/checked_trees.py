@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from checked_networks import region
+from checked_networks import built, region
 from oracles import points_in
 
 from corgi_opt.proof.bounds import Bounds
@@ -84,3 +84,11 @@ def descent(rng: np.random.Generator, like: np.ndarray, splits: int) -> tuple[np
 def images(case: str, norm: Norm, count: int) -> torch.Tensor:
     ball = region(case, norm)[0]
     return torch.cat([ball.project(p[None]) for p in points_in(ball.lower, ball.upper, count, seed=5)])
+
+
+def at_images(case: str, norm: Norm, count: int, units: list[tuple[int, int]]) -> tuple[list[np.ndarray], np.ndarray]:
+    """Of images of a region: the value of every node (M, ...), flat, and the units' pre-activations (M, U)."""
+    net, network, _ = built(case)
+    points = images(case, norm, count)
+    values = [v.numpy().reshape(len(points), -1) for v in net.graph.values(points).values()][: network.features + 1]
+    return values, np.stack([values[network.nodes[at].inputs[0]][:, flat] for at, flat in units], axis=1)

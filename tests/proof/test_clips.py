@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from checked_networks import built, crowned
-from checked_trees import CASES, descent, images, open_units, pair_rows, tree_of
+from checked_trees import CASES, at_images, descent, images, open_units, pair_rows, tree_of
 from nets import Deep, image, network, seeded
 from patience import mostly_slow
 from torch import nn
@@ -48,12 +48,10 @@ def hints(units: int, goal: float, seed: int, times: int = 6) -> Clips:
 @pytest.mark.parametrize("norm", ["inf", "2", "1"])
 @pytest.mark.parametrize("case", CASES)
 def test_images_at_or_below_the_goal_are_within(case, norm, planes):
-    net, checked, x = built(case)
+    _, checked, x = built(case)
     bounds, rng = crowned(case, norm), np.random.default_rng(3)
     units = open_units(bounds)[:120]
-    points = images(case, norm, 300)
-    values = [v.numpy().reshape(len(points), -1) for v in net.graph.values(points).values()][: checked.features + 1]
-    z = np.stack([values[checked.nodes[at].inputs[0]][:, flat] for at, flat in units], axis=1)
+    values, z = at_images(case, norm, 300, units)
     rows, whole = pair_rows(bounds)
     objective = values[checked.features] @ whole.flatten()
     tree = tree_of(units, np.zeros((1, len(units)), dtype=np.int8), rng, x[0].numel(), planes)

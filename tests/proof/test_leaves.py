@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from checked_networks import built, crowned
-from checked_trees import CASES, descent, images, open_units, pair_rows, tree_of
+from checked_trees import CASES, at_images, descent, images, open_units, pair_rows, tree_of
 
 from corgi_opt.proof.bounds import Bounds
 from corgi_opt.proof.clips import Ends
@@ -20,13 +20,11 @@ from corgi_opt.proof.tree import Clips
 @pytest.mark.parametrize("case", CASES)
 def test_leaves_are_below_wherever_their_signs_hold(case, norm, share):
     """Also where some open units are not in the tree."""
-    net, network, x = built(case)
+    _, network, x = built(case)
     bounds, rng = crowned(case, norm), np.random.default_rng(2)
     every = open_units(bounds)
     units = [u for u in every if rng.random() < share][:150]
-    points = images(case, norm, 60)
-    values = [v.numpy().reshape(len(points), -1) for v in net.graph.values(points).values()][: network.features + 1]
-    z = np.stack([values[network.nodes[at].inputs[0]][:, flat] for at, flat in units], axis=1)
+    values, z = at_images(case, norm, 60, units)
     phases = np.zeros((40, len(units)), dtype=np.int8)
     for leaf in range(40):  # signs that some image has, of some units
         chosen = rng.random(len(units)) < rng.choice([0.0, 0.1, 0.5, 1.0])
@@ -71,12 +69,10 @@ def bounds_of(bounds: Bounds, units: list[tuple[int, int]]) -> tuple[np.ndarray,
 @pytest.mark.parametrize("norm", ["inf", "2", "1"])
 @pytest.mark.parametrize("case", CASES)
 def test_images_at_or_below_the_goal_are_within_what_rows_narrow(case, norm):
-    net, network, x = built(case)
+    _, network, x = built(case)
     bounds, rng = crowned(case, norm), np.random.default_rng(6)
     units = open_units(bounds)[:80]
-    points = images(case, norm, 300)
-    values = [v.numpy().reshape(len(points), -1) for v in net.graph.values(points).values()][: network.features + 1]
-    z = np.stack([values[network.nodes[at].inputs[0]][:, flat] for at, flat in units], axis=1)
+    values, z = at_images(case, norm, 300, units)
     rows, whole = pair_rows(bounds)
     objective = values[network.features] @ whole.flatten()
     tolerance, narrower, looked_at = 1e-12 * (1 + np.abs(z).max()), 0, 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from checked_networks import built, crowned
-from checked_trees import CASES, images, open_units, pair_rows, tree_of
+from checked_trees import CASES, at_images, open_units, pair_rows, tree_of
 
 from corgi_opt.proof.program import Program
 
@@ -16,13 +16,11 @@ from corgi_opt.proof.program import Program
 def test_programs_say_what_the_network_does(case, norm, share):
     """Rows give pre-activations within their slack, and planes are above; also where some open units are not in the
     tree."""
-    net, network, x = built(case)
+    _, network, x = built(case)
     bounds, rng = crowned(case, norm), np.random.default_rng(2)
     every = open_units(bounds)
     units = [u for u in every if rng.random() < share][:150]
-    points = images(case, norm, 60)
-    values = [v.numpy().reshape(len(points), -1) for v in net.graph.values(points).values()][: network.features + 1]
-    z = np.stack([values[network.nodes[at].inputs[0]][:, flat] for at, flat in units], axis=1)
+    values, z = at_images(case, norm, 60, units)
     rows, whole = pair_rows(bounds)
     tree = tree_of(units, np.zeros((1, len(units)), dtype=np.int8), rng, x[0].numel(), planes=True)
     program = Program(bounds, tree, network.features, rows)
